@@ -1,0 +1,1 @@
+"""The generator: Amaranth HDL for the whole accelerator. Imports :mod:`isa` only."""

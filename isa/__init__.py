@@ -1,0 +1,42 @@
+"""The contract between hardware and software: configuration, commands, CSRs, faults, trace events.
+
+Pure Python, no amaranth, no onnx. Everything else imports this package and never the reverse.
+"""
+
+from isa.commands import COMMANDS, Command, Engine, Field, Opcode, PostOp, PostSource, WindowOp
+from isa.commands import LoadTarget, decode, encode
+from isa.config import Config, ConfigError
+from isa.csr import CSRS, Control, Csr, Fault, Irq, Status
+from isa.trace import TRACE_EVENT, TraceKind
+
+VERSION = 1
+"""Version of the command set and CSR map; hardware and program must agree on it."""
+
+DEVICE_ID = 0x5359_5354
+"""Value of the ID register: ``SYST`` in ASCII."""
+
+__all__ = [
+    "COMMANDS",
+    "CSRS",
+    "DEVICE_ID",
+    "TRACE_EVENT",
+    "VERSION",
+    "Command",
+    "Config",
+    "ConfigError",
+    "Control",
+    "Csr",
+    "Engine",
+    "Fault",
+    "Field",
+    "Irq",
+    "LoadTarget",
+    "Opcode",
+    "PostOp",
+    "PostSource",
+    "Status",
+    "TraceKind",
+    "WindowOp",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,369 @@
+"""The command set: declared once, from which encoder, hardware layouts, documentation follow.
+
+A program is one stream of commands in DRAM. A command is a little-endian bit string, fields packed
+from bit 0 without gaps in declared order, padded to whole 64-bit words; its opcode gives its length.
+The fetch unit hands each command to the queue of the engine it names. Every engine runs its queue in
+order; engines run concurrently and synchronise with tokens only:
+
+* There is one counting semaphore for every ordered pair of engines (from, to).
+* Before a command starts, it takes one token of each engine whose bit is set in ``wait``.
+* When a command has ended (all its effects are visible), it gives one token to each engine whose bit
+  is set in ``signal``.
+
+Commands of one engine see all effects of earlier commands of that engine. Anything else must be
+ordered by tokens; two unordered commands that touch the same word, one of them writing, are a race.
+The stream, executed one command at a time in program order, must be legal (every ``wait`` met by an
+earlier ``signal``); that makes it free of deadlock for any queue depth.
+
+Memories (a *word* is the unit of addresses):
+
+* DRAM, byte addresses relative to the window the driver opened (CSRs DRAM_BASE, DRAM_LIMIT).
+* scratchpad: words of ``rows`` int8 lanes.
+* weights: words of ``cols`` int8 lanes; a weight tile is ``rows`` consecutive words, word ``r``
+  holding the weights of input lane ``r``.
+* accumulators: words of ``cols`` int32 lanes, in two halves. At any time one half may be in use by
+  CONV or by POST, not by both.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+class Engine(enum.IntEnum):
+    """The engines, each with a queue of its own. The value is the bit in ``wait``/``signal``."""
+
+    LOAD = 0
+    """DRAM to scratchpad or weight buffer (activations, by convention)."""
+    WLOAD = 1
+    """A second, identical load engine (weights and parameters, by convention)."""
+    CONV = 2
+    """The systolic array with its weight and activation sequencers."""
+    POST = 3
+    """Post-processing: accumulators or scratchpad to scratchpad."""
+    WINDOW = 4
+    """Depthwise convolution, pooling, im2col: scratchpad to scratchpad."""
+    STORE = 5
+    """Scratchpad to DRAM."""
+
+
+class Opcode(enum.IntEnum):
+    """First field of every command. 0 is illegal, so that zeroed memory is not a program."""
+
+    END = 1
+    LOAD = 2
+    STORE = 3
+    CONV = 4
+    POST = 5
+    WINDOW = 6
+
+
+class LoadTarget(enum.IntEnum):
+    SCRATCHPAD = 0
+    WEIGHTS = 1
+
+
+class PostSource(enum.IntEnum):
+    ACCUMULATOR = 0
+    """``a`` is the requantised accumulator."""
+    SCRATCHPAD = 1
+    """``a`` is read from the scratchpad."""
+
+
+class PostOp(enum.IntEnum):
+    NONE = 0
+    """The result is ``a``."""
+    ADD = 1
+    """The result is ``clamp(round((a - za) * ma + (b - zb) * mb) / 2^shift) + zo)``."""
+
+
+class WindowOp(enum.IntEnum):
+    DEPTHWISE = 0
+    """Sum over the taps of x * w, then requantised."""
+    SUM = 1
+    """Sum over the taps of x (all weights 1), then requantised: average pooling."""
+    MAX = 2
+    """Maximum over the taps, then clamped; no requantisation."""
+    IM2COL = 3
+    """Copies runs of bytes of a packed few-channel tensor into whole reduction words."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One bit field of a command, CSR or trace event."""
+
+    name: str
+    bits: int
+    doc: str
+    signed: bool = False
+    enum: type[enum.IntEnum] | None = None
+
+    @property
+    def low(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        return (1 << (self.bits - self.signed)) - 1
+
+
+ENGINE_BITS = 8
+"""Width of the wait and signal masks; bits beyond the last engine must be zero."""
+
+HEADER = (
+    Field("opcode", 4, "what to do", enum=Opcode),
+    Field("engine", 4, "which engine's queue (END: 0)", enum=Engine),
+    Field("wait", ENGINE_BITS, "engines to take one token of before starting, one bit each"),
+    Field("signal", ENGINE_BITS, "engines to give one token to at the end, one bit each"),
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A kind of command: its opcode, the engines that take it, its fields after the header."""
+
+    opcode: Opcode
+    engines: tuple[Engine, ...]
+    own_fields: tuple[Field, ...]
+    doc: str
+
+    @property
+    def name(self) -> str:
+        return self.opcode.name
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return HEADER + self.own_fields
+
+    @property
+    def bits(self) -> int:
+        return sum(f.bits for f in self.fields)
+
+    @property
+    def words(self) -> int:
+        """Length in 64-bit words."""
+        return -(-self.bits // 64)
+
+
+def _transfer(local: str) -> tuple[Field, ...]:
+    return (
+        Field("dram", 32, "byte address in the DRAM window of the first vector"),
+        Field("count0", 16, "vectors in a run, contiguous in DRAM and locally (>= 1)"),
+        Field("count1", 16, "runs (>= 1)"),
+        Field("count2", 16, "groups of runs (>= 1)"),
+        Field("dram1", 32, "bytes from one run to the next in DRAM"),
+        Field("dram2", 32, "bytes from one group to the next in DRAM"),
+        Field("local", 20, f"first word in the {local}"),
+        Field("local1", 20, "words from one run to the next"),
+        Field("local2", 20, "words from one group to the next"),
+    )
+
+
+def _window(kernel_doc: str) -> tuple[Field, ...]:
+    return (
+        Field("src", 20, "scratchpad word of the input's (0, 0), block 0"),
+        Field("src_pitch", 16, "words from one input row to the next"),
+        Field("src_block", 20, "words from one input channel block to the next"),
+        Field("in_w", 16, "input columns present; others read as ``pad``"),
+        Field("in_h", 16, "input rows present; others read as ``pad``"),
+        Field("x0", 16, "input column of output 0, tap 0", signed=True),
+        Field("y0", 16, "input row of output 0, tap 0", signed=True),
+        Field("out_w", 16, "output columns (>= 1)"),
+        Field("out_h", 16, "output rows (>= 1)"),
+        Field("kernel_w", 6, f"{kernel_doc} columns (>= 1)"),
+        Field("kernel_h", 6, f"{kernel_doc} rows (>= 1)"),
+        Field("stride_x", 8, "input columns per output column (>= 1)"),
+        Field("stride_y", 8, "input rows per output row (>= 1)"),
+        Field("dilation_x", 8, "input columns per tap column (>= 1)"),
+        Field("dilation_y", 8, "input rows per tap row (>= 1)"),
+        Field("pad", 8, "value read outside the input: its zero point", signed=True),
+    )
+
+
+def _output() -> tuple[Field, ...]:
+    return (
+        Field("out", 20, "scratchpad word of output (0, 0), block 0"),
+        Field("out_pitch", 16, "words from one output row to the next"),
+        Field("out_block", 20, "words from one output channel block to the next"),
+    )
+
+
+def _requantise() -> tuple[Field, ...]:
+    return (
+        Field("zero", 8, "zero point added after requantisation", signed=True),
+        Field("low", 8, "lower clamp after requantisation", signed=True),
+        Field("high", 8, "upper clamp after requantisation", signed=True),
+    )
+
+
+COMMANDS: dict[Opcode, Command] = {
+    c.opcode: c
+    for c in (
+        Command(
+            Opcode.END,
+            (),
+            (),
+            "Ends the program: when every engine has run dry, sets DONE and raises the interrupt.",
+        ),
+        Command(
+            Opcode.LOAD,
+            (Engine.LOAD, Engine.WLOAD),
+            (Field("target", 1, "destination memory", enum=LoadTarget),)
+            + _transfer("destination memory"),
+            "Copies ``count2 x count1 x count0`` vectors from DRAM. A vector takes ``vector_bytes`` "
+            "(scratchpad) or ``weight_vector_bytes`` (weights) in DRAM, of which the first ``rows`` "
+            "or ``cols`` are kept. ``dram``, ``dram1`` and ``dram2`` are multiples of that.",
+        ),
+        Command(
+            Opcode.STORE,
+            (Engine.STORE,),
+            _transfer("scratchpad"),
+            "Copies ``count2 x count1 x count0`` scratchpad words to DRAM, ``vector_bytes`` each; "
+            "the bytes beyond ``rows`` of each are written as zero. Ends when the last write response "
+            "has arrived.",
+        ),
+        Command(
+            Opcode.CONV,
+            (Engine.CONV,),
+            (
+                Field("accumulate", 1, "0: the first tile overwrites the accumulators; 1: adds"),
+                Field("weights", 20, "weight word of the first tile"),
+                Field("acc", 16, "accumulator word of output (0, 0)"),
+                Field("blocks", 12, "input channel blocks (>= 1)"),
+            )
+            + _window("kernel"),
+            "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight buffer: "
+            "for every output (oy, ox): acc[oy * out_w + ox][n] += sum over lanes r of "
+            "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x)[r] * "
+            "w[tile][r][n], modulo 2^32. x(b, y, x) is scratchpad word src + b * src_block + "
+            "y * src_pitch + x, or ``pad`` in every lane outside the input.",
+        ),
+        Command(
+            Opcode.POST,
+            (Engine.POST,),
+            (
+                Field("source", 1, "where ``a`` comes from", enum=PostSource),
+                Field("op", 2, "what is done with ``a`` and ``b``", enum=PostOp),
+                Field("acc", 16, "accumulator word of output (0, 0); outputs are consecutive"),
+                Field("groups", 8, "groups of ``lanes`` channels to process (>= 1)"),
+                Field("lane", 6, "first group's position in its scratchpad word, in groups"),
+                Field("out_w", 16, "output columns (>= 1)"),
+                Field("out_h", 16, "output rows (>= 1)"),
+            )
+            + _output()
+            + (
+                Field("a", 20, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"),
+                Field("a_pitch", 16, "words from one row of ``a`` to the next"),
+                Field("a_block", 20, "words from one channel block of ``a`` to the next"),
+                Field("b", 20, "op ADD: word of ``b`` (0, 0), block 0"),
+                Field("b_pitch", 16, "words from one row of ``b`` to the next"),
+                Field("b_block", 20, "words from one channel block of ``b`` to the next"),
+                Field("params", 20, "source ACCUMULATOR: scratchpad word of the parameters"),
+            )
+            + _requantise()
+            + (
+                Field("za", 8, "op ADD: zero point of ``a``", signed=True),
+                Field("zb", 8, "op ADD: zero point of ``b``", signed=True),
+                Field("zo", 8, "op ADD: zero point of the result", signed=True),
+                Field("low2", 8, "op ADD: lower clamp of the result", signed=True),
+                Field("high2", 8, "op ADD: upper clamp of the result", signed=True),
+                Field("ma", 24, "op ADD: multiplier of ``a``"),
+                Field("mb", 24, "op ADD: multiplier of ``b``"),
+                Field("shift", 6, "op ADD: right shift of the sum, rounding half to even (>= 1)"),
+            ),
+            "For every group g (outermost) and output (oy, ox): takes ``lanes`` channels, computes, "
+            "writes them at position (lane + g) mod (rows / lanes) of scratchpad word out + "
+            "((lane + g) div (rows / lanes)) * out_block + oy * out_pitch + ox; ``a`` (source "
+            "SCRATCHPAD) and ``b`` are read from the same position and block of their own tensors. "
+            "Source ACCUMULATOR: ``a`` = requantise(acc[acc + oy * out_w + ox][g * lanes + i]) with "
+            "the parameters at params + g * param_words.",
+        ),
+        Command(
+            Opcode.WINDOW,
+            (Engine.WINDOW,),
+            (
+                Field("op", 2, "what is done over the window", enum=WindowOp),
+                Field("blocks", 12, "channel blocks to process (>= 1); IM2COL: 1"),
+                Field("run", 8, "IM2COL: bytes copied per tap (>= 1)"),
+            )
+            + _window("window")
+            + _output()
+            + (
+                Field("weights", 20, "DEPTHWISE: scratchpad word of the first tap's weights"),
+                Field("params", 20, "DEPTHWISE, SUM: scratchpad word of the parameters"),
+            )
+            + _requantise(),
+            "DEPTHWISE, SUM, MAX: for every block b and output (oy, ox), lane by lane: reduces "
+            "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x) over the "
+            "taps (x as for CONV) and writes scratchpad word out + b * out_block + oy * out_pitch + ox. "
+            "Tap weights of block b: words weights + (b * kernel_h + ky) * kernel_w + kx; parameters of "
+            "block b: 8 words at params + 8 * b. "
+            "IM2COL: the input is packed bytes: row y starts at word src + y * src_pitch; in_w, x0, "
+            "stride_x, dilation_x count bytes (a negative or too large byte column, or a row outside "
+            "0..in_h-1, reads as ``pad``). For every output (oy, ox), the bytes of all taps (ky, kx) - "
+            "``run`` bytes from column x0 + ox * stride_x + kx * dilation_x of row y0 + oy * stride_y + "
+            "ky * dilation_y - are concatenated, filled up with ``pad`` to whole words, and word t "
+            "written to out + t * out_block + oy * out_pitch + ox.",
+        ),
+    )
+}
+
+
+def encode(
+    opcode: Opcode,
+    engine: Engine | None = None,
+    *,
+    wait: int = 0,
+    signal: int = 0,
+    **values: int,
+) -> list[int]:
+    """The command's 64-bit words. Fields not named are 0. Raises ``ValueError`` naming the field."""
+    command = COMMANDS[opcode]
+    if engine is None:
+        engine = command.engines[0] if command.engines else Engine(0)
+    elif engine not in command.engines:
+        raise ValueError(f"{command.name}: engine {engine!r} does not take this command")
+    values = {"opcode": opcode, "engine": engine, "wait": wait, "signal": signal, **values}
+    number, at = 0, 0
+    for f in command.fields:
+        value = int(values.pop(f.name, 0))
+        if not f.low <= value <= f.high:
+            raise ValueError(f"{command.name}: {f.name} = {value} outside {f.low}..{f.high}")
+        number |= (value & ((1 << f.bits) - 1)) << at
+        at += f.bits
+    if values:
+        raise ValueError(f"{command.name}: no field {next(iter(values))!r}")
+    return [number >> (64 * i) & 0xFFFF_FFFF_FFFF_FFFF for i in range(command.words)]
+
+
+def decode(words: Sequence[int], at: int = 0) -> tuple[Mapping[str, int], int]:
+    """Decode the command at ``words[at]``: its fields by name, and the index of the next command.
+
+    Raises ``ValueError`` on an illegal opcode, engine, enum value or truncated command.
+    """
+    head = int(words[at])
+    try:
+        command = COMMANDS[Opcode(head & 0xF)]
+    except ValueError:
+        raise ValueError(f"word {at}: illegal opcode {head & 0xF}") from None
+    end = at + command.words
+    if end > len(words):
+        raise ValueError(f"word {at}: {command.name} is truncated")
+    number = sum(int(w) << (64 * i) for i, w in enumerate(words[at:end]))
+    out: dict[str, int] = {}
+    for f in command.fields:
+        value = number & ((1 << f.bits) - 1)
+        number >>= f.bits
+        if f.signed and value >> (f.bits - 1):
+            value -= 1 << f.bits
+        if f.enum is not None:
+            try:
+                value = f.enum(value)
+            except ValueError:
+                raise ValueError(f"word {at}: {command.name}: illegal {f.name} {value}") from None
+        out[f.name] = value
+    if command.engines and out["engine"] not in command.engines:
+        raise ValueError(f"word {at}: {command.name}: illegal engine {out['engine']}")
+    return out, end

@@ -1,0 +1,238 @@
+"""The hardware configuration: one frozen dataclass from which every width and depth is derived."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import tomllib
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """An illegal configuration; the message names the field, its value and the limit."""
+
+
+def bits_for(count: int) -> int:
+    """Bits of an unsigned number in ``range(count)``, at least 1."""
+    return max(1, (count - 1).bit_length())
+
+
+def ceil_pow2(n: int) -> int:
+    """The smallest power of two that is at least ``n``."""
+    return 1 << (n - 1).bit_length()
+
+
+def largest_divisor(n: int, at_most: int) -> int:
+    """The largest divisor of ``n`` that is at most ``at_most``."""
+    return max(d for d in range(1, at_most + 1) if n % d == 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One accelerator. All sizes in bytes; ``rows``/``cols`` need not be equal or powers of two.
+
+    ``rows`` is the reduction dimension (input channels), ``cols`` the output channels of one pass.
+    Raises :class:`ConfigError` on construction when a value is illegal.
+    """
+
+    rows: int = 16
+    cols: int = 16
+    cell: int = 4
+    """Processing elements chained between two pipeline registers, in both directions, at most
+    (the largest divisor of ``rows`` and of ``cols`` is taken). 1 is the classic systolic array;
+    more means a shorter wavefront at a lower clock."""
+    scratchpad_bytes: int = 256 * 1024
+    weight_bytes: int = 64 * 1024
+    accumulator_bytes: int = 128 * 1024
+    """Both halves together."""
+    banks: int = 4
+    """Scratchpad banks (power of two), interleaved by word address."""
+    axi_data_bits: int = 128
+    axi_addr_bits: int = 40
+    axi_burst_beats: int = 64
+    """Longest burst issued; also bounded by AXI's 4 KiB boundary."""
+    axi_outstanding: int = 8
+    """Read bursts in flight, per device."""
+    queue_depth: int = 16
+    """Commands each engine's queue holds."""
+    window: bool = True
+    """The window engine (depthwise convolution, pooling, im2col) exists."""
+    window_width: int = 256
+    """Words of the window engine's line buffer: the widest row its 3x3 fast path can hold."""
+    trace: bool = True
+    """The trace unit exists."""
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, field: str, limit: str) -> None:
+            if not ok:
+                raise ConfigError(f"configuration: {field} = {getattr(self, field)!r}: {limit}")
+
+        for f in dataclasses.fields(self):
+            want = bool if f.type == "bool" else int
+            need(type(getattr(self, f.name)) is want, f.name, f"must be of type {want.__name__}")
+        need(4 <= self.rows <= 64, "rows", "must be 4..64")
+        need(4 <= self.cols <= 64, "cols", "must be 4..64")
+        need(1 <= self.cell <= 8, "cell", "must be 1..8")
+        need(self.banks in (2, 4, 8, 16), "banks", "must be 2, 4, 8 or 16")
+        need(
+            self.axi_data_bits in (32, 64, 128, 256, 512),
+            "axi_data_bits",
+            "must be 32, 64, 128, 256 or 512",
+        )
+        need(32 <= self.axi_addr_bits <= 64, "axi_addr_bits", "must be 32..64")
+        need(
+            self.axi_burst_beats in (1, 2, 4, 8, 16, 32, 64, 128, 256),
+            "axi_burst_beats",
+            "must be a power of two, 1..256",
+        )
+        need(
+            self.axi_burst_beats * self.axi_data_bits // 8 <= 4096,
+            "axi_burst_beats",
+            "a burst must not exceed 4096 bytes",
+        )
+        need(1 <= self.axi_outstanding <= 64, "axi_outstanding", "must be 1..64")
+        need(2 <= self.queue_depth <= 256, "queue_depth", "must be 2..256")
+        need(
+            16 <= self.window_width <= 4096 and self.window_width.bit_count() == 1,
+            "window_width",
+            "must be a power of two, 16..4096",
+        )
+        words = self.scratchpad_words
+        need(
+            self.scratchpad_bytes == words * self.rows and words % self.banks == 0,
+            "scratchpad_bytes",
+            f"must be a multiple of rows * banks = {self.rows * self.banks}",
+        )
+        need(64 <= words <= 1 << 20, "scratchpad_bytes", "must hold 64..1048576 words of rows bytes")
+        need(
+            self.weight_bytes == self.weight_words * self.cols
+            and self.weight_words % self.rows == 0,
+            "weight_bytes",
+            f"must be a multiple of rows * cols = {self.rows * self.cols}",
+        )
+        need(
+            2 * self.rows <= self.weight_words <= 1 << 20,
+            "weight_bytes",
+            f"must hold 2..{(1 << 20) // self.rows} tiles of rows * cols bytes",
+        )
+        need(
+            self.accumulator_bytes == self.acc_words * 4 * self.cols and self.acc_words % 2 == 0,
+            "accumulator_bytes",
+            f"must be a multiple of 8 * cols = {8 * self.cols}",
+        )
+        need(32 <= self.acc_words <= 1 << 16, "accumulator_bytes", "must hold 32..65536 words")
+
+    # Derived widths ------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """Output channels the post-processing handles a cycle: ``gcd(rows, cols)``."""
+        return math.gcd(self.rows, self.cols)
+
+    @property
+    def groups(self) -> int:
+        """Passes of the post-processing over one accumulator word: ``cols / lanes``."""
+        return self.cols // self.lanes
+
+    @property
+    def cell_rows(self) -> int:
+        return largest_divisor(self.rows, self.cell)
+
+    @property
+    def cell_cols(self) -> int:
+        return largest_divisor(self.cols, self.cell)
+
+    @property
+    def scratchpad_words(self) -> int:
+        return self.scratchpad_bytes // self.rows
+
+    @property
+    def weight_words(self) -> int:
+        return self.weight_bytes // self.cols
+
+    @property
+    def acc_words(self) -> int:
+        """Accumulator words (of ``cols`` int32) in both halves together."""
+        return self.accumulator_bytes // (4 * self.cols)
+
+    @property
+    def acc_half(self) -> int:
+        """Accumulator words in one half."""
+        return self.acc_words // 2
+
+    @property
+    def beat_bytes(self) -> int:
+        return self.axi_data_bits // 8
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes one scratchpad word takes in DRAM: ``rows`` rounded up to a power of two."""
+        return ceil_pow2(self.rows)
+
+    @property
+    def weight_vector_bytes(self) -> int:
+        """Bytes one weight word takes in DRAM: ``cols`` rounded up to a power of two."""
+        return ceil_pow2(self.cols)
+
+    @property
+    def param_words(self) -> int:
+        """Scratchpad words holding the requantisation parameters of ``lanes`` channels."""
+        return -(-8 * self.lanes // self.rows)
+
+    @property
+    def window_param_words(self) -> int:
+        """Scratchpad words holding the requantisation parameters of ``rows`` channels."""
+        return 8
+
+    # Serialisation -------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, int | bool]:
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> int:
+        """32 bits that identify the configuration; the CONFIG_HASH register holds them."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> Config:
+        """Raises :class:`ConfigError` on unknown keys or illegal values."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ConfigError(
+                    f"configuration: unknown field {key!r}; known: {', '.join(sorted(known))}"
+                )
+        return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Config:
+        """Read a flat TOML file of fields. Raises :class:`ConfigError` naming the file."""
+        try:
+            with open(path, "rb") as f:
+                values = tomllib.load(f)
+        except OSError as e:
+            raise ConfigError(f"configuration file {path}: {e.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"configuration file {path}: {e}") from None
+        return cls.from_dict(values)
+
+    @classmethod
+    def sized(cls, rows: int, cols: int, **overrides: object) -> Config:
+        """A configuration of ``rows`` x ``cols`` with memories near the defaults' byte sizes,
+        rounded down to what the array's shape asks for."""
+        if not (4 <= rows <= 64 and 4 <= cols <= 64):
+            raise ConfigError(f"configuration: rows x cols = {rows} x {cols}: each must be 4..64")
+        banks = overrides.get("banks", cls.banks)
+        values: dict[str, object] = {"rows": rows, "cols": cols}
+        for name, multiple in (
+            ("scratchpad_bytes", rows * int(banks)),  # type: ignore[call-overload]
+            ("weight_bytes", rows * cols),
+            ("accumulator_bytes", 8 * cols),
+        ):
+            default = getattr(cls, name)
+            values[name] = max(default // multiple, 2) * multiple
+        return cls.from_dict(values | overrides)

@@ -1,0 +1,47 @@
+# Everything runs in .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= 2
+
+.PHONY: run test test-long sim lint docs clean
+
+run: .venv/run.stamp
+	$(BIN)/python -m sw.demo
+
+test: .venv/dev.stamp icarus
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not long" -r s
+
+test-long: .venv/dev.stamp icarus
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m long -r s
+
+sim: .venv/dev.stamp icarus
+	$(BIN)/python -m sim.regress
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m isa.document --check
+
+docs: .venv/run.stamp
+	$(BIN)/python -m isa.document
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/run.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/dev.stamp: pyproject.toml .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Icarus Verilog, where it may be installed; its tests are skipped, and say so, where it may not.
+.PHONY: icarus
+icarus:
+	@command -v iverilog >/dev/null || { \
+	  SUDO=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq iverilog; \
+	} >/dev/null 2>&1 || echo "Icarus Verilog is not installed and could not be: its tests are skipped"

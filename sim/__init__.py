@@ -1,0 +1,1 @@
+"""Simulation of the RTL: testbench, memory model, building of simulators, device and benches."""

@@ -1,0 +1,1 @@
+"""The software: compiler, golden model, command-level simulator, driver, command line."""

@@ -1,0 +1,137 @@
+"""The compiler: a quantised graph and a configuration to a program.
+
+Passes: lowering (:mod:`~sw.compiler.stages`), planning (:mod:`~sw.compiler.plan`), emission
+(:mod:`~sw.compiler.emit`) into a command stream that derives its own tokens
+(:mod:`~sw.compiler.stream`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from isa import Config, Opcode
+from sw import layout
+from sw.compiler.emit import Emitter
+from sw.compiler.plan import Buffer, Plan, Planner, pack
+from sw.compiler.stages import Lowering, Stage
+from sw.compiler.stream import CommandStream
+from sw.graph import Graph, ModelError, macs
+from sw.program import Layer, Placement, Program
+
+ALIGN = 4096
+"""Alignment of the parts of the DRAM window: one AXI burst never crosses 4 KiB."""
+
+MAX_MEMORY = 1 << 32
+"""DRAM addresses in commands are 32 bits."""
+
+
+def align(n: int, to: int = ALIGN) -> int:
+    """``n`` rounded up."""
+    return -(-n // to) * to
+
+
+@dataclass
+class Constants:
+    """The constant part of the DRAM image."""
+
+    data: bytearray
+    offsets: dict[tuple, int]
+
+    def add(self, key: tuple, content: bytes) -> None:
+        self.data.extend(bytes(-len(self.data) % 64))
+        self.offsets[key] = len(self.data)
+        self.data.extend(content)
+
+
+def _constants(stages: list[Stage], config: Config) -> Constants:
+    out = Constants(bytearray(), {})
+    for i, stage in enumerate(stages):
+        fixed = [a for a in (stage.params, stage.window_weights) if a is not None]
+        if fixed:
+            out.add((i, "fixed"), layout.to_dram(np.concatenate(fixed), config.vector_bytes))
+        if stage.array_weights is not None:
+            words = layout.to_dram(stage.array_weights, config.weight_vector_bytes)
+            out.add((i, "weights"), words)
+    return out
+
+
+def _place_tensors(
+    planner: Planner, plan: Plan, graph: Graph, config: Config, dump: bool
+) -> tuple[dict[str, int], int]:
+    """DRAM offsets of the tensors that need one, from 0, and the bytes taken."""
+    last = len(planner.stages)
+    inputs = {p.tensor for p in graph.inputs}
+    buffers = []
+    for name, words in planner.words.items():
+        if name in plan.resident and name not in planner.stored and name not in inputs:
+            continue
+        kept = dump or name in inputs or name in planner.stored
+        first, end = (-1, last) if kept else planner.life[name]
+        buffers.append(Buffer((name,), align(words * config.vector_bytes, 64), first, end))
+    addresses, top = pack(buffers)
+    return {key[0]: at for key, at in addresses.items()}, top
+
+
+def compile_graph(graph: Graph, config: Config, *, dump: bool = False) -> Program:
+    """Compile for a configuration.
+
+    ``dump``: also store every intermediate tensor in DRAM, so that each layer can be compared.
+    Raises :class:`~sw.graph.ModelError` for what does not fit.
+    """
+    lowering = Lowering(graph, config)
+    stages = lowering.stages()
+    stored = {p.tensor for p in graph.outputs}
+    if dump:
+        stored |= {op.output for op in graph.ops}
+    planner = Planner(graph, stages, config, stored)
+    for name in stored - set(planner.words):
+        raise ModelError(f"output {name}: is a graph input, nothing computes it")
+    plan = planner.plan()
+    constants = _constants(stages, config)
+    tensors, tensor_bytes = _place_tensors(planner, plan, graph, config, dump)
+
+    # Commands come first, but their number is only known behind emission: emit from 0, then move.
+    constants_bytes = align(len(constants.data))
+    total = constants_bytes + tensor_bytes
+    if total >= MAX_MEMORY:
+        raise ModelError(
+            f"model {graph.name}: weights and tensors take {total} bytes of DRAM, over {MAX_MEMORY}"
+        )
+    unit = min(config.vector_bytes, config.weight_vector_bytes)
+    stream = CommandStream(config, align(total), unit)
+    dram = {name: constants_bytes + at for name, at in tensors.items()}
+    Emitter(config, stages, plan, stream, dram, constants.offsets, stored).emit()
+    stream.check_tokens()
+
+    shift = align(8 * len(stream.words()))
+    for c in stream.commands:
+        if c.opcode in (Opcode.LOAD, Opcode.STORE):
+            c.fields["dram"] += shift
+    words = stream.words()
+    image = bytearray(shift + len(constants.data))
+    image[: 8 * len(words)] = np.array(words, "<u8").tobytes()
+    image[shift:] = constants.data
+    placements = {}
+    for name, at in dram.items():
+        size = planner.words[name] * config.vector_bytes
+        kind = "packed" if name in lowering.packed else "blocked"
+        if dump or name in stored or any(p.tensor == name for p in graph.inputs):
+            placements[name] = Placement(graph.tensors[name], at + shift, size, kind)
+    return Program(
+        model=graph.name,
+        config=config,
+        image=bytes(image),
+        command_offset=0,
+        command_words=len(words),
+        memory_bytes=align(shift + total),
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        tensors=placements,
+        layers=[
+            Layer(op.name, op.op_type, op.output, graph.tensors[op.output].shape, macs(op, graph))
+            for op in graph.ops
+        ],
+        command_layers=[c.layer for c in stream.commands],
+    )

@@ -1,0 +1,250 @@
+"""Planning: which activations stay in the scratchpad, how stages are cut into regions, and addresses.
+
+A tensor is *resident* (whole in the scratchpad from its making to its last use) when that leaves every
+stage in its life a decent region to work on; otherwise it lives in DRAM and stages load and store it
+region by region. Addresses, in the scratchpad and in DRAM, are packed by size over lifetimes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from isa import Config
+from sw.compiler.stages import Geometry, Source, Stage
+from sw.graph import Graph, ModelError
+
+DECENT_REGION = 256
+"""Outputs per channel that a region should hold: enough to hide weight loads and halos."""
+
+FOLD_REGION = 512
+"""Outputs per region of a folded stage: small, so that im2col overlaps with the array."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of output pixels of one image of the batch."""
+
+    n: int
+    y: int
+    x: int
+    h: int
+    w: int
+
+    @property
+    def pixels(self) -> int:
+        return self.h * self.w
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Scratchpad words in use during stages ``first``..``last``."""
+
+    key: tuple
+    words: int
+    first: int
+    last: int
+
+
+@dataclass
+class StagePlan:
+    """How one stage is carried out."""
+
+    regions: list[Region]
+    buffers: dict[str, tuple[int, int]]
+    """Per role (``x``, ``other``, ``out``, ``im2col``): words of one copy, number of copies."""
+
+
+@dataclass
+class Plan:
+    """The whole plan; addresses of scratchpad buffers by key."""
+
+    resident: set[str]
+    stages: list[StagePlan]
+    addresses: dict[tuple, int] = field(default_factory=dict)
+
+
+def input_extent(source: Source, region: Region) -> tuple[int, int, int, int]:
+    """The part (y, x, h, w) of ``source`` that a region needs; packed rows are taken whole."""
+    y0, y1 = source.geometry.span(0, region.y, region.h, source.h)
+    if source.packed:
+        return y0, 0, y1 - y0, source.w
+    x0, x1 = source.geometry.span(1, region.x, region.w, source.w)
+    return y0, x0, y1 - y0, x1 - x0
+
+
+def pack(buffers: list[Buffer]) -> tuple[dict[tuple, int], int]:
+    """Addresses by key such that buffers alive together do not overlap, and the words needed."""
+    placed: list[tuple[Buffer, int]] = []
+    addresses: dict[tuple, int] = {}
+    top = 0
+    for b in sorted(buffers, key=lambda b: (-b.words, b.first)):
+        taken = sorted(
+            (at, at + p.words) for p, at in placed if p.first <= b.last and b.first <= p.last
+        )
+        at = 0
+        for start, end in taken:
+            if start - at >= b.words:
+                break
+            at = max(at, end)
+        placed.append((b, at))
+        addresses[b.key] = at
+        top = max(top, at + b.words)
+    return addresses, top
+
+
+def _cuts(size: int, step: int) -> list[tuple[int, int]]:
+    """``size`` in equal pieces of at most ``step``: (start, length)."""
+    pieces = -(-size // step)
+    edges = [size * i // pieces for i in range(pieces + 1)]
+    return [(a, b - a) for a, b in zip(edges, edges[1:])]
+
+
+def grid(stage: Stage, h: int, w: int) -> list[Region]:
+    """The stage's output in regions of at most ``h`` x ``w``."""
+    return [
+        Region(n, y, x, rh, rw)
+        for n in range(stage.batch)
+        for y, rh in _cuts(stage.h, h)
+        for x, rw in _cuts(stage.w, w)
+    ]
+
+
+def _shapes(stage: Stage) -> Iterator[tuple[int, int]]:
+    """Region shapes, largest first: whole rows, then parts of a row."""
+    limit = stage.h
+    if stage.fold is not None:
+        limit = max(1, min(limit, FOLD_REGION // stage.w))
+    pieces = -(-stage.h // limit)
+    last = 0
+    while pieces <= stage.h:
+        rows = -(-stage.h // pieces)
+        if rows != last:
+            yield rows, stage.w
+            last = rows
+        pieces += max(1, pieces // 4)
+    if last != 1:
+        yield 1, stage.w
+    pieces = 2
+    while pieces < 2 * stage.w:
+        yield 1, -(-stage.w // pieces)
+        pieces += max(1, pieces // 4)
+
+
+class Planner:
+    """Plans the stages of a graph."""
+
+    def __init__(self, graph: Graph, stages: list[Stage], config: Config, stored: set[str]):
+        """``stored``: tensors that must be in DRAM at the end (they may be resident as well)."""
+        self.graph = graph
+        self.stages = stages
+        self.config = config
+        self.stored = stored
+        self.life: dict[str, tuple[int, int]] = {}
+        self.words: dict[str, int] = {}
+        for i, stage in enumerate(stages):
+            out = stage.op.output
+            self.life[out] = (i, i)
+            self.words[out] = stage.batch * stage.blocks * stage.h * stage.w
+            for s in stage.sources:
+                first = self.life.get(s.tensor, (i, i))[0]
+                self.life[s.tensor] = (first, i)
+                self.words.setdefault(s.tensor, stage.batch * s.blocks * s.h * s.w)
+
+    def plan(self) -> Plan:
+        """Raises :class:`ModelError` naming a stage that does not fit in the scratchpad at all."""
+        capacity = self.config.scratchpad_words
+        resident = {t for t, words in self.words.items() if words <= capacity}
+        while True:
+            plan, culprit = self._try(resident)
+            if plan is not None:
+                return plan
+            resident = resident - {culprit}
+
+    def _try(self, resident: set[str]) -> tuple[Plan | None, str | None]:
+        """A plan, or the resident tensor to give up."""
+        capacity = self.config.scratchpad_words
+        buffers = [Buffer(("tensor", t), self.words[t], *self.life[t]) for t in sorted(resident)]
+        for i, stage in enumerate(self.stages):
+            if stage.fixed_words:
+                # Loaded while the stage before works.
+                buffers.append(Buffer(("fixed", i), stage.fixed_words, max(i - 1, 0), i))
+        plans = []
+        for i, stage in enumerate(self.stages):
+            used = sum(b.words for b in buffers if b.first <= i <= b.last)
+            candidates = [t for t in resident if self.life[t][0] <= i <= self.life[t][1]]
+            chosen = None
+            for decent in (True, False):
+                chosen = self._choose(stage, resident, capacity - used, decent)
+                if chosen is not None:
+                    break
+                if candidates:
+                    return None, max(candidates, key=self._cost)
+            if chosen is None:
+                raise ModelError(
+                    f"node {stage.op.name}: its smallest piece does not fit in the scratchpad of "
+                    f"{capacity} words of {self.config.rows} bytes"
+                )
+            plans.append(chosen)
+        for i, p in enumerate(plans):
+            for role, (words, copies) in p.buffers.items():
+                buffers += [Buffer((role, i, c), words, i, i) for c in range(copies)]
+        addresses, top = pack(buffers)
+        if top > capacity:
+            # Fragmentation: give up the costliest tensor of the fullest moment.
+            load = [
+                sum(b.words for b in buffers if b.first <= i <= b.last)
+                for i in range(len(self.stages))
+            ]
+            i = max(range(len(load)), key=load.__getitem__)
+            alive = [t for t in resident if self.life[t][0] <= i <= self.life[t][1]]
+            if not alive and not resident:
+                raise ModelError(
+                    f"node {self.stages[i].op.name}: does not fit in the scratchpad of {capacity} words"
+                )
+            return None, max(alive or sorted(resident), key=self._cost)
+        return Plan(resident, plans, addresses), None
+
+    def _cost(self, tensor: str) -> tuple[int, str]:
+        """How much scratchpad, over time, keeping the tensor takes."""
+        first, last = self.life[tensor]
+        return self.words[tensor] * (last - first + 1), tensor
+
+    def _choose(
+        self, stage: Stage, resident: set[str], budget: int, decent: bool
+    ) -> StagePlan | None:
+        """The largest regions whose buffers fit in ``budget`` words."""
+        whole = stage.h * stage.w
+        for h, w in _shapes(stage):
+            if decent and h * w < min(whole, DECENT_REGION):
+                return None
+            regions = grid(stage, h, w)
+            buffers = self._buffers(stage, resident, regions)
+            if sum(words * copies for words, copies in buffers.values()) <= budget:
+                return StagePlan(regions, buffers)
+        return None
+
+    def _buffers(
+        self, stage: Stage, resident: set[str], regions: list[Region]
+    ) -> dict[str, tuple[int, int]]:
+        pixels = max(r.pixels for r in regions)
+        twice = 2 if len(regions) > 1 else 1
+        slots = 2 if len(regions) * stage.groups > 1 else 1
+        out: dict[str, tuple[int, int]] = {}
+        for role, source in zip(("x", "other"), stage.sources):
+            if source.tensor in resident:
+                continue
+            extents = [input_extent(source, r) for r in regions]
+            area = max(h * w for _, _, h, w in extents)
+            if source.per_group:
+                out[role] = (area * stage.group_words, slots)
+            else:
+                out[role] = (area * source.blocks, twice)
+        if stage.fold is not None:
+            out["im2col"] = (pixels * stage.fold.words, twice)
+        if stage.op.output not in resident:
+            out["out"] = (pixels * stage.group_words, slots)
+        return out
+
+
+__all__ = ["Buffer", "Geometry", "Plan", "Planner", "Region", "StagePlan", "input_extent", "pack"]

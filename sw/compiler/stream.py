@@ -1,0 +1,178 @@
+"""The command stream: commands appended in an order that is legal to execute one by one, tokens
+derived from what each command reads and writes.
+
+For every memory, the last writer of each word and each engine's last reader are remembered. A new
+command depends on the commands of other engines that it conflicts with; as engines run in order, only
+the latest of each engine matters, and none that earlier tokens already imply (vector clocks).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from isa import COMMANDS, Config, Engine, Opcode, encode
+from isa.csr import TOKEN_BITS
+
+
+class Memory(enum.Enum):
+    """What tokens are derived for. Accumulators count in halves: CONV and POST never share one."""
+
+    DRAM = "dram"
+    SCRATCHPAD = "scratchpad"
+    WEIGHTS = "weights"
+    ACCUMULATORS = "accumulators"
+
+
+@dataclass(frozen=True)
+class Span:
+    """``count[2] x count[1]`` runs of ``count[0]`` words: start + i * step[0] + j * step[1] + k."""
+
+    memory: Memory
+    start: int
+    counts: tuple[int, int, int]
+    """Outer, middle, inner (inner contiguous)."""
+    steps: tuple[int, int] = (0, 0)
+    """Words from one outer and one middle to the next."""
+
+    def indices(self) -> np.ndarray | slice:
+        """What to index a per-word array with."""
+        outer, middle, inner = self.counts
+        outer_step, middle_step = self.steps
+        if middle == 1 or middle_step == inner:
+            inner, middle = inner * middle, 1
+        if middle == 1 and (outer == 1 or outer_step == inner):
+            return slice(self.start, self.start + inner * outer)
+        i = np.arange(outer)[:, None, None] * outer_step
+        j = np.arange(middle)[None, :, None] * middle_step
+        return (self.start + i + j + np.arange(inner)[None, None, :]).ravel()
+
+
+def run(memory: Memory, start: int, count: int) -> Span:
+    """A contiguous span."""
+    return Span(memory, start, (1, 1, count))
+
+
+@dataclass
+class Emitted:
+    """One command before encoding."""
+
+    opcode: Opcode
+    engine: Engine
+    fields: dict[str, int]
+    layer: int
+    wait: int = 0
+    signal: int = 0
+    clock: np.ndarray = field(default_factory=lambda: np.full(len(Engine), -1))
+    """For each engine, the latest command (stream index) that happens before this one ends."""
+
+
+class TokenError(RuntimeError):
+    """More tokens than a counter holds may be outstanding."""
+
+
+class CommandStream:
+    """Collects commands; ``dram_words`` are DRAM bytes / ``dram_unit``."""
+
+    def __init__(self, config: Config, dram_bytes: int, dram_unit: int):
+        self.dram_unit = dram_unit
+        words = {
+            Memory.DRAM: -(-dram_bytes // dram_unit),
+            Memory.SCRATCHPAD: config.scratchpad_words,
+            Memory.WEIGHTS: config.weight_words,
+            Memory.ACCUMULATORS: 2,
+        }
+        self._writer = {m: np.full(n, -1, np.int32) for m, n in words.items()}
+        self._readers = {m: np.full((len(Engine), n), -1, np.int32) for m, n in words.items()}
+        self.commands: list[Emitted] = []
+        self._engine_of: list[int] = []
+        self._last = [-1] * len(Engine)
+        self._known = [np.full(len(Engine), -1) for _ in Engine]
+        self._waits: dict[tuple[int, int], list[tuple[int, int]]] = {}
+
+    def dram(self, address: int, size: int) -> Span:
+        """The span of ``size`` bytes of DRAM."""
+        first = address // self.dram_unit
+        return run(Memory.DRAM, first, -(-(address + size) // self.dram_unit) - first)
+
+    def _dependencies(self, me: Engine, reads: list[Span], writes: list[Span]) -> dict[int, int]:
+        """Latest conflicting command of each other engine."""
+        found: dict[int, int] = {}
+
+        def note(commands: np.ndarray) -> None:
+            for c in np.unique(commands):
+                if c >= 0:
+                    e = self._engine_of[c]
+                    if e != me:
+                        found[e] = max(found.get(e, -1), int(c))
+
+        for span in reads:
+            note(self._writer[span.memory][span.indices()])
+        for span in writes:
+            at = span.indices()
+            note(self._writer[span.memory][at])
+            for e in Engine:
+                if e != me:
+                    latest = int(self._readers[span.memory][e][at].max(initial=-1))
+                    if latest >= 0:
+                        found[e] = max(found.get(e, -1), latest)
+        return found
+
+    def emit(
+        self,
+        opcode: Opcode,
+        fields: dict[str, int],
+        reads: list[Span],
+        writes: list[Span],
+        *,
+        layer: int,
+        engine: Engine | None = None,
+    ) -> int:
+        """Append a command; its stream index."""
+        me = COMMANDS[opcode].engines[0] if engine is None else engine
+        index = len(self.commands)
+        command = Emitted(opcode, me, fields, layer)
+        known = self._known[me]
+        needed = self._dependencies(me, reads, writes)
+        # Latest first: its clock may imply the others.
+        for e, producer in sorted(needed.items(), key=lambda item: -item[1]):
+            if producer > known[e]:
+                command.wait |= 1 << e
+                self.commands[producer].signal |= 1 << me
+                self._waits.setdefault((e, int(me)), []).append((producer, index))
+                np.maximum(known, self.commands[producer].clock, out=known)
+        known[me] = index
+        command.clock = known.copy()
+        self.commands.append(command)
+        self._engine_of.append(int(me))
+        for span in reads:
+            self._readers[span.memory][me][span.indices()] = index
+        for span in writes:
+            self._writer[span.memory][span.indices()] = index
+        return index
+
+    def check_tokens(self) -> None:
+        """Raises :class:`TokenError` when some timing could overflow a token counter.
+
+        A producer may have ended while the consumer has only gone as far as what must happen before
+        the producer."""
+        limit = (1 << TOKEN_BITS) - 1
+        for (source, target), pairs in self._waits.items():
+            consumers = np.array([c for _, c in pairs])
+            for count, (producer, _) in enumerate(pairs, 1):
+                done = self.commands[producer].clock[target]
+                taken = int(np.searchsorted(consumers, done, side="right"))
+                if count - taken > limit:
+                    raise TokenError(
+                        f"up to {count - taken} tokens from {Engine(source).name} to "
+                        f"{Engine(target).name} outstanding: a counter holds {limit}"
+                    )
+
+    def words(self) -> list[int]:
+        """The encoded program, END appended."""
+        out: list[int] = []
+        for c in self.commands:
+            out += encode(c.opcode, c.engine, wait=c.wait, signal=c.signal, **c.fields)
+        return out + encode(Opcode.END)

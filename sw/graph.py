@@ -1,0 +1,174 @@
+"""The quantised graph: what the loader makes of an ONNX file, the golden model evaluates and the
+compiler lowers.
+
+Every activation is an int8 array of shape (N, C, H, W). uint8 tensors of the model are held shifted
+by -128, zero points likewise, so that nothing behind the loader knows of uint8. A matrix (M, K) is the
+tensor (1, K, 1, M): features are channels, rows are columns of an image one pixel high.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+
+class ModelError(ValueError):
+    """A model that cannot be taken: one sentence naming node, attribute, value and limit."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An activation and how it stands in the ONNX model.
+
+    ``array.transpose(perm).reshape(shape)`` takes the model's array of ``onnx_shape`` to (N, C, H, W).
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    scale: np.float32
+    zero: int
+    """Zero point in the int8 domain, -128..127."""
+    unsigned: bool
+    """The model holds it as uint8 (this int8 + 128)."""
+    onnx_shape: tuple[int, ...]
+    perm: tuple[int, ...]
+
+    def from_onnx(self, array: np.ndarray) -> np.ndarray:
+        """The model's int8/uint8 array as int8 (N, C, H, W)."""
+        if self.unsigned:
+            array = (array.astype(np.int16) - 128).astype(np.int8)
+        return np.ascontiguousarray(array.transpose(self.perm).reshape(self.shape))
+
+    def to_onnx(self, array: np.ndarray) -> np.ndarray:
+        """int8 (N, C, H, W) as the model's int8/uint8 array."""
+        out = array.reshape([self.onnx_shape[p] for p in self.perm])
+        out = np.ascontiguousarray(out.transpose(np.argsort(self.perm)))
+        return (out.astype(np.int16) + 128).astype(np.uint8) if self.unsigned else out
+
+
+@dataclass(frozen=True)
+class Port:
+    """A graph input or output: the model's value name, its element type, and the tensor behind it.
+
+    ``dtype`` float32 means that the host quantises (input) or dequantises (output)."""
+
+    name: str
+    tensor: str
+    dtype: Literal["float32", "int8", "uint8"]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An addition fused behind a convolution: out = add(conv, other)."""
+
+    other: str
+    mid_zero: int
+    """Zero point of the convolution's own (intermediate) int8 output."""
+    mid_low: int
+    mid_high: int
+    """Clamp of the intermediate output."""
+    conv_ratio: float
+    """scale of the intermediate / scale of the result (float32 quotient)."""
+    other_ratio: float
+    """scale of ``other`` / scale of the result (float32 quotient)."""
+    mid_name: str
+    """Name of the intermediate in the model."""
+    name: str
+    """Name of the addition's node."""
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One operator. ``low``/``high`` clamp the int8 result (fused activation)."""
+
+    name: str
+    op_type: str
+    """The ONNX operator type(s), for reports: ``Conv``, ``Gemm``, ``Conv+Add`` ..."""
+    output: str
+    low: int
+    high: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Op):
+    """Convolution, Gemm, MatMul by a constant (kernel 1x1)."""
+
+    x: str
+    weights: np.ndarray
+    """int8 (O, C/group, kh, kw)."""
+    bias: np.ndarray
+    """int32 (O,), zeros if the model has none. The input's zero point is not folded in."""
+    scale: np.ndarray
+    """float32 (O,): x_scale * w_scale / y_scale (y: the intermediate if there is a residual),
+    computed in float32 in onnxruntime's order."""
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    """top, left, bottom, right."""
+    dilations: tuple[int, int]
+    group: int = 1
+    residual: Residual | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x, self.residual.other) if self.residual else (self.x,)
+
+    @property
+    def depthwise(self) -> bool:
+        """One input and one output channel per group."""
+        return self.group > 1 and self.weights.shape[:2] == (self.group, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool(Op):
+    """Max or average pooling; ``scale`` (average only) is x_scale / (y_scale * window size)."""
+
+    x: str
+    kind: Literal["max", "average"]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    dilations: tuple[int, int] = (1, 1)
+    scale: np.float32 = field(default=np.float32(1))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Op):
+    """out = add(a, b), same shapes; ratios are float32 quotients scale(input) / scale(output)."""
+
+    a: str
+    b: str
+    a_ratio: float
+    b_ratio: float
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.a, self.b)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operators in topological order; every op's output is a key of ``tensors``."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    ops: list[Op]
+    inputs: list[Port]
+    outputs: list[Port]
+
+
+def macs(op: Op, graph: Graph) -> int:
+    """Useful multiply-accumulates of an operator (padding counted, as published figures do)."""
+    if not isinstance(op, Conv):
+        return 0
+    n, _, h, w = graph.tensors[op.output].shape
+    return n * h * w * int(np.prod(op.weights.shape))

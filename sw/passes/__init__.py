@@ -1,0 +1,1 @@
+"""The loader's passes: read -> lower -> fuse -> check, each of one file."""

@@ -1,0 +1,140 @@
+"""Pass support: how a value of the model stands on its stored array, through reshapes and transposes.
+
+A ``View`` is a strided array whose dimensions may each consist of several *atoms* (size, stride),
+outermost first. Strides count elements of a contiguous base array. That closes the pure layout
+operators: a transpose reorders dimensions, a reshape regroups atoms, and no data move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Atom = tuple[int, int]
+"""Size and stride."""
+
+
+class LayoutError(ValueError):
+    """A layout that strides cannot express."""
+
+
+def merge(*groups: Sequence[Atom]) -> tuple[Atom, ...]:
+    """The groups' atoms in canonical form: no atom of size 1, neighbours joined where contiguous."""
+    out: list[Atom] = []
+    for group in groups:
+        for size, stride in group:
+            if size == 1:
+                continue
+            if out and out[-1][1] == size * stride:
+                out[-1] = (out[-1][0] * size, stride)
+            else:
+                out.append((size, stride))
+    return tuple(out)
+
+
+@dataclass(frozen=True)
+class View:
+    """An array of ``shape``; ``dims[i]`` are the canonical atoms of dimension i."""
+
+    shape: tuple[int, ...]
+    dims: tuple[tuple[Atom, ...], ...]
+
+    @classmethod
+    def contiguous(cls, shape: Sequence[int]) -> View:
+        """The base array itself."""
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        atoms = zip(shape, strides, strict=True)
+        return cls(tuple(shape), tuple(merge([atom]) for atom in atoms))
+
+    def transpose(self, perm: Sequence[int]) -> View:
+        return View(tuple(self.shape[p] for p in perm), tuple(self.dims[p] for p in perm))
+
+    def reshape(self, shape: Sequence[int]) -> View:
+        """Raises :class:`LayoutError` when a new dimension would cut an atom unevenly."""
+        if math.prod(shape) != math.prod(self.shape):
+            raise LayoutError(f"cannot reshape {list(self.shape)} to {list(shape)}")
+        rest = list(merge(*self.dims))
+        dims = []
+        for need in shape:
+            dim: list[Atom] = []
+            while need > 1:
+                size, stride = rest.pop(0)
+                if size > need:
+                    if size % need:
+                        raise LayoutError(f"cannot trace {list(self.shape)} to {list(shape)}")
+                    rest.insert(0, (size // need, stride))
+                    size, stride = need, stride * (size // need)
+                elif need % size:
+                    raise LayoutError(f"cannot trace {list(self.shape)} to {list(shape)}")
+                dim.append((size, stride))
+                need //= size
+            dims.append(merge(dim))
+        return View(tuple(shape), tuple(dims))
+
+    def rebase(self, stored: View) -> View:
+        """This view in strides of ``stored`` made contiguous; both are views of the same base."""
+        contiguous = View.contiguous([math.prod(s for s, _ in merge(d)) for d in stored.dims])
+        pieces = [
+            (size, stride, new)
+            for dim, (new_dim) in zip(stored.dims, contiguous.dims, strict=True)
+            for (size, stride), new in zip(dim, _split(dim, new_dim), strict=True)
+        ]
+        return View(self.shape, tuple(merge(_relabel(dim, pieces)) for dim in self.dims))
+
+
+def _split(dim: Sequence[Atom], whole: Sequence[Atom]) -> list[int]:
+    """New strides of a dimension's atoms, given the one atom they become together."""
+    stride = whole[0][1] if whole else 1
+    out = []
+    for size, _ in reversed(dim):
+        out.insert(0, stride)
+        stride *= size
+    return out
+
+
+def _relabel(dim: Sequence[Atom], pieces: Sequence[tuple[int, int, int]]) -> list[Atom]:
+    """The atoms of ``dim`` with the strides that ``pieces`` (size, old, new stride) assign."""
+    out: list[Atom] = []
+    for size, stride in dim:
+        parts: list[Atom] = []
+        while size > 1:
+            for piece, old, new in pieces:
+                factor = stride // old
+                if stride % old == 0 and factor < piece and piece % factor == 0:
+                    break
+            else:
+                raise LayoutError("the dimension is cut unevenly")
+            take = min(size, piece // factor)
+            if size % take:
+                raise LayoutError("the dimension is cut unevenly")
+            parts.insert(0, (take, new * factor))
+            size, stride = size // take, stride * take
+        out += parts
+    return out
+
+
+def input_perm(onnx_shape: Sequence[int], stored: View) -> tuple[int, ...]:
+    """The permutation of a contiguous array of ``onnx_shape`` that lists its elements in the order
+    of ``stored``, a view of it. Raises :class:`LayoutError` when there is none."""
+    axes = {i: d[0] for i, d in enumerate(View.contiguous(onnx_shape).dims) if d}
+    perm = [i for i in range(len(onnx_shape)) if i not in axes]
+    for size, stride in merge(*stored.dims):
+        while size > 1:
+            for i, (axis_size, axis_stride) in axes.items():
+                if axis_size * axis_stride == size * stride and size % axis_size == 0:
+                    break
+            else:
+                raise LayoutError("an axis is divided between two that do not follow each other")
+            perm.append(i)
+            size //= axes.pop(i)[0]
+    return tuple(perm)
+
+
+def output_perm(value: View) -> tuple[int, ...]:
+    """The permutation of an array of ``value``'s shape to the order of its base. Raises
+    :class:`LayoutError` when there is none."""
+    if any(len(dim) > 1 for dim in value.dims):
+        raise LayoutError("an axis joins two that do not follow each other")
+    strides = [dim[0][1] if dim else math.inf for dim in value.dims]
+    return tuple(sorted(range(len(strides)), key=lambda i: -strides[i]))

@@ -28,8 +28,8 @@ FAULT_REPORT = data.StructLayout(
 """A fault and where it happened; ``valid`` pulses. Every unit that can fail has such an output."""
 
 QUEUE_ENTRY = data.StructLayout({"index": INDEX_BITS, "command": LONGEST * WORD_BITS})
-"""A command on its way to a queue, its words from bit 0 of ``command``; a queue keeps as many bits as
-its engine's command has."""
+"""A command on its way to a queue, its words from bit 0 of ``command``; a queue keeps as many bits
+as its engine's command has."""
 
 
 def engines_of(config: Config) -> tuple[Engine, ...]:
@@ -40,16 +40,16 @@ def engines_of(config: Config) -> tuple[Engine, ...]:
 class Fetch(wiring.Component):
     """Runs through the ``words`` 64-bit words at byte ``program`` of the DRAM window.
 
-    ``start`` pulses while ``idle``; ``program`` (a multiple of 64) and ``words`` are sampled with it.
-    A command is on ``entry`` with ``push`` (one bit per engine) until that engine's ``ready``; the
-    words of the next are assembled meanwhile at one word a cycle, so that an n-word command takes n
-    cycles when the bus is at least 64 bits wide.
+    ``start`` pulses while ``idle``; ``program`` (a multiple of 64) and ``words`` are sampled with
+    it. A command is on ``entry`` with ``push`` (one bit per engine) until that engine's ``ready``;
+    the words of the next are assembled meanwhile at one word a cycle, so that an n-word command
+    takes n cycles when the bus is at least 64 bits wide.
 
-    ``ended`` is high from the END command to the next start. ``idle``: no request is pending and every
-    beat asked for has been taken. ``last_index`` is the index of the last complete command (0 before
-    the first). A fault (illegal command, a wait or signal of an engine that does not exist, no END,
-    program outside the window, read error) pulses in ``fault`` and stops the unit until it is reset.
-    While ``halt`` is high nothing is asked for and nothing handed out.
+    ``ended`` is high from the END command to the next start. ``idle``: no request is pending and
+    every beat asked for has been taken. ``last_index`` is the index of the last complete command (0
+    before the first). A fault (illegal command, a wait or signal of an engine that does not exist,
+    no END, program outside the window, read error) pulses in ``fault`` and stops the unit until it
+    is reset. While ``halt`` is high nothing is asked for and nothing handed out.
     """
 
     def __init__(self, config: Config):
@@ -207,8 +207,8 @@ class Prefetch(wiring.Component):
     """Asks for the program piece by piece, never for more beats than its buffer has room for.
 
     ``stop`` ends asking (a request already offered stays). ``denied``: the last request, still in
-    ``memory.req.payload``, was outside the DRAM window; nothing more is asked for. ``idle``: no request
-    is offered and all beats to come have left through ``beats``.
+    ``memory.req.payload``, was outside the DRAM window; nothing more is asked for. ``idle``: no
+    request is offered and all beats to come have left through ``beats``.
     """
 
     def __init__(self, config: Config):
@@ -290,8 +290,8 @@ class Prefetch(wiring.Component):
 class Unpack(wiring.Component):
     """Turns bus beats into 64-bit words, one a cycle (one every other cycle from a 32-bit bus).
 
-    The first beat after ``start`` begins with a word. ``address`` is the byte offset in the DRAM window
-    of the beat that the word comes from. ``discard`` swallows beats.
+    The first beat after ``start`` begins with a word. ``address`` is the byte offset in the DRAM
+    window of the beat that the word comes from. ``discard`` swallows beats.
     """
 
     def __init__(self, config: Config):
@@ -303,9 +303,7 @@ class Unpack(wiring.Component):
                 "program": In(32),
                 "address": Out(32),
                 "beats": In(stream.Signature(_beat_layout(config))),
-                "word": Out(
-                    stream.Signature(data.StructLayout({"data": WORD_BITS, "error": 1}))
-                ),
+                "word": Out(stream.Signature(data.StructLayout({"data": WORD_BITS, "error": 1}))),
             }
         )
 

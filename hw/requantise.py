@@ -134,7 +134,9 @@ class Requantise(wiring.Component):
             magnitude, negative2 = reg("magnitude", 32), reg("negative2", 1)
             with m.If(take[1]):
                 m.d.sync += [
-                    magnitude.eq((size + (below >> 1) + is_odd) & Cat(~below, Const(-1, SIGNIFICAND))),
+                    magnitude.eq(
+                        (size + (below >> 1) + is_odd) & Cat(~below, Const(-1, SIGNIFICAND))
+                    ),
                     negative2.eq(total[-1]),
                 ]
 
@@ -168,9 +170,7 @@ class Requantise(wiring.Component):
             around = reg("around", INTEGER)
             m.d.comb += around.eq(_fill(integer))
             half = 1 << (FRACTION - 1)
-            threshold = Mux(
-                integer[0], half - 1 - around, (half + 2 + around - sticky)[:FRACTION]
-            )
+            threshold = Mux(integer[0], half - 1 - around, (half + 2 + around - sticky)[:FRACTION])
             rounded, negative5 = reg("rounded", INTEGER + 1), reg("negative5", 1)
             with m.If(take[4]):
                 up = fixed[:FRACTION] >= threshold

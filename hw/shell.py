@@ -34,15 +34,16 @@ class Shell(wiring.Component):
     """Queue, token counters, event source and performance counters of one engine.
 
     * ``push`` takes commands into the queue of ``queue_depth``; the oldest waits at its head.
-    * ``core`` gets the head as soon as every token it waits for is there; the tokens are taken in the
-      cycle in which the core accepts. A token given in one cycle lets the command start in the next.
+    * ``core`` gets the head as soon as every token it waits for is there; the tokens are taken in
+      the cycle in which the core accepts. A token given in one cycle lets the command start in the
+      next.
     * ``given[f]``: engine ``f`` gives this engine a token. ``full[f]``: that would overflow.
       ``give[t]``: this engine gives engine ``t`` one; ``overflows[t]`` is that engine's ``full``.
     * ``start_event`` and ``end_event`` pulse ``valid`` as commands are accepted and end.
     * ``counter`` is counter ``counter_select`` (see COUNTERS), in the same cycle. In every cycle of
       ``running`` at most one of them counts.
-    * ``clear`` (the start of a program, nothing queued or in flight) zeroes tokens at once and counters
-      over the next 8 cycles, in which no command may be pushed.
+    * ``clear`` (the start of a program, nothing queued or in flight) zeroes tokens at once and
+      counters over the next 8 cycles, in which no command may be pushed.
     * ``halt`` keeps commands not yet offered to the core from being offered.
     * ``idle``: nothing queued, nothing in flight. ``state``: the engine's STATE register.
     """
@@ -117,9 +118,7 @@ class Shell(wiring.Component):
         offered = Signal()
         m.d.comb += [
             core.cmd.payload.eq(head.command),
-            core.cmd.valid.eq(
-                queue.r_rdy & ~missing.any() & flight.w_rdy & (~self.halt | offered)
-            ),
+            core.cmd.valid.eq(queue.r_rdy & ~missing.any() & flight.w_rdy & (~self.halt | offered)),
             accepted.eq(core.cmd.valid & core.cmd.ready),
             queue.r_en.eq(accepted),
             flight.w_en.eq(accepted),

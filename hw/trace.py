@@ -27,12 +27,12 @@ class Trace(wiring.Component):
     """Writes events to the ``limit`` events at byte ``address`` of the DRAM window.
 
     All events of a cycle in which ``enable`` is set are captured together, then queued one a cycle:
-    END before START, within these by engine; so the order in memory is that of the cycles. What finds
-    no room in the queue or in the buffer is lost and counted in ``dropped``; ``count`` are those whose
-    write is complete. Events are written in groups of 8, and with ``flush`` set, whatever is there.
-    ``idle``: nothing is left to write. ``start`` zeroes counts and goes back to the buffer's start;
-    ``cycle`` is the time of the events. A failed write pulses ``fault`` with index ``last_index``
-    (the last command fetched) and stops writing until reset.
+    END before START, within these by engine; so the order in memory is that of the cycles. What
+    finds no room in the queue or in the buffer is lost and counted in ``dropped``; ``count`` are
+    those whose write is complete. Events are written in groups of 8, and with ``flush`` set,
+    whatever is there. ``idle``: nothing is left to write. ``start`` zeroes counts and goes back to
+    the buffer's start; ``cycle`` is the time of the events. A failed write pulses ``fault`` with
+    index ``last_index`` (the last command fetched) and stops writing until reset.
     """
 
     def __init__(self, config: Config):
@@ -79,7 +79,8 @@ class Trace(wiring.Component):
         with m.If(captured.w_en & ~captured.w_rdy):
             m.d.comb += lost_capture.eq(sum(happened[i] for i in range(len(happened))))
 
-        # One event a cycle into the queue. ``handled`` are those of the captured cycle already there.
+        # One event a cycle into the queue. ``handled`` are those of the captured cycle already
+        # there.
         snapshot = data.View(sources, captured.r_data)
         pending = Signal.like(happened)
         handled = Signal.like(happened)
@@ -131,19 +132,20 @@ class Trace(wiring.Component):
         with m.If((lost_capture != 0) | lost_buffer):
             m.d.sync += self.dropped.eq(self.dropped + lost_capture + lost_buffer)
 
-        self._write(m, queue)
-        m.d.comb += self.idle.eq((captured.level == 0) & (queue.level == 0) & ~self._writing)
+        writing = self._write(m, queue)
+        m.d.comb += self.idle.eq((captured.level == 0) & (queue.level == 0) & ~writing)
         with m.If(self.start):
             m.d.sync += [self.count.eq(0), self.dropped.eq(0), queued.eq(0)]
         return m
 
-    def _write(self, m: Module, queue: SyncFIFOBuffered) -> None:
-        """The writing side: requests of up to ``GROUP`` events, one at a time."""
+    def _write(self, m: Module, queue: SyncFIFOBuffered) -> Signal:
+        """The writing side: requests of up to ``GROUP`` events, one at a time. Returns the signal
+        that is high while one is under way."""
         memory = self.memory
         events = Signal(range(GROUP + 1))  # Events of the request.
         left = Signal(range(GROUP + 1))  # Of these, still to be packed into beats.
         offset = Signal(32)
-        self._writing = writing = Signal()
+        writing = Signal()
         broken = Signal()
 
         size = Signal.like(events)
@@ -204,7 +206,7 @@ class Trace(wiring.Component):
             self.fault.code.eq(Mux(memory.denied, Fault.DRAM_WINDOW, Fault.AXI_WRITE)),
             self.fault.valid.eq(memory.denied | (memory.done & memory.error)),
         ]
-        with m.If(memory.done):
+        with m.If(memory.done & ~memory.error):
             m.d.sync += [
                 writing.eq(0),
                 offset.eq(offset + events * TRACE_EVENT_BYTES),
@@ -214,3 +216,4 @@ class Trace(wiring.Component):
             m.d.sync += [writing.eq(0), broken.eq(1), left.eq(0)]
         with m.If(self.start):
             m.d.sync += offset.eq(0)
+        return writing

@@ -137,7 +137,7 @@ module axi_memory #(
     wire [63:0] random_a = random ^ (random << 13);
     wire [63:0] random_b = random_a ^ (random_a >> 7);
 
-    always_ff @(posedge clk) begin
+    always @(posedge clk) begin
         cycle <= cycle + 1;
         if (rst) random <= seed | 64'd1;
         else if (stalls) random <= random_b ^ (random_b << 17);
@@ -181,7 +181,7 @@ module axi_memory #(
         return 0;
     endfunction
 
-    always_ff @(posedge clk) begin : reads
+    always @(posedge clk) begin : reads
         logic [63:0] address;
         logic [DATA_BITS-1:0] word;
         if (paced) read_credit <= next_credit(read_credit, r_spend, rate_beats, rate_cycles);
@@ -238,7 +238,7 @@ module axi_memory #(
         && (!paced || write_credit >= rate_cycles);
     wire b_start = b_level != 0 && b_due[b_head[INDEX-1:0]] <= cycle && !held_b;
 
-    always_ff @(posedge clk) begin : writes
+    always @(posedge clk) begin : writes
         logic [63:0] address;
         logic [1:0] answer;
         if (paced)
@@ -308,7 +308,7 @@ module axi_memory #(
     logic [ADDR_BITS+7:0] ar_payload, aw_payload;
     logic [DATA_BITS+BYTES:0] w_payload;
 
-    always_ff @(posedge clk) begin
+    always @(posedge clk) begin
         if (!rst) begin
             if (arvalid && arready) check_burst("AR", araddr, arlen, arsize, arburst);
             if (awvalid && awready) check_burst("AW", awaddr, awlen, awsize, awburst);

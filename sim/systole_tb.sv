@@ -156,7 +156,7 @@ module systole_tb #(
         state <= IDLE;
     endtask
 
-    always_ff @(posedge clk) begin
+    always @(posedge clk) begin
         cycles <= cycles + 1;
         // After power-on, too, reset is held for a few cycles.
         if (rst && left == 0) rst <= 0;

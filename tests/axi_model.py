@@ -56,10 +56,26 @@ class AxiMemory:
             assert held == now, f"{what} changed before it was taken"
         return now if now[0] and not ready else None
 
-    async def reader(self, ctx, bus):
+    def reader(self, bus):
+        """The process that serves the read channels of ``bus``."""
+
+        async def process(ctx):
+            await self._read(ctx, bus)
+
+        return process
+
+    def writer(self, bus):
+        """The process that serves the write channels of ``bus``."""
+
+        async def process(ctx):
+            await self._write(ctx, bus)
+
+        return process
+
+    async def _read(self, ctx, bus):
         beat_bytes = self.config.beat_bytes
         queue = deque()
-        now = held = 0
+        now = 0
         held = None
         arready = rvalid = 0
         async for _, _, *address, rready in ctx.tick().sample(
@@ -89,7 +105,7 @@ class AxiMemory:
             ctx.set(bus.rvalid, rvalid)
             ctx.set(bus.arready, arready)
 
-    async def writer(self, ctx, bus):
+    async def _write(self, ctx, bus):
         beat_bytes = self.config.beat_bytes
         bursts, beats, responses = deque(), deque(), deque()
         now = 0

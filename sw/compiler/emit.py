@@ -198,9 +198,7 @@ class Emitter:
             base = self.plan.addresses[("tensor", name)]
             step = min(LOAD_WORDS, max(128, -(-words // 8)))
             for at, count in _cuts(words, step):
-                self._linear(
-                    Engine.LOAD, i, self.dram[name] + at * self.vector, base + at, count
-                )
+                self._linear(Engine.LOAD, i, self.dram[name] + at * self.vector, base + at, count)
 
     def _load_fixed(self, i: int, stage: Stage) -> None:
         """Bring the parameters and window weights of a stage into the scratchpad."""
@@ -237,9 +235,7 @@ class Emitter:
     def _resident_view(self, source: Source, n: int) -> View:
         base = self.plan.addresses[("tensor", source.tensor)]
         size = source.h * source.w
-        return View(
-            base + n * source.blocks * size, source.w, size, 0, 0, source.h, source.w
-        )
+        return View(base + n * source.blocks * size, source.w, size, 0, 0, source.h, source.w)
 
     def _input(self, i: int, role: str, source: Source, region: Region, group: int) -> View:
         """The part of a source that a region (and output group, for sources read by group) needs,
@@ -260,8 +256,7 @@ class Emitter:
                 Engine.LOAD,
                 i,
                 address
-                + ((region.n * source.blocks + first + b) * image + y * source.w + x)
-                * self.vector,
+                + ((region.n * source.blocks + first + b) * image + y * source.w + x) * self.vector,
                 view.base + b * view.block,
                 (n, h, w),
                 (image * self.vector, source.w * self.vector),
@@ -294,9 +289,7 @@ class Emitter:
             Engine.STORE,
             i,
             self.dram[name]
-            + (
-                (region.n * stage.blocks + first) * image + region.y * stage.w + region.x
-            )
+            + ((region.n * stage.blocks + first) * image + region.y * stage.w + region.x)
             * self.vector,
             view.at(region.y, region.x),
             (count, region.h, region.w),
@@ -561,9 +554,7 @@ class Emitter:
                 b_block=other.block,
                 **vars(stage.add),
             )
-        self.stream.emit(
-            Opcode.POST, fields, reads, [self._rectangle(out, *rectangle)], layer=i
-        )
+        self.stream.emit(Opcode.POST, fields, reads, [self._rectangle(out, *rectangle)], layer=i)
 
     def _rectangle(
         self, view: View, block: int, blocks: int, y: int, x: int, h: int, w: int
@@ -571,9 +562,7 @@ class Emitter:
         """A rectangle given in tensor coordinates."""
         return view.span(block, blocks, y - view.y, x - view.x, h, w)
 
-    def _window(
-        self, i: int, stage: Stage, region: Region, group: int, x: View, out: View
-    ) -> None:
+    def _window(self, i: int, stage: Stage, region: Region, group: int, x: View, out: View) -> None:
         source = stage.sources[0]
         g = source.geometry
         kh, kw = g.kernel

@@ -356,7 +356,9 @@ class Lowering:
 
     def _pool(self, layer: int, op: Pool) -> Stage:
         if not self.config.window:
-            raise ModelError(f"node {op.name}: {op.op_type} needs the window engine (window = true)")
+            raise ModelError(
+                f"node {op.name}: {op.op_type} needs the window engine (window = true)"
+            )
         out, x = self.graph.tensors[op.output], self.graph.tensors[op.x]
         requant = Requant(out.zero, op.low, op.high)
         if op.kind == "max":
@@ -388,9 +390,7 @@ class Lowering:
             add=self._add_fields(op, za, op.b, op.a_ratio, op.b_ratio),
         )
 
-    def _add_fields(
-        self, op: Op, za: int, other: str, a_ratio: float, b_ratio: float
-    ) -> AddFields:
+    def _add_fields(self, op: Op, za: int, other: str, a_ratio: float, b_ratio: float) -> AddFields:
         try:
             (ma, mb), shift = split_ratios(a_ratio, b_ratio)
         except ValueError as e:

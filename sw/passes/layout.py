@@ -1,4 +1,4 @@
-"""Pass support: how a value of the model stands on its stored array, through reshapes and transposes.
+"""How a value of the model stands on its stored array, through reshapes and transposes.
 
 A ``View`` is a strided array whose dimensions may each consist of several *atoms* (size, stride),
 outermost first. Strides count elements of a contiguous base array. That closes the pure layout
@@ -20,7 +20,7 @@ class LayoutError(ValueError):
 
 
 def merge(*groups: Sequence[Atom]) -> tuple[Atom, ...]:
-    """The groups' atoms in canonical form: no atom of size 1, neighbours joined where contiguous."""
+    """The groups' atoms in canonical form: none of size 1, neighbours joined where contiguous."""
     out: list[Atom] = []
     for group in groups:
         for size, stride in group:
@@ -77,7 +77,7 @@ class View:
         contiguous = View.contiguous([math.prod(s for s, _ in merge(d)) for d in stored.dims])
         pieces = [
             (size, stride, new)
-            for dim, (new_dim) in zip(stored.dims, contiguous.dims, strict=True)
+            for dim, new_dim in zip(stored.dims, contiguous.dims, strict=True)
             for (size, stride), new in zip(dim, _split(dim, new_dim), strict=True)
         ]
         return View(self.shape, tuple(merge(_relabel(dim, pieces)) for dim in self.dims))
@@ -99,14 +99,13 @@ def _relabel(dim: Sequence[Atom], pieces: Sequence[tuple[int, int, int]]) -> lis
     for size, stride in dim:
         parts: list[Atom] = []
         while size > 1:
-            for piece, old, new in pieces:
-                factor = stride // old
-                if stride % old == 0 and factor < piece and piece % factor == 0:
-                    break
-            else:
+            found = [p for p in pieces if p[1] <= stride < p[1] * p[0]]
+            if not found or stride % found[0][1]:
                 raise LayoutError("the dimension is cut unevenly")
+            piece, old, new = found[0]
+            factor = stride // old
             take = min(size, piece // factor)
-            if size % take:
+            if size % take or piece % factor:
                 raise LayoutError("the dimension is cut unevenly")
             parts.insert(0, (take, new * factor))
             size, stride = size // take, stride * take
@@ -121,13 +120,12 @@ def input_perm(onnx_shape: Sequence[int], stored: View) -> tuple[int, ...]:
     perm = [i for i in range(len(onnx_shape)) if i not in axes]
     for size, stride in merge(*stored.dims):
         while size > 1:
-            for i, (axis_size, axis_stride) in axes.items():
-                if axis_size * axis_stride == size * stride and size % axis_size == 0:
-                    break
-            else:
+            end = size * stride
+            found = [i for i, (s, at) in axes.items() if s * at == end and size % s == 0]
+            if not found:
                 raise LayoutError("an axis is divided between two that do not follow each other")
-            perm.append(i)
-            size //= axes.pop(i)[0]
+            perm.append(found[0])
+            size //= axes.pop(found[0])[0]
     return tuple(perm)
 
 

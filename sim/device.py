@@ -1,0 +1,232 @@
+"""The RTL as a device: a simulator process that serves any number of programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from isa import Config
+from sim.build import build
+from sw.device import Device, DeviceError
+
+LOG_LINES = 15
+"""Lines of the simulator's log that an error message shows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryModel:
+    """Behaviour of the DRAM behind the AXI port; see ``sim/axi_memory.sv``."""
+
+    read_latency: int = 64
+    """Cycles from a read's address to its first beat."""
+    write_latency: int = 64
+    """Cycles from a write's last beat to its response."""
+    rate_beats: int = 1
+    rate_cycles: int = 1
+    """At most ``rate_beats`` beats in ``rate_cycles`` cycles, in each direction."""
+    stall_ar: int = 0
+    """Probability, in 1/256, of holding up the AR channel in a cycle; likewise the others."""
+    stall_r: int = 0
+    stall_aw: int = 0
+    stall_w: int = 0
+    stall_b: int = 0
+    seed: int = 1
+    """Of the stalls; takes effect at a reset."""
+    error_first: int = 0
+    error_last: int = 0
+    """Beats that touch these bytes (both included) answer ``error_response``"""
+    error_response: int = 2
+    """2: SLVERR, 3: DECERR."""
+    error_read: bool = False
+    """... on reads."""
+    error_write: bool = False
+    """... on writes."""
+
+    @classmethod
+    def hostile(cls, seed: int, **knobs: int) -> MemoryModel:
+        """Random backpressure on every channel."""
+        stalls = {f"stall_{channel}": 96 for channel in ("ar", "r", "aw", "w", "b")}
+        return cls(**{**stalls, "read_latency": 20, "write_latency": 10, "seed": seed, **knobs})
+
+
+class RtlDevice(Device):
+    """The RTL in ``simulator`` (``verilator`` or ``icarus``), in a process of its own.
+
+    ``memory_bytes``: DRAM, taken from the host only where it is touched. ``memory``: its behaviour.
+    ``waves``: file to write waveforms to (VCD). ``rtl``: a SystemVerilog file with a module ``systole`` to
+    simulate instead of the one generated from ``config``. ``patience``: wall-clock seconds without a
+    sign of life after which the simulator counts as hung.
+
+    Raises :class:`DeviceError`, with the tail of the simulator's log, when the simulator cannot be
+    had, ends, hangs, or reports a failed assertion; the device is closed then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        simulator: str = "verilator",
+        memory_bytes: int = 64 << 20,
+        memory: MemoryModel | None = None,
+        waves: str | Path | None = None,
+        rtl: Path | None = None,
+        patience: float = 120.0,
+    ):
+        self.config = config
+        self.memory_bytes = memory_bytes
+        self.patience = patience
+        self.name = simulator
+        self._process: subprocess.Popen[bytes] | None = None
+        built = build(simulator, config, waves=waves is not None, rtl=rtl)
+        self._directory = Path(tempfile.mkdtemp(prefix="systole-"))
+        self._log = self._directory / "log"
+        backing = self._directory / "memory"
+        with open(backing, "w+b") as f:
+            f.truncate(memory_bytes)
+            self._memory = mmap.mmap(f.fileno(), memory_bytes)
+        arguments = [f"+memory={backing}", f"+memory_bytes={memory_bytes}"]
+        if waves is not None:
+            waves = Path(waves).resolve()
+            verilator = ["--trace", "--trace-file", str(waves)]
+            arguments += verilator if simulator == "verilator" else [f"+waves={waves}"]
+        self._pipe, theirs = multiprocessing.Pipe()
+        environment = {
+            "COCOTB_TEST_MODULES": "sim.server",
+            "COCOTB_RESULTS_FILE": str(self._directory / "results.xml"),
+            "COCOTB_LOG_LEVEL": "WARNING",
+            "SYSTOLE_PIPE": str(theirs.fileno()),
+        }
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [*built.command, *arguments],
+                env=os.environ | built.environment | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                pass_fds=[theirs.fileno()],
+            )
+        theirs.close()
+        self.set_memory_model(memory or MemoryModel())
+        self.reset()
+
+    # Device ----------------------------------------------------------------------------------------
+
+    def write_memory(self, addr: int, data: bytes) -> None:
+        self.check_range(addr, len(data))
+        self._memory[addr : addr + len(data)] = data
+
+    def read_memory(self, addr: int, n: int) -> bytes:
+        self.check_range(addr, n)
+        return self._memory[addr : addr + n]
+
+    def write_csr(self, offset: int, value: int) -> None:
+        self._ask("write", offset, value)
+
+    def read_csr(self, offset: int) -> int:
+        return self._ask("read", offset)
+
+    def wait_interrupt(self, timeout_cycles: int) -> bool:
+        return bool(self._ask("wait", timeout_cycles))
+
+    def close(self) -> None:
+        """End the simulator; raises :class:`DeviceError` if it reports a failure on the way."""
+        if self._process is not None:
+            self._ask("close")
+            try:
+                self._process.wait(self.patience)
+            except subprocess.TimeoutExpired:
+                self._fail("did not end when told to")
+            if self._process.returncode:
+                self._fail(self._how_it_ended())
+            self._release()
+
+    # Beyond Device ---------------------------------------------------------------------------------
+
+    def set_memory_model(self, memory: MemoryModel) -> None:
+        """Change the behaviour of the memory, between programs."""
+        self._ask("set", dataclasses.asdict(memory))
+
+    def run_cycles(self, cycles: int) -> None:
+        """Let time pass."""
+        self._ask("run", cycles)
+
+    def reset(self, cycles: int = 4) -> None:
+        """Hold the reset input for some cycles; the memory's content stays."""
+        self._ask("reset", cycles)
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles simulated so far."""
+        return self._ask("cycles")
+
+    # Talking ---------------------------------------------------------------------------------------
+
+    def _ask(self, *request: Any) -> int:
+        if self._process is None:
+            raise DeviceError("the simulator is closed")
+        try:
+            self._pipe.send(request)
+            while True:
+                if not self._pipe.poll(self.patience):
+                    self._fail(f"gave no sign of life for {self.patience:g} seconds")
+                kind, value = self._pipe.recv()
+                self._check_assertions()
+                if kind == "error":
+                    raise DeviceError(value)
+                if kind == "ok":
+                    return value
+        except (EOFError, OSError):
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                pass
+            self._fail(self._how_it_ended())
+        except KeyboardInterrupt:
+            self._release()
+            raise
+
+    def _how_it_ended(self) -> str:
+        assert self._process is not None
+        code = self._process.returncode
+        if code is not None and code < 0:
+            return f"died of {signal.Signals(-code).name}"
+        return "ended early" if not code else f"ended with status {code}"
+
+    def _check_assertions(self) -> None:
+        """Icarus only prints failed assertions, and goes on."""
+        if self.name == "icarus" and b"ERROR: " in self._log.read_bytes():
+            self._fail("reports a failed assertion")
+
+    def _fail(self, how: str) -> None:
+        self._process_end()
+        lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        self._release()
+        tail = "".join(f"\n  {line}" for line in lines)
+        raise DeviceError(
+            f"the {self.name} simulator {how}" + (f":{tail}" if tail else "")
+        ) from None
+
+    def _process_end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _release(self) -> None:
+        self._process_end()
+        self._process = None
+        self._pipe.close()
+        self._memory.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) is not None:
+            self._release()

@@ -1,0 +1,193 @@
+"""The golden model: every operator of the graph in numpy, exactly as the hardware computes it.
+
+It is the specification of the RTL. The arithmetic is ``sw.numerics``; here are the geometry and the
+sums. Integer sums run through float BLAS wherever every partial sum is exact there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from sw import numerics
+from sw.graph import Add, Conv, Graph, Op, Pool, Port, Tensor
+
+CHUNK = 1 << 22
+"""Elements of the largest intermediate (im2col) array, to bound memory."""
+FLOAT32_TERMS = (1 << 24) // (255 * 128)
+"""Terms of a product sum of int8 weights and zero-shifted int8 that stay exact in float32."""
+
+
+def run(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All tensors as int8 (N, C, H, W), given those behind the graph's input ports. The
+    intermediate of a fused residual is among them, under its ``mid_name``."""
+    tensors = {}
+    for port in graph.inputs:
+        array = np.asarray(inputs[port.tensor])
+        wanted = graph.tensors[port.tensor].shape
+        if array.dtype != np.int8 or array.shape != wanted:
+            raise ValueError(
+                f"input {port.tensor!r} is {array.dtype} {array.shape}; int8 {wanted} is needed"
+            )
+        tensors[port.tensor] = array
+    for op in graph.ops:
+        tensors.update(evaluate(op, graph, tensors))
+    return tensors
+
+
+def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors that one operator makes of those it reads."""
+    if isinstance(op, Conv):
+        return _conv(op, graph, tensors)
+    if isinstance(op, Pool):
+        return {op.output: _pool(op, graph, tensors[op.x])}
+    assert isinstance(op, Add)
+    return {
+        op.output: _add(
+            graph,
+            (op.a, graph.tensors[op.a].zero, op.a_ratio),
+            (op.b, graph.tensors[op.b].zero, op.b_ratio),
+            op,
+            tensors,
+        )
+    }
+
+
+def _add(
+    graph: Graph,
+    a: tuple[str, int, float],
+    b: tuple[str, int, float],
+    op: Op,
+    tensors: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """The sum of two (tensor, zero point, ratio), as ``op``'s output."""
+    (ma, mb), shift = numerics.split_ratios(a[2], b[2])
+    zero = graph.tensors[op.output].zero
+    return numerics.add(
+        tensors[a[0]], tensors[b[0]], a[1], b[1], zero, ma, mb, shift, op.low, op.high
+    )
+
+
+def _conv(op: Conv, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    x, residual = tensors[op.x], op.residual
+    multiplier, shift = numerics.split_scale(op.scale)
+    out = np.empty(graph.tensors[op.output].shape, np.int8)
+    if residual:
+        zero, low, high = residual.mid_zero, residual.mid_low, residual.mid_high
+    else:
+        zero, low, high = graph.tensors[op.output].zero, op.low, op.high
+    for n, rows, acc in accumulate(op, x, graph.tensors[op.x].zero):
+        result = numerics.requantise(acc, op.bias, multiplier, shift, zero, low, high)
+        out[n, :, rows] = np.moveaxis(result, -1, 0)
+    if not residual:
+        return {op.output: out}
+    made = {residual.mid_name: out}
+    other = (residual.other, graph.tensors[residual.other].zero, residual.other_ratio)
+    mid = (residual.mid_name, residual.mid_zero, residual.conv_ratio)
+    return made | {op.output: _add(graph, mid, other, op, {**tensors, **made})}
+
+
+def accumulate(op: Conv, x: np.ndarray, zero: int) -> Iterator[tuple[int, slice, np.ndarray]]:
+    """The convolution's sums of (x - zero) * w, bias not added, in pieces: image, output rows,
+    int64 (rows, columns, output channels)."""
+    outputs, depth, kh, kw = op.weights.shape
+    for n, image in enumerate(x):
+        taps = _taps(image, zero, (kh, kw), op.strides, op.pads, op.dilations, zero)
+        columns = taps.shape[4]
+        if depth == 1 and op.group > 1:
+            elements = outputs * columns
+        else:
+            elements = max(depth * kh * kw, outputs) * columns
+        step = max(CHUNK // elements, 1)
+        for at in range(0, taps.shape[3], step):
+            rows = slice(at, min(at + step, taps.shape[3]))
+            yield n, rows, _sums(op, taps[:, :, :, rows])
+
+
+def _sums(op: Conv, taps: np.ndarray) -> np.ndarray:
+    """Product sums of the taps (C, kh, kw, rows, columns), int64 (rows, columns, O)."""
+    outputs, depth, kh, kw = op.weights.shape
+    rows, columns = taps.shape[3:]
+    if depth == 1 and op.group > 1:
+        acc = np.zeros((outputs, rows, columns), np.int64)
+        for ky in range(kh):
+            for kx in range(kw):
+                tap = np.repeat(taps[:, ky, kx], outputs // op.group, axis=0).astype(np.int32)
+                acc += tap * op.weights[:, 0, ky, kx, None, None]
+        return np.moveaxis(acc, 0, -1)
+    terms = depth * kh * kw
+    kind = np.float32 if terms <= FLOAT32_TERMS else np.float64
+    weights = op.weights.reshape(op.group, outputs // op.group, terms).astype(kind)
+    acc = np.empty((rows * columns, outputs), np.int64)
+    for g, w in enumerate(weights):
+        part = taps[g * depth : (g + 1) * depth].reshape(terms, rows * columns).astype(kind)
+        acc[:, g * len(w) : (g + 1) * len(w)] = (w @ part).T
+    return acc.reshape(rows, columns, outputs)
+
+
+def _taps(
+    image: np.ndarray,
+    zero: int,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    dilations: tuple[int, int],
+    pad: int,
+) -> np.ndarray:
+    """A view (C, kh, kw, H_out, W_out) of ``image - zero`` (int16), padded with ``pad - zero``."""
+    top, left, bottom, right = pads
+    image = image.astype(np.int16) - zero
+    image = np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=pad - zero)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(image, reach, axis=(1, 2))
+    windows = windows[
+        :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]
+    ]  # C, H_out, W_out, kh, kw
+    return windows.transpose(0, 3, 4, 1, 2)
+
+
+def _pool(op: Pool, graph: Graph, x: np.ndarray) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    out = np.empty(tensor.shape, np.int8)
+    average = op.kind == "average"
+    zero = graph.tensors[op.x].zero if average else 0
+    pad = zero if average else -128
+    multiplier, shift = numerics.split_scale(op.scale)
+    for n, image in enumerate(x):
+        taps = _taps(image, zero, op.kernel, op.strides, op.pads, op.dilations, pad)
+        if average:
+            sums = taps.sum(axis=(1, 2), dtype=np.int64)
+            out[n] = numerics.requantise(
+                sums, np.int64(0), multiplier, shift, tensor.zero, op.low, op.high
+            )
+        else:
+            out[n] = np.clip(taps.max(axis=(1, 2)), op.low, op.high)
+    return out
+
+
+def quantise_input(port: Port, tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """What the host gives the accelerator for a model's input array: int8 (N, C, H, W). Quantises a
+    float32 port as QuantizeLinear does: ``saturate(rint(x / scale) + zero)`` in float32."""
+    array = np.asarray(array)
+    if array.dtype != np.dtype(port.dtype) or array.shape != tensor.onnx_shape:
+        raise ValueError(
+            f"input {port.name!r} is {array.dtype} {array.shape}; "
+            f"{port.dtype} {tensor.onnx_shape} is needed"
+        )
+    if port.dtype != "float32":
+        return tensor.from_onnx(array)
+    if not np.isfinite(array).all():
+        raise ValueError(f"input {port.name!r} has values that are not finite")
+    number = np.clip(np.rint(array / tensor.scale) + tensor.zero, -128, 127).astype(np.int8)
+    return np.ascontiguousarray(number.transpose(tensor.perm).reshape(tensor.shape))
+
+
+def dequantise_output(port: Port, tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """What the host returns for a result in int8 (N, C, H, W): the model's array, dequantised for a
+    float32 port."""
+    out = tensor.to_onnx(array)
+    if port.dtype != "float32":
+        return out
+    zero = tensor.zero + (128 if tensor.unsigned else 0)
+    return (out.astype(np.int32) - zero).astype(np.float32) * tensor.scale

@@ -1,0 +1,28 @@
+"""The loader: an ONNX file to the quantised graph that everything else works on.
+
+Taken are models quantised to int8 or uint8 activations and int8 symmetric weights, in QDQ form or
+with onnxruntime's fused operators; ``sw.passes.operators`` says what of each operator.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sw.graph import Graph
+from sw.passes.check import check_limits
+from sw.passes.fuse import fuse_clamps, fuse_residuals
+from sw.passes.lower import Lowering
+from sw.passes.operators import OPERATORS
+from sw.passes.read import read
+
+PASSES = (fuse_clamps, fuse_residuals, check_limits)
+"""What follows lowering, in order; each maps a graph to a graph."""
+
+
+def load(path: str | os.PathLike) -> Graph:
+    """The graph of the model in ``path``. Raises :class:`sw.graph.ModelError`, whatever is wrong
+    with the file, in one sentence."""
+    graph = Lowering(read(path)).run(OPERATORS)
+    for each in PASSES:
+        graph = each(graph)
+    return graph

@@ -1,0 +1,31 @@
+"""Last pass, check: sizes that no command can express, whatever the configuration."""
+
+from __future__ import annotations
+
+from isa.commands import COMMANDS, Opcode
+from sw.graph import Conv, Graph, ModelError, Pool
+
+_LIMITS = {f.name: f.high for f in COMMANDS[Opcode.WINDOW].fields}
+
+
+def check_limits(graph: Graph) -> Graph:
+    """Raises :class:`ModelError` naming the operator, the size and the limit."""
+    for tensor in graph.tensors.values():
+        for what, size in zip(("height", "width"), tensor.shape[2:], strict=True):
+            if size > _LIMITS["in_w"]:
+                raise ModelError(f"tensor {tensor.name!r}: {what} {size} exceeds {_LIMITS['in_w']}")
+    for op in graph.ops:
+        if not isinstance(op, Conv | Pool):
+            continue
+        kernel = op.weights.shape[2:] if isinstance(op, Conv) else op.kernel
+        for what, sizes, limit in (
+            ("kernel_shape", kernel, _LIMITS["kernel_w"]),
+            ("strides", op.strides, _LIMITS["stride_x"]),
+            ("dilations", op.dilations, _LIMITS["dilation_x"]),
+            ("pads", op.pads, _LIMITS["x0"]),
+        ):
+            if max(sizes) > limit:
+                raise ModelError(
+                    f"{op.op_type} {op.name!r}: {what} = {list(sizes)} exceeds {limit}"
+                )
+    return graph

@@ -1,0 +1,8 @@
+"""Pass 2's operators. A handler's docstring states what is supported of its operator; anything else
+is refused by name, attribute, value and limit. ``OPERATORS`` is the table.
+"""
+
+from sw.passes.operators import elementwise, fused, pools, products, quantisation, relayout
+from sw.passes.operators.registry import OPERATORS
+
+__all__ = ["OPERATORS", "elementwise", "fused", "pools", "products", "quantisation", "relayout"]

@@ -1,8 +1,8 @@
 """AXI4 and AXI4-Lite signatures, and the managers that put the engines' requests on the AXI bus.
 
 Reads and writes share nothing. Both managers turn requests into bursts of whole, naturally aligned
-beats (INCR, full width, ID 0). A burst never crosses a multiple of ``axi_burst_beats`` beats, and so
-never a 4 KiB boundary. No bus output depends on a bus input of the same cycle.
+beats (INCR, full width, ID 0). A burst never crosses a multiple of ``axi_burst_beats`` beats, and
+so never a 4 KiB boundary. No bus output depends on a bus input of the same cycle.
 """
 
 from __future__ import annotations
@@ -122,15 +122,15 @@ def forward(m: Module, inner: wiring.PureInterface, outer: wiring.PureInterface)
 class BurstSplitter(wiring.Component):
     """Splits the requests of ``clients`` clients into bursts, up to one a cycle.
 
-    A request is checked when it is taken; ``denied`` pulses in the next cycle if it is empty or leaves
-    the ``limit`` bytes of the window. Two cycles after it was taken its first burst is on the address
-    channel (``valid``, ``addr``, ``len``, ``ready``). Clients take turns burst by burst; with
-    ``urgent``, client 0 always goes first.
+    A request is checked when it is taken; ``denied`` pulses in the next cycle if it is empty or
+    leaves the ``limit`` bytes of the window. Two cycles after it was taken its first burst is on
+    the address channel (``valid``, ``addr``, ``len``, ``ready``). Clients take turns burst by
+    burst; with ``urgent``, client 0 always goes first.
 
     ``issue`` pulses, one cycle before the burst appears on the channel, with the burst's client,
-    length (as ``len``) and whether it is its request's last. It waits for ``space``.
-    ``drain`` forgets every request; a burst already on the channel stays there. ``idle``: no request is
-    held and no burst is on the channel.
+    length (as ``len``) and whether it is its request's last. It waits for ``space``. ``drain``
+    forgets every request; a burst already on the channel stays there. ``idle``: no request is held
+    and no burst is on the channel.
     """
 
     def __init__(self, config: Config, *, clients: int, urgent: bool):
@@ -192,18 +192,14 @@ class BurstSplitter(wiring.Component):
             self.issue_len.eq(
                 Mux(self.issue_last, final[:burst_bits], (1 << burst_bits) - 1) - beat[:burst_bits]
             ),
-            self.issue.eq(
-                Cat(held).any() & self.space & ~self.drain & (~self.valid | self.ready)
-            ),
+            self.issue.eq(Cat(held).any() & self.space & ~self.drain & (~self.valid | self.ready)),
             self.idle.eq(~Cat(held).any() & ~self.valid),
         ]
         offset = Cat(C(0, size), beat)
         with m.If(self.issue):
             m.d.sync += [
                 self.valid.eq(1),
-                self.addr.eq(
-                    Cat(offset[:PAGE_BITS], self.base[PAGE_BITS:] + offset[PAGE_BITS:])
-                ),
+                self.addr.eq(Cat(offset[:PAGE_BITS], self.base[PAGE_BITS:] + offset[PAGE_BITS:])),
                 self.len.eq(self.issue_len),
                 turn.eq(chosen),
             ]
@@ -252,16 +248,16 @@ class BurstSplitter(wiring.Component):
 
 
 class ReadManager(wiring.Component):
-    """Reads DRAM for ``clients`` clients; client 0 before the others, those in turn, burst by burst.
+    """Reads DRAM for ``clients`` clients: client 0 first, the others in turn, burst by burst.
 
-    Up to ``axi_outstanding`` bursts are in flight. One beat a cycle reaches the clients if the memory
-    gives it, one cycle after the bus. ``denied`` comes in the cycle after the request was taken,
-    possibly before the beats of earlier requests. ``base`` (a multiple of 4096) and ``limit``
-    (bytes) must not change unless ``idle``.
+    Up to ``axi_outstanding`` bursts are in flight. One beat a cycle reaches the clients if the
+    memory gives it, one cycle after the bus. ``denied`` comes in the cycle after the request was
+    taken, possibly before the beats of earlier requests. ``base`` (a multiple of 4096) and
+    ``limit`` (bytes) must not change unless ``idle``.
 
-    ``drain`` (held until ``idle``) forgets the requests and swallows the beats in flight; the clients
-    get none of them. ``idle``: nothing asked, nothing in flight. ``beat`` is high for each beat
-    received.
+    ``drain`` (held until ``idle``) forgets the requests and swallows the beats in flight; the
+    clients get none of them. ``idle``: nothing asked, nothing in flight. ``beat`` is high for each
+    beat received.
     """
 
     def __init__(self, config: Config, *, clients: int):
@@ -285,9 +281,7 @@ class ReadManager(wiring.Component):
             self.config, clients=len(self.clients), urgent=True
         )
         entry = data.StructLayout({"client": len(splitter.issue_client), "last": 1})
-        m.submodules.order = order = SyncFIFO(
-            width=entry.size, depth=self.config.axi_outstanding
-        )
+        m.submodules.order = order = SyncFIFO(width=entry.size, depth=self.config.axi_outstanding)
         oldest = data.View(entry, order.r_data)
 
         full = Signal()
@@ -334,14 +328,15 @@ class ReadManager(wiring.Component):
 class WriteManager(wiring.Component):
     """Writes DRAM for ``clients`` clients, in turn, burst by burst.
 
-    Up to ``axi_outstanding`` bursts are in flight; one beat a cycle if clients and memory keep up. A
-    client that has asked must bring its beats: until then those of the others may have to wait.
+    Up to ``axi_outstanding`` bursts are in flight; one beat a cycle if clients and memory keep up.
+    A client that has asked must bring its beats: until then those of the others may have to wait.
     ``denied`` comes in the cycle after the request was taken, possibly before ``done`` of earlier
     requests. ``base`` (a multiple of 4096) and ``limit`` (bytes) must not change unless ``idle``.
 
     ``drain`` (held until ``idle``) forgets the requests, completes the bursts already issued with
     beats without strobes and waits for their responses; ``done`` does not come for them. ``idle``:
-    nothing asked, nothing in flight. ``beat`` is high for each beat taken from client ``beat_client``.
+    nothing asked, nothing in flight. ``beat`` is high for each beat taken from client
+    ``beat_client``.
     """
 
     def __init__(self, config: Config, *, clients: int):

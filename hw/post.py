@@ -31,10 +31,10 @@ SUM = 12
 class PostAdd(wiring.Component):
     """ADD's arithmetic on ``lanes`` channels: ``sw.numerics.add``, in ``LATENCY`` stages.
 
-    ``a`` and ``b`` are taken with ``i_valid``, every cycle if need be; ``o`` is valid with ``o_valid``
-    ``LATENCY`` cycles later. ``cmd`` is the POST command whose fields apply; it must hold still while
-    values are in flight. ``setup`` marks the cycle before the first in which ``cmd`` is looked at;
-    ``shift`` is the command's in that cycle.
+    ``a`` and ``b`` are taken with ``i_valid``, every cycle if need be; ``o`` is valid with
+    ``o_valid`` ``LATENCY`` cycles later. ``cmd`` is the POST command whose fields apply; it must
+    hold still while values are in flight. ``setup`` marks the cycle before the first in which
+    ``cmd`` is looked at; ``shift`` is the command's in that cycle.
 
     Stages: zero points; products; sum; shift and rounding. Zero point and clamp follow the last
     register.
@@ -127,9 +127,9 @@ class PostEngine(wiring.Component):
     for the next command as soon as it is offered and the current one has started its last group. So
     they must not be written by a POST command that has not retired when the command is offered.
     Otherwise commands see what earlier ones wrote: a command starts when the writes before it are
-    done; only accumulator to scratchpad without ADD follows its like at once. From an idle engine the
-    first word is issued ``param_words + 2`` cycles after the command is offered (without parameters:
-    1 cycle).
+    done; only accumulator to scratchpad without ADD follows its like at once. From an idle engine
+    the first word is issued ``param_words + 2`` cycles after the command is offered (without
+    parameters: 1 cycle).
 
     ``lane`` must be below ``rows / lanes``.
     """
@@ -331,7 +331,7 @@ class PostEngine(wiring.Component):
             requantise.high.eq(cmd.high),
         ]
 
-        # ADD: an accumulator's ``b`` waits for the requantisation; an ``a`` for its ``b``. ---------
+        # ADD: an accumulator's ``b`` waits for the requantisation; an ``a`` for its ``b`` ---------
         a = Signal(8 * lanes)
         with m.If(a_comes):
             m.d.sync += a.eq(part)

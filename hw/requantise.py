@@ -30,17 +30,18 @@ def _fill(value: Value) -> Value:
 
 
 class Requantise(wiring.Component):
-    """Maps int32 to int8 exactly as ``sw.numerics.requantise``, in a pipeline of ``LATENCY`` stages.
+    """Maps int32 to int8 exactly as ``sw.numerics.requantise``, pipelined, ``lanes`` at a time.
 
     One vector a cycle: ``acc`` is taken when ``en`` and ``i_valid``; its result is on ``o`` with
     ``o_valid`` after ``LATENCY`` cycles with ``en``. While ``en`` is low everything holds still
     (``o`` and ``o_valid`` included). ``o`` keeps its value until the next result.
 
     Parameters are double-buffered here. In a cycle with ``en`` and ``load``, ``params``, ``zero``,
-    ``low`` and ``high`` are taken for the vectors of *later* cycles; vectors taken in the same cycle
-    or before still use the earlier ones, wherever in the pipeline they are. So a load costs no cycle,
-    and the user's parameter registers are free again in the next. ``load`` must not be raised while
-    ``loading`` is high, which it is for the ``LATENCY - 2`` cycles with ``en`` after a load.
+    ``low`` and ``high`` are taken for the vectors of *later* cycles; vectors taken in the same
+    cycle or before still use the earlier ones, wherever in the pipeline they are. So a load costs
+    no cycle, and the user's parameter registers are free again in the next. ``load`` must not be
+    raised while ``loading`` is high, which it is for the ``LATENCY - 2`` cycles with ``en`` after a
+    load.
     ``params`` is lane 0 lowest, 64 bits a lane in the layout of ``isa.params.REQUANT_PARAMS``.
 
     Stages (register after each): sum with the bias; magnitude, rounded to 24 bits; product; shift;

@@ -15,10 +15,10 @@ class Scratchpad(wiring.Component):
 
     In each cycle every bank serves one of the ``read`` and one of the ``write`` clients, the lowest
     index first; clients at different banks do not disturb each other. ``ready`` depends on the
-    requests of lower clients and on the client's own address, not on its ``valid``. ``data`` of a read
-    holds the word in exactly the cycle after it was taken; it sees the writes of all earlier cycles,
-    and of a write in the very cycle it is taken the old word. Addresses are not checked: those beyond
-    the last word read and write nothing in particular.
+    requests of lower clients and on the client's own address, not on its ``valid``. ``data`` of a
+    read holds the word in exactly the cycle after it was taken; it sees the writes of all earlier
+    cycles, and of a write in the very cycle it is taken the old word. Addresses are not checked:
+    those beyond the last word read and write nothing in particular.
     """
 
     def __init__(self, config: Config, *, readers: int = 4, writers: int = 4):

@@ -31,10 +31,10 @@ class RunRequester(wiring.Component):
     """Turns transfer commands into runs and asks the memory for each with a request of its own, one
     a cycle, with one idle cycle between commands.
 
-    ``asked`` is high when the request for ``run`` is taken; it waits for ``room``. The manager denies
-    a request in the cycle after it took it: from that cycle on ``refused`` is high, nothing more is
-    asked for and no command taken, so the run refused is the last one asked for. ``stop`` does the
-    same while it is high. ``busy``: runs of the current command are still to be asked for.
+    ``asked`` is high when the request for ``run`` is taken; it waits for ``room``. The manager
+    denies a request in the cycle after it took it: from that cycle on ``refused`` is high, nothing
+    more is asked for and no command taken, so the run refused is the last one asked for. ``stop``
+    does the same while it is high. ``busy``: runs of the current command are still to be asked for.
     ``vectors`` are the bytes of a vector in DRAM, by target.
     """
 
@@ -147,7 +147,8 @@ def fail(
 
 
 def report(m: Module, command: wiring.PureInterface, failed: Signal) -> None:
-    """Pulse ``fault`` one cycle after ``failed`` rises: the ``retire`` before it is over by then."""
+    """Pulse ``fault`` one cycle after ``failed`` rises: the ``retire`` before it is over by
+    then."""
     reported = Signal()
     m.d.sync += [reported.eq(failed), command.fault.eq(failed & ~reported)]
 
@@ -157,9 +158,9 @@ class LoadEngine(wiring.Component):
     ``isa.commands``).
 
     Takes a beat, or writes a word of it, every cycle as long as beats come and words are taken; a
-    word leaves one cycle after its (last) beat came. Following runs, also of following commands, are
-    asked for while beats arrive. ``retire`` comes one cycle after the last word was written. After a
-    fault all beats are swallowed, so that they do not stand in the way of other clients.
+    word leaves one cycle after its (last) beat came. Following runs, also of following commands,
+    are asked for while beats arrive. ``retire`` comes one cycle after the last word was written.
+    After a fault all beats are swallowed, so that they do not stand in the way of other clients.
     """
 
     def __init__(self, config: Config):
@@ -276,8 +277,8 @@ class StoreEngine(wiring.Component):
     Reads ahead up to ``WORDS`` words and offers a beat, or fills a part of one, every cycle as long
     as scratchpad and memory keep up. Neither the requests nor the reads of following runs, also of
     following commands, wait for write responses. ``retire`` comes one cycle after a command's last
-    run was done. After a fault the runs already asked for are still carried out, so that they do not
-    stand in the way of other clients.
+    run was done. After a fault the runs already asked for are still carried out, so that they do
+    not stand in the way of other clients.
     """
 
     WORDS = 8
@@ -313,8 +314,8 @@ class StoreEngine(wiring.Component):
         for queue in (reads, pending):
             m.d.comb += [queue.w_en.eq(requester.asked), queue.w_data.eq(requester.run)]
 
-        # Read words, with what the beats need to know about them, into a FIFO. A run that is refused
-        # is read too: no beats are taken for it, and nothing follows.
+        # Read words, with what the beats need to know about them, into a FIFO. A run that is
+        # refused is read too: no beats are taken for it, and nothing follows.
         lanes = max(1, beat_bytes // vector)
         place = data.StructLayout({"lane": max(1, (lanes - 1).bit_length()), "last": 1})
         entry = data.StructLayout({"word": 8 * config.rows, "place": place})

@@ -6,13 +6,12 @@ the like) and IM2COL's divisions of byte columns into words are made bit by bit 
 
 from __future__ import annotations
 
-from amaranth.hdl import Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import command_layout
 from isa import Config, Opcode, WindowOp
-from isa.config import bits_for
 
 COORDINATE_BITS = 26
 """Holds any ``x0 + ox * stride_x + kx * dilation_x`` of a command."""
@@ -68,156 +67,281 @@ class TapWalk(wiring.Component):
         im2col = Signal()
         m.d.comb += im2col.eq(cmd.op == WindowOp.IM2COL)
 
-        # Columns are (word, byte) pairs.
-        column = data.StructLayout({"word": COORDINATE_BITS, "byte": bits_for(rows)})
-        x0, pixel_x, tap_x, x = (Signal(column, name=n) for n in ("x0", "pixel_x", "tap_x", "x"))
-        stride_x, dilation_x, width = (
-            Signal(column, name=n) for n in ("stride_x", "dilation_x", "width")
-        )
-
-        def add(name: str, a: data.View, b: data.View) -> data.View:
-            byte = Signal(range(2 * rows), name=f"{name}_byte")
-            carry = Signal(name=f"{name}_carry")
-            total = Signal(column, name=name)
-            m.d.comb += [
-                byte.eq(a.byte + b.byte),
-                carry.eq(byte >= rows),
-                total.byte.eq(Mux(carry, byte - rows, byte)),
-                total.word.eq(a.word + b.word + carry),
-            ]
-            return total
-
         # Set-up: serial products and quotients ---------------------------------------------------
-        addend = Signal(20)
-        factors = []
-        for name, bits in (("y0", 16), ("stride_y", 8), ("dilation_y", 8)):
-            factors.append((Signal(bits, name=f"{name}_left"), Signal(20, name=f"{name}_rows")))
-        (y0_left, y0_rows), (stride_left, stride_rows), (dilation_left, dilation_rows) = factors
-        kernel_addend = Signal(12)
+        addend, kernel_addend = Signal(20), Signal(12)
         kernel_left = Signal(6)
-        multiplied = Signal()
-        m.d.comb += multiplied.eq(
-            ~(y0_left.any() | stride_left.any() | dilation_left.any() | kernel_left.any())
-        )
+        factors, products = [], []
+        for name, bits in (("y0", 16), ("stride_y", 8), ("dilation_y", 8)):
+            factors.append(Signal(bits, name=f"{name}_left"))
+            products.append(Signal(20, name=f"{name}_rows"))
+        y0_rows, stride_rows, dilation_rows = products
 
-        # Floor division of a negative x0: make it positive with a multiple of rows.
+        # Columns are (word, byte) pairs. The division floors: a multiple of rows makes x0 positive.
+        column = data.StructLayout({"word": COORDINATE_BITS, "byte": range(rows)})
         offset = -(-(1 << 15) // rows)
-        dividends = [
-            (x0, cmd.x0 + Mux(im2col, offset * rows, 0), offset, cmd.x0),
-            (stride_x, cmd.stride_x, 0, Mux(self.fast, 1, cmd.stride_x)),
-            (dilation_x, cmd.dilation_x, 0, cmd.dilation_x),
-            (width, cmd.in_w, 0, cmd.in_w),
+        x0, stride_x, dilation_x, width = columns = [
+            Signal(column, name=n) for n in ("x0", "stride_x", "dilation_x", "width")
         ]
-        quotients = [Signal(DIVIDEND_BITS, name=f"quotient{i}") for i in range(len(dividends))]
-        remainders = [Signal(range(rows), name=f"remainder{i}") for i in range(len(dividends))]
+        undivided = (cmd.x0, Mux(self.fast, 1, cmd.stride_x), cmd.dilation_x, cmd.in_w)
+        dividends = (cmd.x0 + offset * rows, cmd.stride_x, cmd.dilation_x, cmd.in_w)
+        offsets = (offset, 0, 0, 0)
+        quotients = [Signal(DIVIDEND_BITS, name=f"quotient{i}") for i in range(4)]
+        remainders = [Signal(range(rows), name=f"remainder{i}") for i in range(4)]
         divide_left = Signal(range(DIVIDEND_BITS + 1))
 
-        def padded(count: Signal, stride: Signal, kernel: Signal) -> object:
+        def span(count: Value, stride: Value, kernel: Value) -> Value:
             """Last index of the input span of ``count`` outputs, for strides up to 3."""
-            span = Mux(stride[1], (count - 1) << 1, 0) + Mux(stride[0], count - 1, 0)
-            return span + kernel - 1
+            steps = count - 1
+            return Mux(stride[1], steps << 1, 0) + Mux(stride[0], steps, 0) + kernel - 1
 
-        last_px = Signal(18)
-        last_py = Signal(18)
-        fast = Signal()
-        m.d.comb += fast.eq(
-            ~im2col
-            & (cmd.kernel_w <= 3)
-            & (cmd.kernel_h <= 3)
-            & ((cmd.dilation_x == 1) | (cmd.kernel_w == 1))
-            & ((cmd.dilation_y == 1) | (cmd.kernel_h == 1))
-            & (cmd.stride_x <= cmd.kernel_w)
-            & (cmd.stride_y <= cmd.kernel_h)
-            & (last_px != 0)
-            & (last_px < self.config.window_width)
-        )
+        last_px, last_py = Signal(18), Signal(18)
 
         # The walk's state and the loops' lengths --------------------------------------------------
-        y = Signal(COORDINATE_BITS)
-        pixel_y = Signal(COORDINATE_BITS)
+        pixel_x, tap_x, x = (Signal(column, name=n) for n in ("pixel_x", "tap_x", "x"))
+        y, pixel_y = Signal(COORDINATE_BITS), Signal(COORDINATE_BITS)
         row, pixel_row, block_row = (Signal(20, name=n) for n in ("row", "pixel_row", "block_row"))
         left = Signal(8)
         kx_left, ky_left = Signal(6), Signal(6)
         ox_left, oy_left = Signal(18), Signal(18)
-        kx_from, ky_from = Signal(6), Signal(6)
-        ox_from, oy_from = Signal(18), Signal(18)
-        row_step = Signal(20)
-        y_step = Signal(8)
-        # Words (rows) of the region until the next one that completes an output's column (row).
+        # Words (rows) of the region before the next that completes a window.
         column_wait, row_wait = Signal(2), Signal(2)
 
-        m.d.comb += [
-            kx_from.eq(Mux(self.fast, 0, cmd.kernel_w - 1)),
-            ky_from.eq(Mux(self.fast, 0, cmd.kernel_h - 1)),
-            ox_from.eq(Mux(self.fast, last_px, cmd.out_w - 1)),
-            oy_from.eq(Mux(self.fast, last_py, cmd.out_h - 1)),
-            row_step.eq(Mux(self.fast, cmd.src_pitch, stride_rows)),
-            y_step.eq(Mux(self.fast, 1, cmd.stride_y)),
-        ]
+        kx_count = Mux(self.fast, 0, cmd.kernel_w - 1)
+        ky_count = Mux(self.fast, 0, cmd.kernel_h - 1)
+        ox_count = Mux(self.fast, last_px, cmd.out_w - 1)
+        oy_count = Mux(self.fast, last_py, cmd.out_h - 1)
+
+        first_row = Signal(20)
+        m.d.comb += first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows))
 
         with m.FSM():
             with m.State("IDLE"):
-                pass
+                with m.If(self.start):
+                    m.d.sync += [
+                        self.ready.eq(0),
+                        addend.eq(cmd.src_pitch),
+                        factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
+                        factors[1].eq(cmd.stride_y),
+                        factors[2].eq(cmd.dilation_y),
+                        *(p.eq(0) for p in products),
+                        kernel_addend.eq(cmd.kernel_w),
+                        kernel_left.eq(cmd.kernel_h),
+                        self.taps.eq(0),
+                        *(q.eq(d) for q, d in zip(quotients, dividends, strict=True)),
+                        *(r.eq(0) for r in remainders),
+                        divide_left.eq(Mux(im2col, DIVIDEND_BITS, 0)),
+                        last_px.eq(span(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
+                        last_py.eq(span(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
+                    ]
+                    m.next = "MULTIPLY"
+
             with m.State("MULTIPLY"):
-                m.d.sync += addend.eq(addend << 1)
-                for factor, product in factors:
+                m.d.sync += [addend.eq(addend << 1), kernel_addend.eq(kernel_addend << 1)]
+                for factor, product, shifted in (
+                    *((f, p, addend) for f, p in zip(factors, products, strict=True)),
+                    (kernel_left, self.taps, kernel_addend),
+                ):
                     m.d.sync += factor.eq(factor >> 1)
                     with m.If(factor[0]):
-                        m.d.sync += product.eq(product + addend)
-                m.d.sync += [kernel_addend.eq(kernel_addend << 1), kernel_left.eq(kernel_left >> 1)]
-                with m.If(kernel_left[0]):
-                    m.d.sync += self.taps.eq(self.taps + kernel_addend)
+                        m.d.sync += product.eq(product + shifted)
                 with m.If(divide_left != 0):
                     m.d.sync += divide_left.eq(divide_left - 1)
                     for quotient, remainder in zip(quotients, remainders, strict=True):
-                        shifted = (remainder << 1) | quotient[-1]
-                        fits = shifted >= rows
+                        partial = Cat(quotient[-1], remainder)
+                        fits = partial >= rows
                         m.d.sync += [
-                            remainder.eq(Mux(fits, shifted - rows, shifted)),
-                            quotient.eq((quotient << 1) | fits),
+                            remainder.eq(Mux(fits, partial - rows, partial)),
+                            quotient.eq(Cat(fits, quotient)),
                         ]
-                m.d.sync += self.fast.eq(fast)
-                with m.If(multiplied & (divide_left == 0)):
-                    m.next = "POSITION"
-            with m.State("POSITION"):
-                first_row = Signal(20)
-                m.d.comb += first_row.eq(
-                    Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)
+                m.d.sync += self.fast.eq(
+                    ~im2col
+                    & (cmd.kernel_w <= 3)
+                    & (cmd.kernel_h <= 3)
+                    & ((cmd.dilation_x == 1) | (cmd.kernel_w == 1))
+                    & ((cmd.dilation_y == 1) | (cmd.kernel_h == 1))
+                    & (cmd.stride_x <= cmd.kernel_w)
+                    & (cmd.stride_y <= cmd.kernel_h)
+                    & (last_px != 0)
+                    & (last_px < self.config.window_width)
                 )
-                for (target, _, bias, plain), quotient, remainder in zip(
-                    dividends, quotients, remainders, strict=True
+                multiplied = ~Cat(*factors, kernel_left).any()
+                with m.If(multiplied & (divide_left == 0)):
+                    m.next = "COLUMNS"
+
+            with m.State("COLUMNS"):
+                for target, quotient, remainder, bias, plain in zip(
+                    columns, quotients, remainders, offsets, undivided, strict=True
                 ):
-                    with m.If(im2col):
-                        m.d.sync += [
-                            target.word.eq(quotient - bias),
-                            target.byte.eq(remainder),
-                        ]
-                    with m.Else():
-                        m.d.sync += [target.word.eq(plain), target.byte.eq(0)]
-                for target in (pixel_x, tap_x, x):
-                    with m.If(im2col):
-                        m.d.sync += [
-                            target.word.eq(quotients[0] - offset),
-                            target.byte.eq(remainders[0]),
-                        ]
-                    with m.Else():
-                        m.d.sync += [target.word.eq(cmd.x0), target.byte.eq(0)]
+                    m.d.sync += [
+                        target.word.eq(Mux(im2col, quotient - bias, plain)),
+                        target.byte.eq(Mux(im2col, remainder, 0)),
+                    ]
+                m.next = "POSITION"
+
+            with m.State("POSITION"):
                 m.d.sync += [
-                    y.eq(cmd.y0),
-                    pixel_y.eq(cmd.y0),
-                    row.eq(first_row),
-                    pixel_row.eq(first_row),
-                    block_row.eq(first_row),
+                    *(c.eq(x0) for c in (pixel_x, tap_x, x)),
+                    *(c.eq(cmd.y0) for c in (pixel_y, y)),
+                    *(r.eq(first_row) for r in (block_row, pixel_row, row)),
                     left.eq(cmd.run),
-                    kx_left.eq(kx_from),
-                    ky_left.eq(ky_from),
-                    ox_left.eq(ox_from),
-                    oy_left.eq(oy_from),
+                    kx_left.eq(kx_count),
+                    ky_left.eq(ky_count),
+                    ox_left.eq(ox_count),
+                    oy_left.eq(oy_count),
                     column_wait.eq(cmd.kernel_w - 1),
                     row_wait.eq(cmd.kernel_h - 1),
                     self.first.eq(1),
                     self.ready.eq(1),
                 ]
                 m.next = "IDLE"
-            # From any state: a new command.
-        raise NotImplementedError
+
+        # Outputs ---------------------------------------------------------------------------------
+        room = Signal(range(rows + 1))
+        segment_end, tap_end = Signal(), Signal()
+        m.d.comb += [
+            self.addr.eq(row + x.word),
+            self.byte.eq(x.byte),
+            room.eq(rows - x.byte),
+            segment_end.eq(~im2col | (left <= room)),
+            self.count.eq(Mux(segment_end, left, room)),
+            tap_end.eq(segment_end & (kx_left == 0)),
+            self.last.eq(tap_end & (ky_left == 0)),
+            self.row_end.eq(self.last & (ox_left == 0)),
+            self.block_end.eq(self.row_end & (oy_left == 0)),
+            self.mac.eq(~self.fast | ((column_wait == 0) & (row_wait == 0))),
+        ]
+        # Unsigned comparisons: a negative coordinate is a large one.
+        with m.If(y < cmd.in_h):
+            with m.If(x.word < width.word):
+                m.d.comb += self.limit.eq(rows)
+            with m.Elif(x.word == width.word):
+                m.d.comb += self.limit.eq(width.byte)
+
+        # Steps -----------------------------------------------------------------------------------
+        def add(name: str, a: data.View, b: data.View) -> data.View:
+            byte = Signal(range(2 * rows), name=f"{name}_byte")
+            total = Signal(column, name=name)
+            carry = byte >= rows
+            m.d.comb += [
+                byte.eq(a.byte + b.byte),
+                total.byte.eq(Mux(carry, byte - rows, byte)),
+                total.word.eq(a.word + b.word + carry),
+            ]
+            return total
+
+        next_tap_x = add("next_tap_x", tap_x, dilation_x)
+        next_pixel_x = add("next_pixel_x", pixel_x, stride_x)
+        next_y, next_row, next_block_row = Signal.like(y), Signal(20), Signal(20)
+        m.d.comb += [
+            next_y.eq(pixel_y + Mux(self.fast, 1, cmd.stride_y)),
+            next_row.eq(pixel_row + Mux(self.fast, cmd.src_pitch, stride_rows)),
+            next_block_row.eq(block_row + cmd.src_block),
+        ]
+        with m.If(self.step):
+            m.d.sync += self.first.eq(self.last)
+            with m.If(~segment_end):
+                m.d.sync += [x.word.eq(x.word + 1), x.byte.eq(0), left.eq(left - room)]
+            with m.Else():
+                m.d.sync += left.eq(cmd.run)
+                with m.If(kx_left != 0):
+                    m.d.sync += [kx_left.eq(kx_left - 1), tap_x.eq(next_tap_x), x.eq(next_tap_x)]
+                with m.Elif(ky_left != 0):
+                    m.d.sync += [
+                        kx_left.eq(kx_count),
+                        ky_left.eq(ky_left - 1),
+                        *(c.eq(pixel_x) for c in (tap_x, x)),
+                        y.eq(y + cmd.dilation_y),
+                        row.eq(row + dilation_rows),
+                    ]
+                with m.Else():
+                    m.d.sync += [kx_left.eq(kx_count), ky_left.eq(ky_count)]
+                    with m.If(ox_left != 0):
+                        m.d.sync += [
+                            ox_left.eq(ox_left - 1),
+                            *(c.eq(next_pixel_x) for c in (pixel_x, tap_x, x)),
+                            y.eq(pixel_y),
+                            row.eq(pixel_row),
+                            column_wait.eq(
+                                Mux(column_wait == 0, cmd.stride_x - 1, column_wait - 1)
+                            ),
+                        ]
+                    with m.Else():
+                        m.d.sync += [
+                            ox_left.eq(ox_count),
+                            *(c.eq(x0) for c in (pixel_x, tap_x, x)),
+                            column_wait.eq(cmd.kernel_w - 1),
+                        ]
+                        with m.If(oy_left != 0):
+                            m.d.sync += [
+                                oy_left.eq(oy_left - 1),
+                                *(c.eq(next_y) for c in (pixel_y, y)),
+                                *(r.eq(next_row) for r in (pixel_row, row)),
+                                row_wait.eq(Mux(row_wait == 0, cmd.stride_y - 1, row_wait - 1)),
+                            ]
+                        with m.Else():
+                            m.d.sync += [
+                                oy_left.eq(oy_count),
+                                *(c.eq(cmd.y0) for c in (pixel_y, y)),
+                                *(r.eq(next_block_row) for r in (block_row, pixel_row, row)),
+                                row_wait.eq(cmd.kernel_h - 1),
+                            ]
+        return m
+
+
+class OutputWalk(wiring.Component):
+    """Walks over the words that a WINDOW command writes; ``step`` follows every word written.
+
+    ``start`` begins the command in ``cmd`` (stable until the next). ``last_word`` is only looked at
+    for IM2COL: the word at hand is its pixel's last. ``end`` marks the command's last word.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "cmd": In(command_layout(Opcode.WINDOW)),
+                "start": In(1),
+                "step": In(1),
+                "last_word": In(1),
+                "addr": Out(20),
+                "end": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        cmd = self.cmd
+        im2col = Signal()
+        m.d.comb += im2col.eq(cmd.op == WindowOp.IM2COL)
+
+        # Inner, middle, outer loop: columns, rows, blocks; IM2COL: words, columns, rows.
+        steps = [Signal(20, name=f"step{i}") for i in range(3)]
+        base = [self.addr, Signal(20, name="middle"), Signal(20, name="outer")]
+        count = [Signal(16, name=f"count{i}") for i in range(3)]
+        left = [Signal(16, name=f"left{i}") for i in range(3)]
+        m.d.comb += [
+            steps[0].eq(Mux(im2col, cmd.out_block, 1)),
+            steps[1].eq(Mux(im2col, 1, cmd.out_pitch)),
+            steps[2].eq(Mux(im2col, cmd.out_pitch, cmd.out_block)),
+            count[0].eq(cmd.out_w - 1),
+            count[1].eq(Mux(im2col, cmd.out_w, cmd.out_h) - 1),
+            count[2].eq(Mux(im2col, cmd.out_h, cmd.blocks) - 1),
+        ]
+        last = [Mux(im2col, self.last_word, left[0] == 0), left[1] == 0, left[2] == 0]
+        m.d.comb += self.end.eq(last[0] & last[1] & last[2])
+        with m.If(self.start):
+            m.d.sync += [*(b.eq(cmd.out) for b in base)]
+            m.d.sync += [*(n.eq(c) for n, c in zip(left, count, strict=True))]
+        with m.Elif(self.step):
+            with m.If(~last[0]):
+                m.d.sync += [base[0].eq(base[0] + steps[0]), left[0].eq(left[0] - 1)]
+            with m.Else():
+                m.d.sync += left[0].eq(count[0])
+                with m.If(~last[1]):
+                    following = base[1] + steps[1]
+                    m.d.sync += [*(b.eq(following) for b in base[:2])]
+                    m.d.sync += left[1].eq(left[1] - 1)
+                with m.Else():
+                    following = base[2] + steps[2]
+                    m.d.sync += [*(b.eq(following) for b in base)]
+                    m.d.sync += [left[1].eq(count[1]), left[2].eq(left[2] - 1)]
+        return m

@@ -105,7 +105,9 @@ class Config:
             "scratchpad_bytes",
             f"must be a multiple of rows * banks = {self.rows * self.banks}",
         )
-        need(64 <= words <= 1 << 20, "scratchpad_bytes", "must hold 64..1048576 words of rows bytes")
+        need(
+            64 <= words <= 1 << 20, "scratchpad_bytes", "must hold 64..1048576 words of rows bytes"
+        )
         need(
             self.weight_bytes == self.weight_words * self.cols
             and self.weight_words % self.rows == 0,

@@ -13,14 +13,23 @@ from typing import Annotated
 import typer
 
 from isa import COMMANDS, CSRS, DEVICE_ID, TRACE_EVENT, VERSION
-from isa.commands import ENGINE_BITS, Command, Engine, Field, LoadTarget, Opcode, PostOp
-from isa.commands import PostSource, WindowOp
+from isa.commands import (
+    ENGINE_BITS,
+    Command,
+    Engine,
+    Field,
+    LoadTarget,
+    Opcode,
+    PostOp,
+    PostSource,
+    WindowOp,
+)
 from isa.config import Config, ConfigError
 from isa.csr import TOKEN_BITS, Control, EngineState, Fault, Irq, Status
 from isa.params import PARAM_BYTES, REQUANT_PARAMS
 from isa.trace import TRACE_EVENT_BYTES, TraceKind
 
-ENUMS: tuple[tuple[str, type[enum.IntEnum] | type[enum.IntFlag]], ...] = (
+ENUMS: tuple[tuple[str, type[enum.IntEnum | enum.IntFlag]], ...] = (
     ("OPCODE", Opcode),
     ("ENGINE", Engine),
     ("LOAD_TARGET", LoadTarget),

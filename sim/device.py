@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import mmap
 import multiprocessing
@@ -61,9 +62,9 @@ class RtlDevice(Device):
     """The RTL in ``simulator`` (``verilator`` or ``icarus``), in a process of its own.
 
     ``memory_bytes``: DRAM, taken from the host only where it is touched. ``memory``: its behaviour.
-    ``waves``: file to write waveforms to (VCD). ``rtl``: a SystemVerilog file with a module ``systole`` to
-    simulate instead of the one generated from ``config``. ``patience``: wall-clock seconds without a
-    sign of life after which the simulator counts as hung.
+    ``waves``: file to write waveforms to (VCD). ``rtl``: a SystemVerilog file with a module
+    ``systole`` to simulate instead of the one generated from ``config``. ``patience``: wall-clock
+    seconds without a sign of life after which the simulator counts as hung.
 
     Raises :class:`DeviceError`, with the tail of the simulator's log, when the simulator cannot be
     had, ends, hangs, or reports a failed assertion; the device is closed then.
@@ -118,7 +119,7 @@ class RtlDevice(Device):
         self.set_memory_model(memory or MemoryModel())
         self.reset()
 
-    # Device ----------------------------------------------------------------------------------------
+    # Device ---------------------------------------------------------------------------------------
 
     def write_memory(self, addr: int, data: bytes) -> None:
         self.check_range(addr, len(data))
@@ -149,7 +150,7 @@ class RtlDevice(Device):
                 self._fail(self._how_it_ended())
             self._release()
 
-    # Beyond Device ---------------------------------------------------------------------------------
+    # Beyond Device --------------------------------------------------------------------------------
 
     def set_memory_model(self, memory: MemoryModel) -> None:
         """Change the behaviour of the memory, between programs."""
@@ -168,7 +169,7 @@ class RtlDevice(Device):
         """Clock cycles simulated so far."""
         return self._ask("cycles")
 
-    # Talking ---------------------------------------------------------------------------------------
+    # Talking --------------------------------------------------------------------------------------
 
     def _ask(self, *request: Any) -> int:
         if self._process is None:
@@ -185,10 +186,8 @@ class RtlDevice(Device):
                 if kind == "ok":
                     return value
         except (EOFError, OSError):
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
             self._fail(self._how_it_ended())
         except KeyboardInterrupt:
             self._release()

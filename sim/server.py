@@ -1,7 +1,7 @@
 """Runs inside the simulator, as a cocotb module: carries out the requests of :mod:`sim.device`.
 
-Requests and replies are Python objects on one end of a ``multiprocessing`` pipe, whose file descriptor
-is in ``SYSTOLE_PIPE``. The simulation stands still between requests.
+Requests and replies are Python objects on one end of a ``multiprocessing`` pipe, whose file
+descriptor is in ``SYSTOLE_PIPE``. The simulation stands still between requests.
 
     request                    reply
     ("write", offset, value)   ("ok", 0)
@@ -30,7 +30,7 @@ WRITE, READ, WAIT, RUN, RESET = range(5)
 """Values of host_op in systole_tb.sv."""
 
 FIRST_SLICE = 1000
-"""Cycles of a wait after which the first sign of life is given; later ones come every half second."""
+"""Cycles of a wait until the first sign of life; later ones come every half second or so."""
 LONGEST_SLICE = 1 << 24
 
 
@@ -55,7 +55,10 @@ class Host:
         await self.run(op, address=offset, data=value)
         if int(self.dut.host_response.value):
             raise ValueError(f"AXI error on CSR access at {offset:#x}")
-        return int(self.dut.host_result.value)
+        result = self.dut.host_result.value
+        if not result.is_resolvable:
+            raise ValueError(f"register at {offset:#x} reads as {result}")
+        return int(result)
 
     async def pass_time(self, op: int, cycles: int, pipe: Connection) -> int:
         """WAIT or RUN in slices, with a sign of life after each."""

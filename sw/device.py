@@ -19,9 +19,9 @@ class DeviceError(RuntimeError):
 class Device(ABC):
     """An accelerator with its DRAM.
 
-    ``config`` is the configuration the hardware was made from. DRAM is bytes 0 to ``memory_bytes`` - 1
-    of the address space the accelerator's AXI manager sees. Time passes only in ``read_csr`` and
-    ``write_csr`` (a few cycles) and in ``wait_interrupt``.
+    ``config`` is the configuration the hardware was made from. DRAM is bytes 0 to
+    ``memory_bytes`` - 1 of the address space the accelerator's AXI manager sees. Time passes only
+    in ``read_csr`` and ``write_csr`` (a few cycles) and in ``wait_interrupt``.
     """
 
     config: Config
@@ -45,8 +45,8 @@ class Device(ABC):
 
     @abstractmethod
     def wait_interrupt(self, timeout_cycles: int) -> bool:
-        """Let time pass until the interrupt line is high: ``True`` at once if it already is, ``False``
-        after ``timeout_cycles`` cycles without."""
+        """Let time pass until the interrupt line is high: ``True`` at once if it already is,
+        ``False`` after ``timeout_cycles`` cycles without."""
 
     def close(self) -> None:  # noqa: B027
         """Release what the device holds. May be called twice."""
@@ -74,8 +74,8 @@ class Device(ABC):
 def open_device(
     kind: str, config: Config, *, memory_bytes: int = 64 << 20, **options: Any
 ) -> Device:
-    """Open a device: ``verilator`` or ``icarus`` (the RTL, built and cached on first use; ``options``
-    as for ``sim.device.RtlDevice``) or ``command`` (the command-level simulator).
+    """Open a device: ``verilator`` or ``icarus`` (the RTL, built and cached on first use;
+    ``options`` as for ``sim.device.RtlDevice``) or ``command`` (the command-level simulator).
 
     Raises :class:`DeviceError` when it cannot be had, ``ValueError`` on an unknown kind.
     """

@@ -51,11 +51,12 @@ class EngineReport:
         return f"{self.engine.name} idle"
 
 
-class DeviceFault(DeviceError):
+class DeviceFault(DeviceError):  # noqa: N818
     """A program stopped with a fault, or did not end in time. The device has been soft-reset since.
 
-    ``name`` is that of :class:`isa.Fault`, or ``TIMEOUT``. ``index`` is the command's (for TIMEOUT: None),
-    ``engine`` None if it was the fetch unit or none, ``address`` a byte offset in the DRAM window.
+    ``name`` is that of :class:`isa.Fault`, or ``TIMEOUT``. ``index`` is the command's (for TIMEOUT:
+    None), ``engine`` None if it was the fetch unit or none, ``address`` a byte offset in the DRAM
+    window.
     """
 
     def __init__(
@@ -117,13 +118,13 @@ class Driver:
         """Write a register by name."""
         self.device.write_csr(CSRS[name].offset, value)
 
-    # Programs --------------------------------------------------------------------------------------
+    # Programs -------------------------------------------------------------------------------------
 
     def load(
         self, image: bytes, *, command_offset: int, command_words: int, memory_bytes: int
     ) -> None:
-        """Load a program: ``image`` is the start of a DRAM window of ``memory_bytes`` bytes and holds,
-        at ``command_offset``, ``command_words`` 64-bit words of commands."""
+        """Load a program: ``image`` is the start of a DRAM window of ``memory_bytes`` bytes and
+        holds, at ``command_offset``, ``command_words`` 64-bit words of commands."""
         if command_offset % _PROGRAM_ALIGN:
             raise ValueError(f"commands at {command_offset:#x}: not a multiple of {_PROGRAM_ALIGN}")
         if not len(image) <= memory_bytes < 1 << 32:
@@ -156,8 +157,8 @@ class Driver:
         """Run the loaded program (again) and return the cycles it took.
 
         ``trace_events``: record up to that many events, in DRAM behind the program's window.
-        Raises :class:`DeviceFault` if it faults or takes longer than ``timeout_cycles``; the device can
-        be used again afterwards.
+        Raises :class:`DeviceFault` if it faults or takes longer than ``timeout_cycles``; the device
+        can be used again afterwards.
         """
         if trace_events and not self.device.config.trace:
             raise ValueError("the configuration has no trace unit")
@@ -203,7 +204,7 @@ class Driver:
                 return
         raise DeviceError("device hung: its soft reset does not end")
 
-    # What happened ---------------------------------------------------------------------------------
+    # What happened --------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, int]:
         """The performance counters of the last run by register name; CYCLES is one of 64 bits."""
@@ -225,7 +226,7 @@ class Driver:
         data = self.device.read_memory(address, count * TRACE_EVENT_BYTES) if count else b""
         return decode_trace(data)
 
-    # Private ---------------------------------------------------------------------------------------
+    # Private --------------------------------------------------------------------------------------
 
     @property
     def _trace_address(self) -> int:
@@ -237,8 +238,8 @@ class Driver:
     def _check_room(self, limit: int) -> None:
         if limit >= 1 << 32 or self.base + limit > self.device.memory_bytes:
             raise DeviceError(
-                f"the program needs a DRAM window of {limit} bytes at {self.base:#x}; the device has "
-                f"{self.device.memory_bytes} bytes of memory"
+                f"the program needs a DRAM window of {limit} bytes at {self.base:#x}; the device "
+                f"has {self.device.memory_bytes} bytes of memory"
             )
 
     def _check_window(self, offset: int, n: int) -> None:

@@ -1,8 +1,9 @@
 """The oracle: onnxruntime on the CPU, the check on the golden model.
 
 Its integer kernels are the contract (``QLinearConv``, ``QGemm``, ``QLinearMatMul``). A QDQ model
-reaches them only by the fusions of ORT_ENABLE_EXTENDED and above (``test_golden`` checks that);
-below, all between DequantizeLinear and QuantizeLinear runs in float32, which rounds differently.
+reaches them only by the fusions of ORT_ENABLE_EXTENDED and above, with int8 activations on x86 only
+if ``session.qdqisint8allowed`` is set (``test_golden`` checks both). Without, all between
+DequantizeLinear and QuantizeLinear runs in float32, which rounds differently.
 What onnxruntime cannot fuse runs in float32 at any level: a clamp that the output's range does not
 imply, for example.
 
@@ -41,6 +42,7 @@ def session(model: str | os.PathLike | onnx.ModelProto) -> onnxruntime.Inference
     """A session that runs the integer kernels."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     options.log_severity_level = 3
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

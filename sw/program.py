@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import numpy as np
 import isa
 from isa import Config
 from sw import layout
+from sw.files import write_atomically
 from sw.graph import Port, Tensor
 
 MAGIC = b"SYSTOLE\0"
@@ -109,15 +108,7 @@ class Program:
         text = json.dumps(header, separators=(",", ":")).encode()
         body = text + self.image
         head = _HEAD.pack(MAGIC, FORMAT, len(text), hashlib.sha256(body).digest())
-        path = Path(path)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(fd, "wb") as f:
-                f.write(head + body)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_atomically(path, head + body)
 
     @classmethod
     def load(cls, path: str | Path) -> Program:

@@ -31,7 +31,7 @@ SPREAD = 5.0
 
 @dataclass(frozen=True)
 class Activation:
-    """A dequantised value of the network under construction, with a sample in int8."""
+    """A quantised value of the network under construction, with a sample in int8."""
 
     name: str
     sample: np.ndarray
@@ -61,13 +61,22 @@ class Builder:
         self.nodes.append(helper.make_node(op_type, inputs, [output], output, **attributes))
         return output
 
-    def _quantised(self, value: str, sample: np.ndarray, scale: np.float32, zero: int):
-        """QuantizeLinear and DequantizeLinear behind ``value``."""
-        scale_name = self._const(f"{value}_scale", np.float32(scale))
-        zero_name = self._const(f"{value}_zero", np.int8(zero))
-        q = self._node("QuantizeLinear", [value, scale_name, zero_name], f"{value}_q")
-        dq = self._node("DequantizeLinear", [q, scale_name, zero_name], f"{value}_dq")
-        return Activation(dq, sample, np.float32(scale), zero)
+    def _quantised(
+        self, value: str, sample: np.ndarray, scale: np.float32, zero: int
+    ) -> Activation:
+        """QuantizeLinear behind ``value``."""
+        name = f"{value}_q"
+        parameters = [
+            self._const(f"{name}_scale", np.float32(scale)),
+            self._const(f"{name}_zero", np.int8(zero)),
+        ]
+        self._node("QuantizeLinear", [value, *parameters], name)
+        return Activation(name, sample, np.float32(scale), zero)
+
+    def _real(self, x: Activation) -> str:
+        """DequantizeLinear of ``x``, one for each consumer, as onnxruntime's fusions want it."""
+        parameters = [f"{x.name}_scale", f"{x.name}_zero"]
+        return self._node("DequantizeLinear", [x.name, *parameters], self._name(f"{x.name}_dq"))
 
     def input(self, shape: tuple[int, ...], scale: float = 1 / 64, zero: int = 0) -> Activation:
         """The network's float32 input."""
@@ -127,7 +136,7 @@ class Builder:
         w, w_scale, b, names = self._weights(stem, (outputs, depth, kernel, kernel), 0, x.scale)
         node = self._node(
             "Conv",
-            [x.name, *names],
+            [self._real(x), *names],
             stem,
             kernel_shape=[kernel, kernel],
             strides=[stride, stride],
@@ -140,13 +149,13 @@ class Builder:
         """A matrix (M, K) times a constant (K, N)."""
         stem = self._name("gemm")
         w, w_scale, b, names = self._weights(stem, (x.sample.shape[1], outputs), 1, x.scale)
-        node = self._node("Gemm", [x.name, *names], stem)
+        node = self._node("Gemm", [self._real(x), *names], stem)
         op = _operator(w.T[:, :, None, None], b, x.scale * w_scale, (1, 1), (0, 0, 0, 0))
         return self._finish(node, op, x, relu)
 
     def add(self, a: Activation, b: Activation) -> Activation:
         """a + b, then Relu."""
-        node = self._node("Add", [a.name, b.name], self._name("add"))
+        node = self._node("Add", [self._real(a), self._real(b)], self._name("add"))
         node = self._node("Relu", [node], f"{node}_relu")
         real = sum((v.sample.astype(np.float64) - v.zero) * v.scale for v in (a, b))
         scale = np.float32(SPREAD * np.sqrt(np.mean(real**2)) / 255)
@@ -156,7 +165,7 @@ class Builder:
     def max_pool(self, x: Activation) -> Activation:
         """2x2, stride 2."""
         node = self._node(
-            "MaxPool", [x.name], self._name("pool"), kernel_shape=[2, 2], strides=[2, 2]
+            "MaxPool", [self._real(x)], self._name("pool"), kernel_shape=[2, 2], strides=[2, 2]
         )
         n, c, h, w = x.sample.shape
         sample = x.sample.reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
@@ -164,17 +173,17 @@ class Builder:
 
     def global_average(self, x: Activation) -> Activation:
         """Global average pool and flatten, with a scale of its own."""
-        node = self._node("GlobalAveragePool", [x.name], self._name("pool"))
+        node = self._node("GlobalAveragePool", [self._real(x)], self._name("pool"))
         real = ((x.sample.astype(np.float64) - x.zero) * x.scale).mean(axis=(2, 3))
         scale = np.float32(1.25 * np.abs(real).max() / 255)
         sample = np.clip(np.rint(real / scale) - 128, -128, 127).astype(np.int8)
         pooled = self._quantised(node, sample, scale, -128)
-        flat = self._node("Flatten", [pooled.name], f"{node}_flat")
-        return Activation(flat, sample, scale, -128)
+        flat = self._node("Flatten", [self._real(pooled)], f"{node}_flat")
+        return self._quantised(flat, sample, scale, -128)
 
     def model(self, y: Activation) -> onnx.ModelProto:
         """The model that returns ``y`` as float32."""
-        output = helper.make_tensor_value_info(y.name, TensorProto.FLOAT, y.sample.shape)
+        output = helper.make_tensor_value_info(self._real(y), TensorProto.FLOAT, y.sample.shape)
         graph = helper.make_graph(
             self.nodes, self.name, [self.input_info], [output], self.constants
         )

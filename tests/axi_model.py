@@ -9,13 +9,13 @@ SLVERR = 2
 
 
 class AxiMemory:
-    """``size`` bytes (numpy-friendly ``bytearray`` ``data``) from bus address ``base`` on.
+    """``size`` bytes (the ``bytearray`` ``data``) from bus address ``base`` on.
 
-    ``latency`` (low, high) cycles pass before a read burst's first beat and before a write response;
-    in each cycle every handshake of the memory's side stalls with probability ``stall``. Beats that
-    touch an address in ``errors`` (a set of offsets of beats) answer SLVERR; such writes are dropped.
-    Violations of the burst and stability rules raise AssertionError. Add ``reader(bus)`` and
-    ``writer(bus)`` with ``Simulator.add_process``.
+    ``latency`` (low, high) cycles pass before a read burst's first beat and before a write
+    response; in each cycle every handshake of the memory's side stalls with probability ``stall``.
+    Beats that touch an address in ``errors`` (a set of offsets of beats) answer SLVERR; such writes
+    are dropped. Violations of the burst and stability rules raise AssertionError. Add
+    ``reader(bus)`` and ``writer(bus)`` with ``Simulator.add_process``.
     """
 
     def __init__(self, config, size, *, base=0, latency=(8, 8), stall=0.0, seed=0):
@@ -46,7 +46,7 @@ class AxiMemory:
         end = addr + (length + 1) * beat
         assert addr >> 12 == (end - 1) >> 12, f"burst at {addr:#x} crosses 4 KiB"
         offset = addr - self.base
-        assert 0 <= offset and end - self.base <= len(self.data), f"{addr:#x} outside the memory"
+        assert offset >= 0 and end - self.base <= len(self.data), f"{addr:#x} outside the memory"
         return offset, length + 1
 
     @staticmethod

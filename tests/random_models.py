@@ -179,7 +179,7 @@ def random_conv_model(
 def random_gemm_model(
     rng: np.random.Generator, *, form: str = "qdq", depth: int = 4000, size: int = 200
 ) -> onnx.ModelProto:
-    """One product (M, K) x (K, N); ``form``: ``qdq`` (Gemm), ``qlinear`` (QLinearMatMul), ``qgemm``."""
+    """One product (M, K) x (K, N). ``form``: ``qdq``, ``qlinear`` (QLinearMatMul) or ``qgemm``."""
     m, n = (int(np.exp(rng.uniform(0, np.log(size)))) for _ in range(2))
     k = int(np.exp(rng.uniform(0, np.log(depth))))
     across = bool(rng.integers(2)) and form != "qlinear"

@@ -156,7 +156,7 @@ def test_timeout_is_a_fault_without_a_command():
     device = ScriptedDevice(lambda device: None)
     driver = Driver(device)
     load(driver)
-    with pytest.raises(DeviceFault, match="^TIMEOUT after 0 cycles: LOAD idle") as info:
+    with pytest.raises(DeviceFault, match=r"^TIMEOUT after 0 cycles: LOAD idle") as info:
         driver.run(timeout_cycles=10)
     assert info.value.index is None and device.resets == 1
 
@@ -165,7 +165,7 @@ def test_fetch_fault_has_no_engine():
     device = ScriptedDevice(lambda d: d.fault(Fault.ILLEGAL_COMMAND, FAULT_ENGINE=15))
     driver = Driver(device)
     load(driver)
-    with pytest.raises(DeviceFault, match="^ILLEGAL_COMMAND .* command 0: LOAD idle") as info:
+    with pytest.raises(DeviceFault, match=r"^ILLEGAL_COMMAND .* command 0: LOAD idle") as info:
         driver.run()
     assert info.value.engine is None
 
@@ -241,7 +241,7 @@ def test_bounds():
         driver.read_data(-1, 1)
     with pytest.raises(ValueError, match="does not hold the image"):
         load(driver, image=b"12345", memory_bytes=4)
-    with pytest.raises(ValueError, match="not a multiple of 64"):
+    with pytest.raises(ValueError, match=r"not a multiple of 64"):
         driver.load(b"", command_offset=8, command_words=1, memory_bytes=64)
-    with pytest.raises(ValueError, match="not at a multiple of 4096"):
+    with pytest.raises(ValueError, match=r"not at a multiple of 4096"):
         Driver(ScriptedDevice(), base=64)

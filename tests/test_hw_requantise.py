@@ -20,7 +20,7 @@ def near_ties(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray,
     scale = (integer + 0.5) / s
     shift = (23 - np.floor(np.log2(scale))).astype(np.int64)
     multiplier = np.rint(np.ldexp(scale, shift)).astype(np.int64) + rng.integers(-1, 2, n)
-    ok = (0 <= shift) & (shift <= 63) & (multiplier < 1 << 24) & (multiplier >= 1 << 23)
+    ok = (shift >= 0) & (shift <= 63) & (multiplier < 1 << 24) & (multiplier >= 1 << 23)
     sign = rng.choice([-1, 1], n)
     return np.where(ok, s * sign, 0), np.where(ok, multiplier, 0), np.where(ok, shift, 0)
 

@@ -39,15 +39,16 @@ def test_random_traffic(name):
     async def bench(ctx):
         reads, writes = [None] * 4, [None] * 4
         written = set()
-        for cycle in range(600):
-            hot = rng.randrange(words)  # provokes a read right after a write
+        for _ in range(600):
+            hot = rng.randrange(words)  # several clients at one word
             for i in range(4):
-                pick = lambda: hot if rng.random() < 0.3 else rng.randrange(words)  # noqa: E731
+                addr = hot if rng.random() < 0.3 else rng.randrange(words)
                 if reads[i] is None and rng.random() < 0.7:
-                    reads[i] = rng.choice([*written]) if written and rng.random() < 0.3 else pick()
+                    again = written and rng.random() < 0.3  # right after it was written
+                    reads[i] = rng.choice(sorted(written)) if again else addr
                 if writes[i] is None and rng.random() < 0.7:
                     data = rng.getrandbits(8 * config.rows)
-                    writes[i] = (pick(), data, rng.randrange(1 << groups))
+                    writes[i] = (addr, data, rng.randrange(1 << groups))
                 ctx.set(dut.read[i].valid, reads[i] is not None)
                 ctx.set(dut.read[i].addr, reads[i] or 0)
                 ctx.set(dut.write[i].valid, writes[i] is not None)

@@ -204,8 +204,8 @@ def transfer(vector_bytes, count0, count1=1, count2=1, **fields):
 
 
 def random_transfer(rng, vector_bytes, dram, local):
-    """A random strided command in the ranges of vectors ``dram`` and of words ``local``; its vectors
-    do not overlap on either side."""
+    """A random strided command in the ranges of vectors ``dram`` and of words ``local``; its
+    vectors do not overlap on either side."""
     counts = [rng.randint(1, 12), rng.randint(1, 4), rng.randint(1, 3)]
     run = counts[0] + rng.randint(0, 5)
     group = counts[1] * run + rng.randint(0, 3)

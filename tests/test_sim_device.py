@@ -250,7 +250,7 @@ def test_violations_end_the_simulation_with_a_message(opened, arguments, message
 
 def test_unanswered_csr_access_ends_the_simulation(opened):
     device = opened()
-    with pytest.raises(DeviceError, match="no answer to the CSR access at 0x0*28"):
+    with pytest.raises(DeviceError, match=r"no answer to the CSR access at 0x0*28"):
         device.read_csr(10 * 4)
 
 
@@ -261,7 +261,7 @@ def test_dead_and_hung_simulators_are_reported(opened):
         device.read_csr(SOURCE)
     device = opened(patience=1.5)
     os.kill(device._process.pid, 19)
-    with pytest.raises(DeviceError, match="no sign of life for 1.5 seconds"):
+    with pytest.raises(DeviceError, match=r"no sign of life for 1.5 seconds"):
         device.read_csr(SOURCE)
 
 

@@ -1,0 +1,92 @@
+"""The WINDOW engine's IM2COL data path: collects runs of bytes into words."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from isa import Config
+
+
+def segment_layout(config: Config) -> data.StructLayout:
+    """What happens to the bytes of one source word.
+
+    Bytes from ``limit`` on are outside the input and read as ``pad``. After rotation right by
+    ``rotate`` the segment lies at bytes ``fill``..``stop - 1`` of the word being collected, those
+    beyond ``rows`` at the start of the next. ``emit``: the word at hand is complete; ``last``: it is
+    its pixel's last, filled up from ``stop`` with ``pad``.
+    """
+    rows = config.rows
+    return data.StructLayout(
+        {
+            "limit": range(rows + 1),
+            "rotate": range(rows),
+            "fill": range(rows),
+            "stop": range(2 * rows),
+            "emit": 1,
+            "last": 1,
+        }
+    )
+
+
+class Collector(wiring.Component):
+    """Collects segments into words, one segment a cycle.
+
+    A segment is taken when ``en`` and ``valid``; the word it completes is on ``o`` with ``o_valid``
+    (and ``o_last``) one cycle with ``en`` later. While ``en`` is low everything holds still.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        word = 8 * config.rows
+        super().__init__(
+            {
+                "en": In(1),
+                "valid": In(1),
+                "segment": In(segment_layout(config)),
+                "word": In(word),
+                "pad": In(8),
+                "o_valid": Out(1),
+                "o_last": Out(1),
+                "o": Out(word),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        rows = self.config.rows
+
+        # 1: pad, rotate.
+        valid = Signal()
+        segment = Signal.like(self.segment)
+        rotated = Signal(8 * rows)
+        padded = Cat(
+            Mux(i < self.segment.limit, self.word.word_select(i, 8), self.pad) for i in range(rows)
+        )
+        value = padded
+        for i in range(len(self.segment.rotate)):
+            stage = Signal(8 * rows, name=f"rotate{i}")
+            m.d.comb += stage.eq(
+                Mux(self.segment.rotate[i], value.rotate_right(8 * (1 << i)), value)
+            )
+            value = stage
+        with m.If(self.en):
+            m.d.sync += valid.eq(self.valid)
+            with m.If(self.valid):
+                m.d.sync += [segment.eq(self.segment), rotated.eq(value)]
+
+        # 2: merge with the bytes collected before.
+        collected = Signal(8 * rows)
+        m.d.comb += [self.o_valid.eq(valid & segment.emit), self.o_last.eq(segment.last)]
+        for i in range(rows):
+            new, old = rotated.word_select(i, 8), collected.word_select(i, 8)
+            is_old = i < segment.fill
+            is_pad = segment.last & (i >= segment.stop)
+            m.d.comb += self.o.word_select(i, 8).eq(
+                Mux(is_old, old, Mux(is_pad, self.pad, new))
+            )
+            # Bytes from ``stop`` on are rubbish until a later segment overwrites them.
+            with m.If(self.en & valid & (segment.emit | ~is_old)):
+                m.d.sync += old.eq(new)
+        return m

@@ -1,0 +1,292 @@
+"""The WINDOW engine: depthwise convolution, pooling and im2col, scratchpad to scratchpad."""
+
+from __future__ import annotations
+
+import enum as py_enum
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, enum, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.im2col import Collector, segment_layout
+from hw.interfaces import CommandPort, ScratchpadRead, ScratchpadWrite
+from hw.requantise import Requantise
+from hw.window_lines import WindowReduce, pixel_layout, weight_layout
+from hw.window_walk import OutputWalk, TapWalk
+from isa import Config, Opcode, WindowOp
+
+
+class Kind(enum.Enum, shape=2):
+    """What the word of a token is."""
+
+    PIXEL = 0
+    WEIGHT = 1
+    PARAMS = 2
+    SEGMENT = 3
+
+
+class WindowEngine(wiring.Component):
+    """Carries out WINDOW commands, one at a time, by a stream of *tokens*.
+
+    A token is one source word (a scratchpad word, or ``pad`` without a read) and what to do with it:
+    load as weights or parameters, reduce, or collect bytes. One token a cycle is issued; all that
+    follows is one pipeline that takes them in order, so the weights and parameters of a block are
+    loaded behind the last words of the block before and nothing needs to drain. The pipeline stands
+    still while a result waits for the scratchpad; a read that waits leaves a bubble.
+
+    Tokens of a block: DEPTHWISE its tap weights, then (also SUM) 8 of parameters, then the words of
+    :class:`~hw.window_walk.TapWalk`: the padded region (fast way) or every output's taps (general
+    way). Weights of more than ``window_width`` taps (general way) are instead read again before
+    every tap. IM2COL: one token for every source word that a run touches, and one more for a pixel
+    whose last run ends in its next word.
+
+    A command takes its tokens' cycles and some 20 for set-up and pipeline (IM2COL: 30).
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "command": In(CommandPort(Opcode.WINDOW)),
+                "scratchpad_read": Out(ScratchpadRead(config)),
+                "scratchpad_write": Out(ScratchpadWrite(config)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        rows = config.rows
+        word_bits = 8 * rows
+
+        m.submodules.walk = walk = TapWalk(config)
+        m.submodules.outputs = outputs = OutputWalk()
+        m.submodules.reduce = reduce = WindowReduce(config)
+        m.submodules.requantise = requantise = Requantise(lanes=rows)
+        m.submodules.collector = collector = Collector(config)
+
+        cmd = Signal.like(self.command.cmd.payload)
+        depthwise, maximum, im2col = Signal(), Signal(), Signal()
+        in_flight, start, en = Signal(), Signal(), Signal()
+        m.d.comb += [
+            depthwise.eq(cmd.op == WindowOp.DEPTHWISE),
+            maximum.eq(cmd.op == WindowOp.MAX),
+            im2col.eq(cmd.op == WindowOp.IM2COL),
+            walk.cmd.eq(cmd),
+            walk.start.eq(start),
+            outputs.cmd.eq(cmd),
+            outputs.start.eq(start),
+        ]
+
+        # Issue -----------------------------------------------------------------------------------
+        token_layout = data.StructLayout(
+            {
+                "kind": Kind,
+                "read": 1,
+                "addr": 20,
+                "pixel": pixel_layout(),
+                "weight": weight_layout(),
+                "params": 3,
+                "segment": segment_layout(config),
+            }
+        )
+        token, following = Signal(token_layout), Signal(token_layout)
+        token_valid, push, free, take = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.scratchpad_read.valid.eq(token_valid & token.read & en),
+            self.scratchpad_read.addr.eq(token.addr),
+            take.eq(token_valid & en & (~token.read | self.scratchpad_read.ready)),
+            free.eq(~token_valid | take),
+        ]
+        with m.If(free):
+            m.d.sync += token_valid.eq(push)
+            with m.If(push):
+                m.d.sync += token.eq(following)
+
+        stored = Signal()  # the taps' weights are in the line memory (general way)
+        again = Signal()  # ... or are read before every tap
+        m.d.comb += [
+            stored.eq(depthwise & ~walk.fast & (walk.taps <= config.window_width)),
+            again.eq(depthwise & ~walk.fast & (walk.taps > config.window_width)),
+        ]
+        # Window positions in use: the kernel in the corner of the newest word.
+        kernel_x, kernel_y = Signal(3), Signal(3)
+        used = Signal(9)
+        for kernel, size in ((kernel_x, cmd.kernel_w), (kernel_y, cmd.kernel_h)):
+            m.d.comb += kernel.eq(
+                Cat(walk.fast & (size > 2), walk.fast & (size > 1), 1)
+            )
+        m.d.comb += used.eq(Cat(kernel_y[y] & kernel_x[x] for y in range(3) for x in range(3)))
+        left_column, top_row = Signal(2), Signal(2)
+        m.d.comb += [
+            left_column.eq(Mux(walk.fast, 3 - cmd.kernel_w, 2)),
+            top_row.eq(Mux(walk.fast, 3 - cmd.kernel_h, 2)),
+        ]
+
+        blocks_left = Signal(12)
+        weight_addr, block_weights, params_addr = Signal(20), Signal(20), Signal(20)
+        index = Signal(12)  # of the tap, or of the column in the region's row
+        slot_x, slot_y = Signal(2), Signal(2)
+        params_index = Signal(3)
+        params_held = Signal()  # parameters wait in the pipeline to be taken over
+        weight_first = Signal()  # ``again``: the tap's weights come next
+        fill = Signal(range(rows))
+        stop = Signal(range(2 * rows))
+        unrotated = Signal(signed(len(fill) + 1))
+        command_end = Signal()
+        last_block = Signal()
+        m.d.comb += [
+            last_block.eq(blocks_left == 0),
+            stop.eq(fill + walk.count),
+            unrotated.eq(walk.byte - fill),
+        ]
+
+        def begin_block(first: bool = False) -> None:
+            with m.If(stored | (depthwise & walk.fast)):
+                m.next = "WEIGHTS"
+            with m.Elif(maximum | im2col):
+                m.next = "WALK"
+            with m.Else():
+                m.next = "PARAMETERS"
+
+        def read_weight() -> None:
+            m.d.comb += [
+                push.eq(1),
+                following.kind.eq(Kind.WEIGHT),
+                following.read.eq(1),
+                following.addr.eq(weight_addr),
+                following.weight.index.eq(index),
+                following.weight.store.eq(stored),
+                following.weight.x.eq(slot_x),
+                following.weight.y.eq(slot_y),
+            ]
+            with m.If(free):
+                m.d.sync += weight_addr.eq(weight_addr + 1)
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.command.cmd.ready.eq(1)
+                with m.If(self.command.cmd.valid):
+                    m.d.sync += [cmd.eq(self.command.cmd.payload), in_flight.eq(1)]
+                    m.next = "START"
+
+            with m.State("START"):
+                m.d.comb += start.eq(1)
+                m.d.sync += [
+                    blocks_left.eq(cmd.blocks - 1),
+                    weight_addr.eq(cmd.weights),
+                    block_weights.eq(cmd.weights),
+                    params_addr.eq(cmd.params),
+                    index.eq(0),
+                    weight_first.eq(1),
+                    fill.eq(0),
+                ]
+                m.next = "SET_UP"
+
+            with m.State("SET_UP"):
+                m.d.comb += reduce.clear.eq(walk.ready)
+                m.d.sync += [slot_x.eq(left_column), slot_y.eq(top_row)]
+                with m.If(walk.ready):
+                    begin_block()
+
+            with m.State("WEIGHTS"):
+                read_weight()
+                with m.If(free):
+                    m.d.sync += index.eq(index + 1)
+                    with m.If(slot_x == 2):
+                        m.d.sync += [slot_x.eq(left_column), slot_y.eq(slot_y + 1)]
+                    with m.Else():
+                        m.d.sync += slot_x.eq(slot_x + 1)
+                    with m.If(index == walk.taps - 1):
+                        m.d.sync += [index.eq(0), slot_y.eq(top_row)]
+                        m.next = "PARAMETERS"
+
+            with m.State("PARAMETERS"):
+                m.d.comb += [
+                    push.eq(~params_held),
+                    following.kind.eq(Kind.PARAMS),
+                    following.read.eq(1),
+                    following.addr.eq(params_addr),
+                    following.params.eq(params_index),
+                ]
+                with m.If(free & push):
+                    m.d.sync += [
+                        params_addr.eq(params_addr + 1),
+                        params_index.eq(params_index + 1),
+                    ]
+                    with m.If(params_index == 7):
+                        m.next = "WALK"
+
+            with m.State("WALK"):
+                with m.If(again & weight_first):
+                    read_weight()
+                    with m.If(free):
+                        m.d.sync += weight_first.eq(0)
+                with m.Else():
+                    m.d.comb += [
+                        push.eq(1),
+                        walk.step.eq(free),
+                        following.kind.eq(Mux(im2col, Kind.SEGMENT, Kind.PIXEL)),
+                        following.read.eq(walk.limit != 0),
+                        following.addr.eq(walk.addr),
+                        following.pixel.index.eq(index),
+                        following.pixel.mac.eq(walk.mac),
+                        following.pixel.first.eq(walk.first | walk.fast),
+                        following.pixel.last.eq(walk.last | walk.fast),
+                        following.segment.limit.eq(walk.limit),
+                        following.segment.rotate.eq(
+                            Mux(unrotated < 0, unrotated + rows, unrotated)
+                        ),
+                        following.segment.fill.eq(fill),
+                        following.segment.stop.eq(stop),
+                        following.segment.emit.eq(walk.last | (stop >= rows)),
+                        following.segment.last.eq(walk.last & (stop <= rows)),
+                    ]
+                    with m.If(free):
+                        m.d.sync += weight_first.eq(1)
+                        m.d.sync += index.eq(
+                            Mux(Mux(walk.fast, walk.row_end, walk.last), 0, index + 1)
+                        )
+                        with m.If(stop > rows):
+                            m.d.sync += fill.eq(stop - rows)
+                        with m.Elif(walk.last | (stop == rows)):
+                            m.d.sync += fill.eq(0)
+                        with m.Else():
+                            m.d.sync += fill.eq(stop)
+                        # The weights read again: the block's for the next output, too.
+                        with m.If(again & walk.last):
+                            with m.If(walk.block_end):
+                                m.d.sync += block_weights.eq(weight_addr)
+                            with m.Else():
+                                m.d.sync += weight_addr.eq(block_weights)
+                        with m.If(im2col & walk.last & (stop > rows)):
+                            m.d.sync += command_end.eq(walk.block_end)
+                            m.next = "FLUSH"
+                        with m.Elif(walk.block_end):
+                            m.d.sync += blocks_left.eq(blocks_left - 1)
+                            with m.If(last_block):
+                                m.next = "DRAIN"
+                            with m.Else():
+                                begin_block()
+
+            with m.State("FLUSH"):
+                m.d.comb += [
+                    push.eq(1),
+                    following.kind.eq(Kind.SEGMENT),
+                    following.segment.fill.eq(fill),
+                    following.segment.stop.eq(fill),
+                    following.segment.emit.eq(1),
+                    following.segment.last.eq(1),
+                ]
+                with m.If(free):
+                    m.d.sync += fill.eq(0)
+                    with m.If(command_end):
+                        m.next = "DRAIN"
+                    with m.Else():
+                        m.next = "WALK"
+
+            with m.State("DRAIN"):
+                with m.If(self.command.retire):
+                    m.d.sync += in_flight.eq(0)
+                    m.next = "IDLE"
+        raise NotImplementedError

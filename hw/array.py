@@ -76,7 +76,7 @@ class SystolicArray(wiring.Component):
         m.d.sync += capture_wave.eq(Cat(self.capture, capture_wave))
 
         def delayed(name: str, value, enable) -> Signal:
-            out = Signal(signed(8), name=name)
+            out = Signal(signed(8), name=name, reset_less=True)
             with m.If(enable):
                 m.d.sync += out.eq(value)
             return out
@@ -104,7 +104,7 @@ class SystolicArray(wiring.Component):
                     shadow = delayed(f"shadow_{r}_{c}", weight, capture_wave[r + j])
                     active = delayed(f"weight_{r}_{c}", shadow, swap_wave[i + j])
                     total += activations[r][j] * active
-                partial = Signal(signed(self.sum_width), name=f"sum_{i}_{c}")
+                partial = Signal(signed(self.sum_width), name=f"sum_{i}_{c}", reset_less=True)
                 with m.If(valid_wave[i + j]):
                     m.d.sync += partial.eq(total)
                 total = partial

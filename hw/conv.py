@@ -63,9 +63,9 @@ class Accumulators(wiring.Component):
         for s in range(1, depth):
             valid = Signal(name=f"valid_{s}")
             held = (
-                Signal(name=f"overwrite_{s}"),
-                Signal(name=f"half_{s}"),
-                Signal(address_bits, name=f"word_{s}"),
+                Signal(name=f"overwrite_{s}", reset_less=True),
+                Signal(name=f"half_{s}", reset_less=True),
+                Signal(address_bits, name=f"word_{s}", reset_less=True),
             )
             m.d.sync += valid.eq(stages[-1][0])
             with m.If(stages[-1][0]):
@@ -141,7 +141,7 @@ class ConvEngine(wiring.Component):
         )
 
         # A command waits here until both sequencers have taken it.
-        held = Signal(CONV)
+        held = Signal(CONV, reset_less=True)
         weights_wait, activations_wait = Signal(), Signal()
         m.d.comb += self.command.cmd.ready.eq(~weights_wait & ~activations_wait)
         for sequencer, wait in ((weights, weights_wait), (activations, activations_wait)):

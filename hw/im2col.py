@@ -14,8 +14,8 @@ def segment_layout(config: Config) -> data.StructLayout:
 
     Bytes from ``limit`` on are outside the input and read as ``pad``. After rotation right by
     ``rotate`` the segment lies at bytes ``fill``..``stop - 1`` of the word being collected, those
-    beyond ``rows`` at the start of the next. ``emit``: the word at hand is complete; ``last``: it is
-    its pixel's last, filled up from ``stop`` with ``pad``.
+    beyond ``rows`` at the start of the next. ``emit``: the word at hand is complete; ``last``: it
+    is its pixel's last, filled up from ``stop`` with ``pad``.
     """
     rows = config.rows
     return data.StructLayout(
@@ -83,9 +83,7 @@ class Collector(wiring.Component):
             new, old = rotated.word_select(i, 8), collected.word_select(i, 8)
             is_old = i < segment.fill
             is_pad = segment.last & (i >= segment.stop)
-            m.d.comb += self.o.word_select(i, 8).eq(
-                Mux(is_old, old, Mux(is_pad, self.pad, new))
-            )
+            m.d.comb += self.o.word_select(i, 8).eq(Mux(is_old, old, Mux(is_pad, self.pad, new)))
             # Bytes from ``stop`` on are rubbish until a later segment overwrites them.
             with m.If(self.en & valid & (segment.emit | ~is_old)):
                 m.d.sync += old.eq(new)

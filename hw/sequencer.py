@@ -23,9 +23,12 @@ last vector of its command."""
 
 
 def registers(prefix: str, **shapes) -> SimpleNamespace:
-    """One register for each name."""
+    """One register for each name. They hold data qualified by a valid bit elsewhere: no reset."""
     return SimpleNamespace(
-        **{name: Signal(shape, name=f"{prefix}_{name}") for name, shape in shapes.items()}
+        **{
+            name: Signal(shape, name=f"{prefix}_{name}", reset_less=True)
+            for name, shape in shapes.items()
+        }
     )
 
 

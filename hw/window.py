@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import enum as py_enum
-
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,6 +12,7 @@ from hw.requantise import Requantise
 from hw.window_lines import WindowReduce, pixel_layout, weight_layout
 from hw.window_walk import OutputWalk, TapWalk
 from isa import Config, Opcode, WindowOp
+from isa.params import PARAM_BYTES
 
 
 class Kind(enum.Enum, shape=2):
@@ -28,10 +27,10 @@ class Kind(enum.Enum, shape=2):
 class WindowEngine(wiring.Component):
     """Carries out WINDOW commands, one at a time, by a stream of *tokens*.
 
-    A token is one source word (a scratchpad word, or ``pad`` without a read) and what to do with it:
-    load as weights or parameters, reduce, or collect bytes. One token a cycle is issued; all that
-    follows is one pipeline that takes them in order, so the weights and parameters of a block are
-    loaded behind the last words of the block before and nothing needs to drain. The pipeline stands
+    A token is one source word (a scratchpad word, or ``pad`` without a read) and what to do with
+    it: load as weights or parameters, reduce, or collect bytes. One token a cycle is issued; all
+    that follows is one pipeline that takes them in order, so the weights and parameters of a block
+    are loaded behind the last words of the block before and nothing needs to drain. The pipeline stands
     still while a result waits for the scratchpad; a read that waits leaves a bubble.
 
     Tokens of a block: DEPTHWISE its tap weights, then (also SUM) 8 of parameters, then the words of
@@ -67,7 +66,7 @@ class WindowEngine(wiring.Component):
 
         cmd = Signal.like(self.command.cmd.payload)
         depthwise, maximum, im2col = Signal(), Signal(), Signal()
-        in_flight, start, en = Signal(), Signal(), Signal()
+        start, en = Signal(), Signal()
         m.d.comb += [
             depthwise.eq(cmd.op == WindowOp.DEPTHWISE),
             maximum.eq(cmd.op == WindowOp.MAX),
@@ -113,9 +112,7 @@ class WindowEngine(wiring.Component):
         kernel_x, kernel_y = Signal(3), Signal(3)
         used = Signal(9)
         for kernel, size in ((kernel_x, cmd.kernel_w), (kernel_y, cmd.kernel_h)):
-            m.d.comb += kernel.eq(
-                Cat(walk.fast & (size > 2), walk.fast & (size > 1), 1)
-            )
+            m.d.comb += kernel.eq(Cat(walk.fast & (size > 2), walk.fast & (size > 1), 1))
         m.d.comb += used.eq(Cat(kernel_y[y] & kernel_x[x] for y in range(3) for x in range(3)))
         left_column, top_row = Signal(2), Signal(2)
         m.d.comb += [
@@ -133,15 +130,13 @@ class WindowEngine(wiring.Component):
         fill = Signal(range(rows))
         stop = Signal(range(2 * rows))
         unrotated = Signal(signed(len(fill) + 1))
-        command_end = Signal()
-        last_block = Signal()
+        flush_is_end = Signal()
         m.d.comb += [
-            last_block.eq(blocks_left == 0),
             stop.eq(fill + walk.count),
             unrotated.eq(walk.byte - fill),
         ]
 
-        def begin_block(first: bool = False) -> None:
+        def begin_block() -> None:
             with m.If(stored | (depthwise & walk.fast)):
                 m.next = "WEIGHTS"
             with m.Elif(maximum | im2col):
@@ -167,7 +162,7 @@ class WindowEngine(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.command.cmd.ready.eq(1)
                 with m.If(self.command.cmd.valid):
-                    m.d.sync += [cmd.eq(self.command.cmd.payload), in_flight.eq(1)]
+                    m.d.sync += cmd.eq(self.command.cmd.payload)
                     m.next = "START"
 
             with m.State("START"):
@@ -214,7 +209,8 @@ class WindowEngine(wiring.Component):
                         params_addr.eq(params_addr + 1),
                         params_index.eq(params_index + 1),
                     ]
-                    with m.If(params_index == 7):
+                    with m.If(params_index == PARAM_BYTES - 1):
+                        m.d.sync += params_held.eq(1)
                         m.next = "WALK"
 
             with m.State("WALK"):
@@ -260,11 +256,11 @@ class WindowEngine(wiring.Component):
                             with m.Else():
                                 m.d.sync += weight_addr.eq(block_weights)
                         with m.If(im2col & walk.last & (stop > rows)):
-                            m.d.sync += command_end.eq(walk.block_end)
+                            m.d.sync += flush_is_end.eq(walk.block_end)
                             m.next = "FLUSH"
                         with m.Elif(walk.block_end):
                             m.d.sync += blocks_left.eq(blocks_left - 1)
-                            with m.If(last_block):
+                            with m.If(blocks_left == 0):
                                 m.next = "DRAIN"
                             with m.Else():
                                 begin_block()
@@ -280,13 +276,119 @@ class WindowEngine(wiring.Component):
                 ]
                 with m.If(free):
                     m.d.sync += fill.eq(0)
-                    with m.If(command_end):
+                    with m.If(flush_is_end):
                         m.next = "DRAIN"
                     with m.Else():
                         m.next = "WALK"
 
-            with m.State("DRAIN"):
-                with m.If(self.command.retire):
-                    m.d.sync += in_flight.eq(0)
-                    m.next = "IDLE"
-        raise NotImplementedError
+            with m.State("DRAIN"), m.If(self.command.retire):
+                m.next = "IDLE"
+
+        # 1: data ---------------------------------------------------------------------------------
+        data_token, data_valid = Signal(token_layout), Signal()
+        kept, is_kept = Signal(word_bits), Signal()  # data that came while the pipeline stood still
+        word = Signal(word_bits)
+        read_data = Mux(is_kept, kept, self.scratchpad_read.data)
+        m.d.comb += word.eq(Mux(data_token.read, read_data, cmd.pad.replicate(rows)))
+        with m.If(en):
+            m.d.sync += [data_valid.eq(take), is_kept.eq(0)]
+            with m.If(take):
+                m.d.sync += data_token.eq(token)
+        with m.Elif(data_valid & data_token.read & ~is_kept):
+            m.d.sync += [kept.eq(self.scratchpad_read.data), is_kept.eq(1)]
+
+        def arrives(kind: Kind) -> Value:
+            return data_valid & (data_token.kind == kind)
+
+        # 2..5: reduction -------------------------------------------------------------------------
+        m.d.comb += [
+            reduce.en.eq(en),
+            reduce.fast.eq(walk.fast),
+            reduce.maximum.eq(maximum),
+            reduce.stored.eq(stored),
+            reduce.used.eq(used),
+            reduce.ones.eq(Mux(depthwise, 0, used)),
+            reduce.issue.eq(take & (token.kind == Kind.PIXEL)),
+            reduce.index.eq(token.pixel.index),
+            reduce.pixel_valid.eq(arrives(Kind.PIXEL)),
+            reduce.pixel.eq(data_token.pixel),
+            reduce.weight_valid.eq(arrives(Kind.WEIGHT)),
+            reduce.weight.eq(data_token.weight),
+            reduce.word.eq(word),
+        ]
+
+        # Parameters are taken over in the stage where their block's first accumulators will come.
+        params = [Signal(word_bits, name=f"params{i}") for i in range(PARAM_BYTES)]
+        for i, part in enumerate(params):
+            with m.If(en & arrives(Kind.PARAMS) & (data_token.params == i)):
+                m.d.sync += part.eq(word)
+        complete = Signal(WindowReduce.LATENCY)
+        with m.If(en):
+            m.d.sync += complete.eq(
+                Cat(arrives(Kind.PARAMS) & (data_token.params == PARAM_BYTES - 1), complete)
+            )
+            with m.If(complete[-1]):
+                m.d.sync += params_held.eq(0)
+
+        # 6..: requantisation ---------------------------------------------------------------------
+        m.d.comb += [
+            requantise.en.eq(en),
+            requantise.i_valid.eq(reduce.o_valid & ~maximum),
+            requantise.acc.eq(reduce.acc),
+            requantise.load.eq(complete[-1]),
+            requantise.params.eq(Cat(params)),
+            requantise.zero.eq(cmd.zero),
+            requantise.low.eq(cmd.low),
+            requantise.high.eq(cmd.high),
+        ]
+
+        # 2..3: im2col ----------------------------------------------------------------------------
+        m.d.comb += [
+            collector.en.eq(en),
+            collector.valid.eq(arrives(Kind.SEGMENT)),
+            collector.segment.eq(data_token.segment),
+            collector.word.eq(word),
+            collector.pad.eq(cmd.pad),
+        ]
+
+        # Results ---------------------------------------------------------------------------------
+        result, result_valid, result_last = Signal(word_bits), Signal(), Signal()
+        maximum_valid = Signal()
+        m.d.comb += [
+            maximum_valid.eq(reduce.o_valid & maximum),
+            en.eq(~result_valid | self.scratchpad_write.ready),
+        ]
+        with m.If(en):
+            m.d.sync += [
+                result_valid.eq(requantise.o_valid | maximum_valid | collector.o_valid),
+                result_last.eq(collector.o_last),
+            ]
+            with m.If(requantise.o_valid):
+                m.d.sync += result.eq(requantise.o)
+            with m.If(collector.o_valid):
+                m.d.sync += result.eq(collector.o)
+            with m.If(maximum_valid):
+                for i in range(rows):
+                    value = reduce.acc[32 * i :][:8].as_signed()
+                    raised = Signal(signed(8), name=f"raised_{i}")
+                    m.d.comb += raised.eq(Mux(value < cmd.low, cmd.low, value))
+                    m.d.sync += result.word_select(i, 8).eq(
+                        Mux(raised > cmd.high, cmd.high, raised)
+                    )
+
+        written = Signal()
+        m.d.comb += [
+            self.scratchpad_write.valid.eq(result_valid),
+            self.scratchpad_write.addr.eq(outputs.addr),
+            self.scratchpad_write.data.eq(result),
+            self.scratchpad_write.mask.eq(~0),
+            written.eq(result_valid & self.scratchpad_write.ready),
+            outputs.step.eq(written),
+            outputs.last_word.eq(result_last),
+            self.command.stalled.eq(
+                (self.scratchpad_read.valid & ~self.scratchpad_read.ready)
+                | (result_valid & ~self.scratchpad_write.ready)
+            ),
+        ]
+        m.d.sync += self.command.retire.eq(written & outputs.end)
+        return m

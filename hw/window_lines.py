@@ -15,13 +15,13 @@ INDEX_BITS = 12
 
 def pixel_layout() -> data.StructLayout:
     """What to do with a word: ``index`` is its column in the region's row (fast) or its tap
-    (general); ``mac``: reduce the window that it completes; ``first``/``last`` word of an output."""
+    (general); ``mac``: reduce the window it completes; ``first``/``last`` word of an output."""
     return data.StructLayout({"index": INDEX_BITS, "mac": 1, "first": 1, "last": 1})
 
 
 def weight_layout() -> data.StructLayout:
-    """Where a word of weights goes: into the line memory at tap ``index``, or, unless ``store``, into
-    the window's row ``y``, column ``x``."""
+    """Where a word of weights goes: into the line memory at tap ``index``, or, unless ``store``,
+    into the window's row ``y``, column ``x``."""
     return data.StructLayout({"store": 1, "y": 2, "x": 2, "index": INDEX_BITS})
 
 
@@ -118,9 +118,7 @@ class WindowReduce(wiring.Component):
         first, last = Signal(3), Signal(4)
         with m.If(self.en):
             m.d.sync += [
-                valid.eq(
-                    Cat(self.pixel_valid & self.pixel.mac, valid[:2], valid[2] & last[2])
-                ),
+                valid.eq(Cat(self.pixel_valid & self.pixel.mac, valid[:2], valid[2] & last[2])),
                 first.eq(Cat(self.pixel.first, first)),
                 last.eq(Cat(self.pixel.last, last)),
             ]
@@ -148,9 +146,7 @@ class WindowReduce(wiring.Component):
                 for x in range(3):
                     parts = [Signal(signed(8), name=f"part{y}{x}_{i}") for y in range(3)]
                     for y, part in enumerate(parts):
-                        m.d.comb += part.eq(
-                            Mux(self.used[3 * y + x], lane(window[y][x]), -128)
-                        )
+                        m.d.comb += part.eq(Mux(self.used[3 * y + x], lane(window[y][x]), -128))
                     m.d.sync += column[x].eq(_largest(m, f"column{x}_{i}", parts))
 
             # 3: sum of the products, or maximum of the columns.

@@ -22,9 +22,10 @@ DIVIDEND_BITS = 17
 class TapWalk(wiring.Component):
     """Walks over the source words that a WINDOW command reads, one a cycle.
 
-    ``start`` begins the command held in ``cmd`` (stable until the next ``start``). Some cycles later
-    (as many as the longest of ``|y0|``, ``stride_y``, ``dilation_y``, ``kernel_h`` has bits, plus 2;
-    IM2COL: 19) ``ready`` rises and the outputs describe the first word; ``step`` goes on to the next.
+    ``start`` begins the command held in ``cmd`` (stable until the next ``start``). As many cycles
+    later as the longest of ``|y0|``, ``stride_y``, ``dilation_y``, ``kernel_h`` has bits, plus 4
+    (IM2COL: 22 in all), ``ready`` rises and the outputs describe the first word; ``step`` goes on
+    to the next.
 
     * General walk (``fast`` low): for every block, output and tap (kx innermost) one word.
       IM2COL: for every output and tap the words its run touches; a word is a *segment* of ``count``
@@ -115,25 +116,24 @@ class TapWalk(wiring.Component):
         m.d.comb += first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows))
 
         with m.FSM():
-            with m.State("IDLE"):
-                with m.If(self.start):
-                    m.d.sync += [
-                        self.ready.eq(0),
-                        addend.eq(cmd.src_pitch),
-                        factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
-                        factors[1].eq(cmd.stride_y),
-                        factors[2].eq(cmd.dilation_y),
-                        *(p.eq(0) for p in products),
-                        kernel_addend.eq(cmd.kernel_w),
-                        kernel_left.eq(cmd.kernel_h),
-                        self.taps.eq(0),
-                        *(q.eq(d) for q, d in zip(quotients, dividends, strict=True)),
-                        *(r.eq(0) for r in remainders),
-                        divide_left.eq(Mux(im2col, DIVIDEND_BITS, 0)),
-                        last_px.eq(span(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
-                        last_py.eq(span(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
-                    ]
-                    m.next = "MULTIPLY"
+            with m.State("IDLE"), m.If(self.start):
+                m.d.sync += [
+                    self.ready.eq(0),
+                    addend.eq(cmd.src_pitch),
+                    factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
+                    factors[1].eq(cmd.stride_y),
+                    factors[2].eq(cmd.dilation_y),
+                    *(p.eq(0) for p in products),
+                    kernel_addend.eq(cmd.kernel_w),
+                    kernel_left.eq(cmd.kernel_h),
+                    self.taps.eq(0),
+                    *(q.eq(d) for q, d in zip(quotients, dividends, strict=True)),
+                    *(r.eq(0) for r in remainders),
+                    divide_left.eq(Mux(im2col, DIVIDEND_BITS, 0)),
+                    last_px.eq(span(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
+                    last_py.eq(span(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
+                ]
+                m.next = "MULTIPLY"
 
             with m.State("MULTIPLY"):
                 m.d.sync += [addend.eq(addend << 1), kernel_addend.eq(kernel_addend << 1)]

@@ -3,8 +3,19 @@
 Pure Python, no amaranth, no onnx. Everything else imports this package and never the reverse.
 """
 
-from isa.commands import COMMANDS, Command, Engine, Field, Opcode, PostOp, PostSource, WindowOp
-from isa.commands import LoadTarget, decode, encode
+from isa.commands import (
+    COMMANDS,
+    Command,
+    Engine,
+    Field,
+    LoadTarget,
+    Opcode,
+    PostOp,
+    PostSource,
+    WindowOp,
+    decode,
+    encode,
+)
 from isa.config import Config, ConfigError
 from isa.csr import CSRS, Control, Csr, Fault, Irq, Status
 from isa.trace import TRACE_EVENT, TraceKind

@@ -1,14 +1,14 @@
 """The command set: declared once, from which encoder, hardware layouts, documentation follow.
 
 A program is one stream of commands in DRAM. A command is a little-endian bit string, fields packed
-from bit 0 without gaps in declared order, padded to whole 64-bit words; its opcode gives its length.
-The fetch unit hands each command to the queue of the engine it names. Every engine runs its queue in
-order; engines run concurrently and synchronise with tokens only:
+from bit 0 without gaps in declared order, padded to whole 64-bit words; its opcode gives its
+length. The fetch unit hands each command to the queue of the engine it names. Every engine runs its
+queue in order; engines run concurrently and synchronise with tokens only:
 
 * There is one counting semaphore for every ordered pair of engines (from, to).
 * Before a command starts, it takes one token of each engine whose bit is set in ``wait``.
-* When a command has ended (all its effects are visible), it gives one token to each engine whose bit
-  is set in ``signal``.
+* When a command has ended (all its effects are visible), it gives one token to each engine whose
+  bit is set in ``signal``.
 
 Commands of one engine see all effects of earlier commands of that engine. Anything else must be
 ordered by tokens; two unordered commands that touch the same word, one of them writing, are a race.
@@ -212,17 +212,18 @@ COMMANDS: dict[Opcode, Command] = {
             (Engine.LOAD, Engine.WLOAD),
             (Field("target", 1, "destination memory", enum=LoadTarget),)
             + _transfer("destination memory"),
-            "Copies ``count2 x count1 x count0`` vectors from DRAM. A vector takes ``vector_bytes`` "
-            "(scratchpad) or ``weight_vector_bytes`` (weights) in DRAM, of which the first ``rows`` "
-            "or ``cols`` are kept. ``dram``, ``dram1`` and ``dram2`` are multiples of that.",
+            "Copies ``count2 x count1 x count0`` vectors from DRAM. A vector takes "
+            "``vector_bytes`` (scratchpad) or ``weight_vector_bytes`` (weights) in DRAM, of which "
+            "the first ``rows`` or ``cols`` are kept. ``dram``, ``dram1`` and ``dram2`` are multiples "
+            "of that.",
         ),
         Command(
             Opcode.STORE,
             (Engine.STORE,),
             _transfer("scratchpad"),
             "Copies ``count2 x count1 x count0`` scratchpad words to DRAM, ``vector_bytes`` each; "
-            "the bytes beyond ``rows`` of each are written as zero. Ends when the last write response "
-            "has arrived.",
+            "the bytes beyond ``rows`` of each are written as zero. Ends when the last write "
+            "response has arrived.",
         ),
         Command(
             Opcode.CONV,
@@ -234,8 +235,8 @@ COMMANDS: dict[Opcode, Command] = {
                 Field("blocks", 12, "input channel blocks (>= 1)"),
             )
             + _window("kernel"),
-            "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight buffer: "
-            "for every output (oy, ox): acc[oy * out_w + ox][n] += sum over lanes r of "
+            "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight "
+            "buffer: for every output (oy, ox): acc[oy * out_w + ox][n] += sum over lanes r of "
             "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x)[r] * "
             "w[tile][r][n], modulo 2^32. x(b, y, x) is scratchpad word src + b * src_block + "
             "y * src_pitch + x, or ``pad`` in every lane outside the input.",
@@ -273,12 +274,12 @@ COMMANDS: dict[Opcode, Command] = {
                 Field("mb", 24, "op ADD: multiplier of ``b``"),
                 Field("shift", 6, "op ADD: right shift of the sum, rounding half to even (>= 1)"),
             ),
-            "For every group g (outermost) and output (oy, ox): takes ``lanes`` channels, computes, "
-            "writes them at position (lane + g) mod (rows / lanes) of scratchpad word out + "
-            "((lane + g) div (rows / lanes)) * out_block + oy * out_pitch + ox; ``a`` (source "
-            "SCRATCHPAD) and ``b`` are read from the same position and block of their own tensors. "
-            "Source ACCUMULATOR: ``a`` = requantise(acc[acc + oy * out_w + ox][g * lanes + i]) with "
-            "the parameters at params + g * param_words.",
+            "For every group g (outermost) and output (oy, ox): takes ``lanes`` channels, "
+            "computes, writes them at position (lane + g) mod (rows / lanes) of scratchpad word "
+            "out + ((lane + g) div (rows / lanes)) * out_block + oy * out_pitch + ox; ``a`` "
+            "(source SCRATCHPAD) and ``b`` are read from the same position and block of their own "
+            "tensors. Source ACCUMULATOR: ``a`` = requantise(acc[acc + oy * out_w + ox][g * lanes "
+            "+ i]) with the parameters at params + g * param_words.",
         ),
         Command(
             Opcode.WINDOW,
@@ -296,16 +297,16 @@ COMMANDS: dict[Opcode, Command] = {
             )
             + _requantise(),
             "DEPTHWISE, SUM, MAX: for every block b and output (oy, ox), lane by lane: reduces "
-            "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x) over the "
-            "taps (x as for CONV) and writes scratchpad word out + b * out_block + oy * out_pitch + ox. "
-            "Tap weights of block b: words weights + (b * kernel_h + ky) * kernel_w + kx; parameters of "
-            "block b: 8 words at params + 8 * b. "
-            "IM2COL: the input is packed bytes: row y starts at word src + y * src_pitch; in_w, x0, "
-            "stride_x, dilation_x count bytes (a negative or too large byte column, or a row outside "
-            "0..in_h-1, reads as ``pad``). For every output (oy, ox), the bytes of all taps (ky, kx) - "
-            "``run`` bytes from column x0 + ox * stride_x + kx * dilation_x of row y0 + oy * stride_y + "
-            "ky * dilation_y - are concatenated, filled up with ``pad`` to whole words, and word t "
-            "written to out + t * out_block + oy * out_pitch + ox.",
+            "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x) over "
+            "the taps (x as for CONV) and writes scratchpad word out + b * out_block + oy * "
+            "out_pitch + ox. Tap weights of block b: words weights + (b * kernel_h + ky) * "
+            "kernel_w + kx; parameters of block b: 8 words at params + 8 * b. "
+            "IM2COL: the input is packed bytes: row y starts at word src + y * src_pitch; in_w, "
+            "x0, stride_x, dilation_x count bytes (a negative or too large byte column, or a row "
+            "outside 0..in_h-1, reads as ``pad``). For every output (oy, ox), the bytes of all "
+            "taps (ky, kx) - ``run`` bytes from column x0 + ox * stride_x + kx * dilation_x of row "
+            "y0 + oy * stride_y + ky * dilation_y - are concatenated, filled up with ``pad`` to "
+            "whole words, and word t written to out + t * out_block + oy * out_pitch + ox.",
         ),
     )
 }
@@ -319,7 +320,8 @@ def encode(
     signal: int = 0,
     **values: int,
 ) -> list[int]:
-    """The command's 64-bit words. Fields not named are 0. Raises ``ValueError`` naming the field."""
+    """The command's 64-bit words. Fields not named are 0. Raises ``ValueError`` naming the
+    field."""
     command = COMMANDS[opcode]
     if engine is None:
         engine = command.engines[0] if command.engines else Engine(0)

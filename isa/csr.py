@@ -118,8 +118,8 @@ def _build() -> dict[str, Csr]:
         add(
             f"{e.name}_STATE",
             "ro",
-            "bits 1:0 EngineState, bits 15:8 tokens missing, bits 31:16 low bits of the index of the "
-            "command at the head of the queue",
+            "bits 1:0 EngineState, bits 15:8 tokens missing, bits 31:16 low bits of the index of "
+            "the command at the head of the queue",
         )
     for e in Engine:
         add(f"{e.name}_BUSY", "ro", "cycles with a command in flight and not held up by memory")

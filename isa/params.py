@@ -2,16 +2,17 @@
 
 A channel's parameters are 64 bits. The parameters of a group of channels (``lanes`` for POST,
 ``rows`` for WINDOW) are consecutive, little-endian, from byte 0 of a scratchpad word, going on into
-following words when a word of ``rows`` bytes is full; the rest of the last word is unused. Each group
-starts at a word of its own.
+following words when a word of ``rows`` bytes is full; the rest of the last word is unused. Each
+group starts at a word of its own.
 
 ``requantise`` maps an int32 accumulator to an int8 exactly as onnxruntime's float32 arithmetic does
 (``saturate(rint(float32(acc + bias) * scale) + zero)``), in integers:
 
 1. ``s = (acc + bias) mod 2^32`` as int32.
 2. ``s`` rounded to 24 significant bits, half to even (float32 of an int32).
-3. ``p = s * multiplier * 2^-shift`` exactly; rounded to 24 significant bits, half to even (the float32
-   product); rounded to an integer, half to even. Values beyond the clamp need no exact rounding.
+3. ``p = s * multiplier * 2^-shift`` exactly; rounded to 24 significant bits, half to even (the
+   float32 product); rounded to an integer, half to even. Values beyond the clamp need no exact
+   rounding.
 4. ``clamp(p + zero, low, high)``.
 """
 

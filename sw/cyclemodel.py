@@ -1,9 +1,9 @@
 """A cycle model: predicts when every command of a program starts and ends.
 
-One pass over the command stream, which is a legal sequential order: a command starts when it has been
-fetched, its engine is free and its tokens have been given; it lasts as long as its engine needs for it
-without disturbance. The memory bus serves transfers in stream order. Bank conflicts are not modelled.
-"""
+One pass over the command stream, which is a legal sequential order: a command starts when it has
+been fetched, its engine is free and its tokens have been given; it lasts as long as its engine
+needs for it without disturbance. The memory bus serves transfers in stream order. Bank conflicts
+are not modelled."""
 
 from __future__ import annotations
 

@@ -84,15 +84,16 @@ class Divergence:
     def __str__(self) -> str:
         where = "" if self.command is None else f", written by command {self.command}"
         return (
-            f"layer {self.layer}: tensor {self.tensor} element {list(self.element)} (N, C, H, W) is "
-            f"{self.got}, the golden model says {self.expected}{where}"
+            f"layer {self.layer}: tensor {self.tensor} element {list(self.element)} (N, C, H, W) "
+            f"is {self.got}, the golden model says {self.expected}{where}"
         )
 
 
 def compare(
     program: Program, tensors: Mapping[str, np.ndarray], golden: Mapping[str, np.ndarray]
 ) -> tuple[int, Divergence | None]:
-    """Elements that differ from the golden model over all layers that are in DRAM, and the first."""
+    """Elements that differ from the golden model over all layers that are in DRAM, and the
+    first."""
     total, first = 0, None
     for layer in program.layers:
         if layer.output not in tensors:
@@ -114,8 +115,8 @@ def compare(
 
 
 def writer_of(program: Program, tensor: str, element: tuple[int, ...]) -> int | None:
-    """Index of the command that computed an element of a tensor in DRAM: the last POST or WINDOW that
-    wrote the scratchpad word that the last STORE to the element's address read."""
+    """Index of the command that computed an element of a tensor in DRAM: the last POST or WINDOW
+    that wrote the scratchpad word that the last STORE to the element's address read."""
     config = program.config
     place = program.tensors[tensor]
     n, c, y, x = element

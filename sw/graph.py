@@ -2,9 +2,8 @@
 compiler lowers.
 
 Every activation is an int8 array of shape (N, C, H, W). uint8 tensors of the model are held shifted
-by -128, zero points likewise, so that nothing behind the loader knows of uint8. A matrix (M, K) is the
-tensor (1, K, 1, M): features are channels, rows are columns of an image one pixel high.
-"""
+by -128, zero points likewise, so that nothing behind the loader knows of uint8. A matrix (M, K) is
+the tensor (1, K, 1, M): features are channels, rows are columns of an image one pixel high."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ class ModelError(ValueError):
 class Tensor:
     """An activation and how it stands in the ONNX model.
 
-    ``array.transpose(perm).reshape(shape)`` takes the model's array of ``onnx_shape`` to (N, C, H, W).
-    """
+    ``array.transpose(perm).reshape(shape)`` takes the model's array of ``onnx_shape`` to (N, C, H,
+    W)."""
 
     name: str
     shape: tuple[int, int, int, int]

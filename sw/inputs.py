@@ -18,10 +18,9 @@ class InputError(ValueError):
 def read_inputs(path: str | Path, graph: Graph) -> dict[str, np.ndarray]:
     """The model's inputs by name, in the model's own shapes and types.
 
-    ``.npz``: arrays named like the inputs (or one array for a model of one input); ``.npy``: the one
-    input; images: resized to the input's height and width, RGB or grey by its channels, as 0..255
-    (uint8), -128..127 (int8) or 0..1 (float32). Raises :class:`InputError`.
-    """
+    ``.npz``: arrays named like the inputs (or one array for a model of one input); ``.npy``: the
+    one input; images: resized to the input's height and width, RGB or grey by its channels, as
+    0..255 (uint8), -128..127 (int8) or 0..1 (float32). Raises :class:`InputError`."""
     path = Path(path)
     suffix = path.suffix.lower()
     try:

@@ -4,8 +4,8 @@ A scratchpad word of ``rows`` bytes takes ``vector_bytes`` in DRAM, a weight wor
 ``weight_vector_bytes`` (powers of two; the bytes beyond are zero).
 
 * *blocked*: activations as words [N][C / rows][H][W], channels of a block in the lanes.
-* *packed*: few-channel inputs; each image row is its bytes (x, c), c fastest, filled up to whole words.
-"""
+* *packed*: few-channel inputs; each image row is its bytes (x, c), c fastest, filled up to whole
+  words."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The program file: everything a run needs, in one versioned, checksummed file.
 
 Layout: 8 bytes magic, u32 format version, u32 length of the JSON header, 32 bytes SHA-256 of what
-follows, JSON header, DRAM image. The image is the start of the DRAM window: commands, then constants;
-tensors lie behind it.
-"""
+follows, JSON header, DRAM image. The image is the start of the DRAM window: commands, then
+constants; tensors lie behind it."""
 
 from __future__ import annotations
 
@@ -112,7 +111,8 @@ class Program:
 
     @classmethod
     def load(cls, path: str | Path) -> Program:
-        """Raises :class:`ProgramError` when the file is no program, damaged, or of another version."""
+        """Raises :class:`ProgramError` when the file is no program, damaged, or of another
+        version."""
         try:
             data = Path(path).read_bytes()
         except OSError as e:

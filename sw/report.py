@@ -15,8 +15,8 @@ from sw.program import Program
 
 @dataclass
 class LayerReport:
-    """One row. ``cycles`` None: not measured. Layers overlap: a cycle counts for the layer that ends
-    next, so the rows add up to the whole run."""
+    """One row. ``cycles`` None: not measured. Layers overlap: a cycle counts for the layer that
+    ends next, so the rows add up to the whole run."""
 
     name: str
     op: str
@@ -25,8 +25,8 @@ class LayerReport:
     cycles: int | None = None
     utilisation: float | None = None
     stalls: dict[str, int] = field(default_factory=dict)
-    """Cycles in which the layer's commands on CONV, POST and WINDOW waited at the head of their queue
-    for a token (``CONV<WLOAD``: of WLOAD) or were held up by memory (``CONV<memory``)."""
+    """Cycles in which the layer's commands on CONV, POST and WINDOW waited at the head of their
+    queue for a token (``CONV<WLOAD``: of WLOAD) or were held up by memory (``CONV<memory``)."""
     dram_read_bytes: int = 0
     dram_write_bytes: int = 0
 
@@ -77,7 +77,8 @@ def layers(
 ) -> list[LayerReport]:
     """The rows of the report; without events, without cycles.
 
-    ``total_cycles``: from start to done; what comes after the last event counts for the last layer."""
+    ``total_cycles``: from start to done; what comes after the last event counts for the last
+    layer."""
     rows = [LayerReport(x.name, x.op, x.shape, x.macs) for x in program.layers]
     for layer, (read, write) in zip(program.command_layers, traffic(program)):
         rows[layer].dram_read_bytes += read

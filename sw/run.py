@@ -59,7 +59,8 @@ class Report:
     sim_cycles_per_second: float | None = None
     layers: list[LayerReport] = field(default_factory=list)
     host_ops: list[dict[str, Any]] = field(default_factory=list)
-    """Operators run on the host: always empty, the accelerator takes all or the model is refused."""
+    """Operators run on the host: always empty, the accelerator takes all or the model is
+    refused."""
     first_mismatch: str | None = None
 
 

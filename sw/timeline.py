@@ -1,4 +1,5 @@
-"""Trace events as a timeline for https://ui.perfetto.dev: one track per engine, one slice per command."""
+"""Trace events as a timeline for https://ui.perfetto.dev: one track per engine, one slice per
+command."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ SEQUENCE = 1
 
 
 def write_timeline(path: str | Path, program: Program, events: Iterable[Mapping[str, int]]) -> None:
-    """Write the timeline; one cycle is shown as one nanosecond. A command that an engine takes while
-    it works on another begins where that one ends."""
+    """Write the timeline; one cycle is shown as one nanosecond. A command that an engine takes
+    while it works on another begins where that one ends."""
     builder = TraceProtoBuilder()
     for engine in Engine:
         track = builder.add_packet().track_descriptor

@@ -628,7 +628,7 @@ def test_soft_reset_in_the_middle() -> None:
     bench.work = lambda engine, index: Work(cycles=30)
 
     async def main(ctx):
-        for delay in range(0, 200, 23):
+        for delay in range(1, 200, 23):
             words = bench.program(*bench.expect(program))
             await bench.start(words, control=ControlBits.TRACE)
             await ctx.tick().repeat(delay)

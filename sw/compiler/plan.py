@@ -1,9 +1,10 @@
-"""Planning: which activations stay in the scratchpad, how stages are cut into regions, and addresses.
+"""Planning: which activations stay in the scratchpad, how stages are cut into regions, and
+addresses.
 
-A tensor is *resident* (whole in the scratchpad from its making to its last use) when that leaves every
-stage in its life a decent region to work on; otherwise it lives in DRAM and stages load and store it
-region by region. Addresses, in the scratchpad and in DRAM, are packed by size over lifetimes.
-"""
+A tensor is *resident* (whole in the scratchpad from its making to its last use) when that leaves
+every stage in its life a decent region to work on; otherwise it lives in DRAM and stages load and
+store it region by region. Addresses, in the scratchpad and in DRAM, are packed by size over
+lifetimes."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ class AddFields:
 
 @dataclass(frozen=True)
 class Stage:
-    """One operator on its engine. ``sources[0]`` is the main input, ``sources[1]`` the other addend."""
+    """One operator on its engine. ``sources[0]`` is the main input, ``sources[1]`` the other
+    addend."""
 
     layer: int
     op: Op

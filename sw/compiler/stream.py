@@ -2,8 +2,8 @@
 derived from what each command reads and writes.
 
 For every memory, the last writer of each word and each engine's last reader are remembered. A new
-command depends on the commands of other engines that it conflicts with; as engines run in order, only
-the latest of each engine matters, and none that earlier tokens already imply (vector clocks).
+command depends on the commands of other engines that it conflicts with; as engines run in order,
+only the latest of each engine matters, and none that earlier tokens already imply (vector clocks).
 """
 
 from __future__ import annotations

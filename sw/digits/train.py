@@ -1,8 +1,8 @@
 """Trains, quantises and writes the digits network: ``python -m sw.digits.train``.
 
-A residual network of three 3x3 convolutions and a Gemm on scikit-learn's 8x8 digits, trained in numpy
-by Adam, quantised to int8 QDQ (weights per channel) by onnxruntime. The same seed gives the same
-network on the same machine. Takes seconds; scikit-learn is needed for the data.
+A residual network of three 3x3 convolutions and a Gemm on scikit-learn's 8x8 digits, trained in
+numpy by Adam, quantised to int8 QDQ (weights per channel) by onnxruntime. The same seed gives the
+same network on the same machine. Takes seconds; scikit-learn is needed for the data.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Convolution:
         flat = grad.reshape(-1, grad.shape[-1])
         gw = (flat.T @ self.columns.reshape(len(flat), -1)).reshape(self.w.shape)
         taps = (grad @ self.w.reshape(len(self.w), -1)).reshape(*grad.shape[:3], c, 3, 3)
-        gx = np.zeros((n, c, h + 2, w + 2), np.float32)
+        gx = np.zeros((n, c, h + 2, w + 2), grad.dtype)
         for ky in range(3):
             for kx in range(3):
                 rows = slice(ky, ky + self.stride * grad.shape[1], self.stride)
@@ -86,8 +86,8 @@ class Convolution:
         return gx[:, :, 1:-1, 1:-1], gw, flat.sum(axis=0)
 
 
-def gradients(p: Parameters, x: np.ndarray, y: np.ndarray) -> Parameters:
-    """Of the mean cross entropy."""
+def gradients(p: Parameters, x: np.ndarray, y: np.ndarray) -> tuple[float, Parameters]:
+    """The mean cross entropy and its gradients."""
     first, second, third = Convolution(1), Convolution(2), Convolution(1)
     h1 = np.maximum(first.forward(x, p["w1"], p["b1"]), 0)
     h2 = np.maximum(second.forward(h1, p["w2"], p["b2"]), 0)
@@ -96,14 +96,16 @@ def gradients(p: Parameters, x: np.ndarray, y: np.ndarray) -> Parameters:
     logits = flat @ p["w4"] + p["b4"]
     probability = np.exp(logits - logits.max(axis=1, keepdims=True))
     probability /= probability.sum(axis=1, keepdims=True)
-    probability[np.arange(len(y)), y] -= 1
+    right = np.arange(len(y)), y
+    loss = -float(np.log(probability[right]).mean())
+    probability[right] -= 1
     g = probability / len(y)
     out = {"w4": flat.T @ g, "b4": g.sum(axis=0)}
     g3 = (g @ p["w4"].T).reshape(h3.shape) * (h3 > 0)
     g2, out["w3"], out["b3"] = third.backward(g3)
     g1, out["w2"], out["b2"] = second.backward((g2 + g3) * (h2 > 0))
     _, out["w1"], out["b1"] = first.backward(g1 * (h1 > 0))
-    return out
+    return loss, out
 
 
 def train(x: np.ndarray, y: np.ndarray) -> Parameters:
@@ -119,7 +121,7 @@ def train(x: np.ndarray, y: np.ndarray) -> Parameters:
         at = (step % batches) * BATCH
         chosen = order[at : at + BATCH]
         rate = RATE * (1 + np.cos(np.pi * step / (EPOCHS * batches))) / 2
-        for k, g in gradients(p, x[chosen], y[chosen]).items():
+        for k, g in gradients(p, x[chosen], y[chosen])[1].items():
             mean[k] += 0.1 * (g - mean[k])
             square[k] += 0.001 * (g * g - square[k])
             m = mean[k] / (1 - 0.9 ** (step + 1))

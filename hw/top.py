@@ -1,0 +1,118 @@
+"""The accelerator: control, engines, memories and AXI managers, wired together."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, ResetInserter
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from hw.axi import Axi4, Axi4Lite, ReadManager, WriteManager, forward
+from hw.control import Control, port_name
+from hw.conv import ConvEngine
+from hw.post import PostEngine
+from hw.scratchpad import Scratchpad, WeightArbiter
+from hw.transfer import LoadEngine, StoreEngine
+from hw.window import WindowEngine
+from isa import Config, Engine
+from isa.csr import CSR_ADDR_BITS
+
+# Clients of the scratchpad and of the managers, in the order of their priority where there is one.
+READERS = (Engine.CONV, Engine.POST, Engine.WINDOW, Engine.STORE)
+WRITERS = (Engine.POST, Engine.WINDOW, Engine.LOAD, Engine.WLOAD)
+READ_FETCH, READ_LOAD, READ_WLOAD = range(3)
+WRITE_STORE, WRITE_TRACE = range(2)
+
+
+class Systole(wiring.Component):
+    """The whole machine: an AXI4 manager to DRAM, an AXI4-Lite subordinate with the registers of
+    ``isa.csr``, an interrupt line."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "m_axi": Out(Axi4(config)),
+                "s_axil": In(Axi4Lite(CSR_ADDR_BITS)),
+                "irq": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.control = control = Control(config)
+        connect(m, flipped(self.s_axil), control.s_axil)
+        m.d.comb += self.irq.eq(control.irq)
+
+        def resettable(name: str, block: wiring.Component) -> wiring.Component:
+            m.submodules[name] = ResetInserter(control.reset)(block)
+            return block
+
+        read = resettable("read", ReadManager(config, clients=3))
+        write = resettable("write", WriteManager(config, clients=2 if config.trace else 1))
+        forward(m, read.bus, self.m_axi)
+        forward(m, write.bus, self.m_axi)
+        for manager in (read, write):
+            m.d.comb += [
+                manager.base.eq(control.base),
+                manager.limit.eq(control.limit),
+                manager.drain.eq(control.drain),
+            ]
+        m.d.comb += [
+            control.axi_idle.eq(read.idle & write.idle),
+            control.read_beat.eq(read.beat),
+            control.write_beat.eq(write.beat & (write.beat_client == WRITE_STORE)),
+        ]
+        connect(m, control.program, read.clients[READ_FETCH])
+        if config.trace:
+            connect(m, control.trace, write.clients[WRITE_TRACE])
+
+        load = resettable("load", LoadEngine(config))
+        wload = resettable("wload", LoadEngine(config))
+        conv = resettable("conv", ConvEngine(config))
+        post = resettable("post", PostEngine(config))
+        store = resettable("store", StoreEngine(config))
+        connect(m, load.memory, read.clients[READ_LOAD])
+        connect(m, wload.memory, read.clients[READ_WLOAD])
+        connect(m, store.memory, write.clients[WRITE_STORE])
+        connect(m, post.accumulators, conv.accumulators)
+        m.submodules.weights = weights = WeightArbiter(config)
+        connect(m, load.weights, weights.clients[0])
+        connect(m, wload.weights, weights.clients[1])
+        connect(m, weights.weights, conv.weight_write)
+
+        cores = {
+            Engine.LOAD: load,
+            Engine.WLOAD: wload,
+            Engine.CONV: conv,
+            Engine.POST: post,
+            Engine.STORE: store,
+        }
+        reads = {
+            Engine.CONV: conv.scratchpad,
+            Engine.POST: post.scratchpad_read,
+            Engine.STORE: store.scratchpad,
+        }
+        writes = {
+            Engine.LOAD: load.scratchpad,
+            Engine.WLOAD: wload.scratchpad,
+            Engine.POST: post.scratchpad_write,
+        }
+        if config.window:
+            window = resettable("window", WindowEngine(config))
+            cores[Engine.WINDOW] = window
+            reads[Engine.WINDOW] = window.scratchpad_read
+            writes[Engine.WINDOW] = window.scratchpad_write
+
+        for engine, core in cores.items():
+            connect(m, getattr(control, port_name(engine)), core.command)
+        readers = [e for e in READERS if e in reads]
+        writers = [e for e in WRITERS if e in writes]
+        m.submodules.scratchpad = scratchpad = Scratchpad(
+            config, readers=len(readers), writers=len(writers)
+        )
+        for i, engine in enumerate(readers):
+            connect(m, reads[engine], scratchpad.read[i])
+        for i, engine in enumerate(writers):
+            connect(m, writes[engine], scratchpad.write[i])
+        return m

@@ -30,8 +30,9 @@ class WindowEngine(wiring.Component):
     A token is one source word (a scratchpad word, or ``pad`` without a read) and what to do with
     it: load as weights or parameters, reduce, or collect bytes. One token a cycle is issued; all
     that follows is one pipeline that takes them in order, so the weights and parameters of a block
-    are loaded behind the last words of the block before and nothing needs to drain. The pipeline stands
-    still while a result waits for the scratchpad; a read that waits leaves a bubble.
+    are loaded behind the last words of the block before and nothing needs to drain. The
+    pipeline stands still while a result waits for the scratchpad; a read that waits leaves a
+    bubble.
 
     Tokens of a block: DEPTHWISE its tap weights, then (also SUM) 8 of parameters, then the words of
     :class:`~hw.window_walk.TapWalk`: the padded region (fast way) or every output's taps (general

@@ -35,9 +35,11 @@ class AssemblyError(ValueError):
 
 def _parse_value(field: Field, text: str) -> int:
     try:
-        return int(text, 0)
+        value = int(text, 0)
     except ValueError:
         pass
+    else:
+        return value if field.enum is None else field.enum(value)
     if field.name in MASKS:
         names = text.split(",")
         unknown = [n for n in names if n not in Engine.__members__]
@@ -71,12 +73,7 @@ def _assemble_line(text: str) -> list[int]:
         except ValueError as e:
             raise ValueError(f"{name}: {key}: {e}") from None
     engine = values.pop("engine", None)
-    try:
-        words = encode(command.opcode, None if engine is None else Engine(engine), **values)
-    except ValueError as e:
-        raise ValueError(str(e) if engine is None else f"{e} (engine={engine})") from None
-    decode(words)  # refuses numbers that are no member of their enumeration
-    return words
+    return encode(command.opcode, None if engine is None else Engine(engine), **values)
 
 
 def assemble(text: str) -> list[int]:

@@ -165,8 +165,8 @@ def _lines() -> Iterator[str]:
     yield ""
     yield _doc(commands)
     yield ""
-    yield "The text form of programs is that of `python -m isa.assembler`; `python -m isa.header` writes"
-    yield "all of this as a C header."
+    yield "The text form of programs is that of `python -m isa.assembler`; `python -m isa.header`"
+    yield "writes all of this as a C header."
     yield ""
     yield from _enum(Engine)
     yield "## Commands"

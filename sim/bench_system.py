@@ -11,6 +11,7 @@ import random
 
 from isa import Config, Engine, Fault, LoadTarget, Opcode, TraceKind, encode
 from isa.csr import TOKEN_BITS, EngineState
+from isa.trace import TRACE_EVENT_BYTES
 from sim.device import MemoryModel, RtlDevice
 from sim.programs import Program, assemble, round_trip
 from sw.driver import DeviceFault, Driver
@@ -50,7 +51,8 @@ def trace(device: RtlDevice, rng: random.Random) -> None:
     assert list(events["index"]) == [i // 2 for i in range(2 * program.commands)]
     assert list(events["kind"]) == [TraceKind.START, TraceKind.END] * program.commands
     assert set(events["engine"][2::4]) == {Engine.STORE}
-    guard = BASE + len(program.image) + 3 * 16
+    # The buffer lies at the next multiple of 64 bytes behind the program.
+    guard = BASE + -(-len(program.image) // 64) * 64 + 3 * TRACE_EVENT_BYTES
     device.write_memory(guard, b"\xa5" * 256)
     _run(driver, program, trace_events=3)
     assert len(driver.trace()) == 3

@@ -197,10 +197,11 @@ class Driver:
         return self._wide("CYCLES")
 
     def reset(self) -> None:
-        """Soft reset: stops what runs, clears faults; DRAM keeps its content."""
+        """Soft reset: stops what runs, clears faults and the interrupt; DRAM keeps its content."""
         self.write("CONTROL", Control.SOFT_RESET)
         for _ in range(RESET_POLLS):
             if not self.read("CONTROL") & Control.SOFT_RESET:
+                self.write("IRQ", Irq.DONE | Irq.FAULT)
                 return
         raise DeviceError("device hung: its soft reset does not end")
 

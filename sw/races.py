@@ -1,11 +1,11 @@
 """Finds commands that are not ordered by tokens but touch the same word: races.
 
-Every engine has a vector clock: for each engine, the latest command known to have ended. The k-th wait
-on a pair of engines takes the token of its k-th signal, so a command happens after all earlier ones of
-its engine, after the commands that gave it its tokens, and after everything before those. For every
-word the latest read and write of each engine are remembered (FastTrack, Flanagan and Freund 2009,
-without its epochs); a conflicting access that the clock of the command at hand does not cover is a
-race, whatever the order in which the commands happen to be executed here.
+Every engine has a vector clock: for each engine, the latest command known to have ended. The k-th
+wait on a pair of engines takes the token of its k-th signal, so a command happens after all earlier
+ones of its engine, after the commands that gave it its tokens, and after everything before those.
+For every word the latest read and write of each engine are remembered (as in FastTrack, Flanagan
+and Freund 2009, without its epochs); a conflicting access that the clock of the command at hand
+does not cover is a race, whatever the order in which the commands happen to be executed here.
 
 Times are indices of commands in the program plus 1; 0 means never.
 """
@@ -36,20 +36,20 @@ class CommandError(DeviceError):
         super().__init__(f"command {index} ({command}): {at}{message}")
 
 
-class MissingToken(CommandError):
+class MissingToken(CommandError):  # noqa: N818
     """A command waits for a token that no earlier command gave."""
 
 
-class TokenOverflow(CommandError):
-    """Executed one by one, the program already exceeds what a token counter holds. (Other timings may
-    have more tokens outstanding than this one; the hardware detects that.)"""
+class TokenOverflow(CommandError):  # noqa: N818
+    """Executed one by one, the program already exceeds what a token counter holds. (Other timings
+    may have more tokens outstanding than this one; the hardware detects that.)"""
 
 
-class UninitialisedRead(CommandError):
+class UninitialisedRead(CommandError):  # noqa: N818
     """A command reads a word that no command of this program wrote."""
 
 
-class Race(CommandError):
+class Race(CommandError):  # noqa: N818
     """Two commands touch the same word, one of them writing, and no tokens order them.
     ``other`` is the earlier one's index."""
 
@@ -73,7 +73,8 @@ class Memory(enum.Enum):
 
 @dataclass(frozen=True)
 class Box:
-    """Words ``start + i * steps[0] + j * steps[1] + ...`` for all i, j, ... under ``counts`` (>= 1)."""
+    """Words ``start + i * steps[0] + j * steps[1] + ...`` for all i, j, ... under ``counts``
+    (>= 1)."""
 
     start: int
     counts: tuple[int, ...]
@@ -101,8 +102,8 @@ def span(start: int, count: int) -> Box:
 
 
 def progressions(values: np.ndarray) -> list[tuple[int, int, int]]:
-    """Increasing integers as arithmetic progressions (first, count, step): one if they are one, else
-    their runs of consecutive ones."""
+    """Increasing integers as arithmetic progressions (first, count, step): one if they are one,
+    else their runs of consecutive ones."""
     if len(values) < 2:
         return [(int(v), 1, 1) for v in values]
     gaps = np.diff(values)
@@ -168,6 +169,10 @@ class Tracker:
         self._index = 0
         self._engine = Engine(0)
 
+    def error(self, kind: type[CommandError], field: str, message: str) -> CommandError:
+        """An error of the command at hand."""
+        return kind(self._index, self._describe(self._index), message, field)
+
     def begin(self, index: int, engine: Engine, wait: int) -> None:
         """The command takes its tokens. Raises :class:`MissingToken`."""
         self._index, self._engine = index, engine
@@ -176,11 +181,10 @@ class Tracker:
             if wait >> giver & 1:
                 tokens = self._tokens[giver, engine]
                 if not tokens:
-                    raise MissingToken(
-                        index,
-                        self._describe(index),
-                        f"{engine.name} waits for a token of {giver.name} that was never given",
+                    raise self.error(
+                        MissingToken,
                         "wait",
+                        f"{engine.name} waits for a token of {giver.name} that was never given",
                     )
                 clock = [max(pair) for pair in zip(clock, tokens.popleft())]
         self._clocks[engine] = clock
@@ -193,11 +197,10 @@ class Tracker:
             known = box.view(self._initialised[memory])
             if not known.all():
                 place = np.unravel_index(int(known.argmin()), known.shape)
-                raise UninitialisedRead(
-                    self._index,
-                    self._describe(self._index),
-                    f"reads {memory.value} {box.word(place)}, which was never written",
+                raise self.error(
+                    UninitialisedRead,
                     field,
+                    f"reads {memory.value} {box.word(place)}, which was never written",
                 )
         if self._check_races and memory in self._reads:
             self._require_order(self._writes[memory], "written", "reads", memory, box, field)
@@ -243,11 +246,10 @@ class Tracker:
             if signal >> taker & 1:
                 tokens = self._tokens[self._engine, taker]
                 if len(tokens) == (1 << TOKEN_BITS) - 1:
-                    raise TokenOverflow(
-                        self._index,
-                        self._describe(self._index),
+                    raise self.error(
+                        TokenOverflow,
+                        "signal",
                         f"gives {taker.name} token {len(tokens) + 1} of {self._engine.name}; its "
                         f"counter has {TOKEN_BITS} bits",
-                        "signal",
                     )
                 tokens.append(list(clock))

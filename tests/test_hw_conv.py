@@ -236,7 +236,7 @@ def test_random_commands(config: Config, refuse: float, drain: bool):
     bench = Bench(
         config, seed=int(rng.integers(1 << 30)), gaps=0.3 * drain, refuse=refuse, drain=drain
     )
-    commands = [random_command(config, rng, i % 2 if drain else None) for i in range(16)]
+    commands = [random_command(config, rng, i % 2 if drain else None) for i in range(12)]
     for half in (0, 1):
         # Define every word first, so that commands that accumulate have something to add to.
         start = conv(acc=half * config.acc_half, out_w=config.acc_half, pad=half, in_w=3)
@@ -258,7 +258,7 @@ def test_next_command_adds_to_last_word(config: Config):
     bench.run(commands)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+@pytest.mark.parametrize("config", CONFIGS[:3] + CONFIGS[4:], ids=IDS[:3] + IDS[4:])
 def test_cycles(config: Config):
     """One vector a cycle: no bubble between rows, tiles and commands; ``rows`` for a short tile."""
     rows = config.rows

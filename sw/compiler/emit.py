@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
-from sw.compiler.plan import Plan, Region, StagePlan, _cuts, input_extent
+from sw.compiler.plan import TILE, Plan, Region, StagePlan, cuts, input_extent, part_of
 from sw.compiler.stages import POINTWISE, Geometry, Source, Stage
 from sw.compiler.stream import CommandStream, Memory, Span, run
-
-TILE = 256
-"""Outputs of one CONV command: long enough to hide the next tile's weights, short enough that the
-last POST of a layer is soon over."""
 
 CHUNK_WORDS = 512
 """Weight words one WLOAD brings, about: the grain at which CONV can follow the load."""
@@ -94,9 +90,9 @@ def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[
     kh, kw = kernel
     block_words = kh * kw * rows
     if block_words <= limit:
-        return [Piece(b, n, 0, kh) for b, n in _cuts(blocks, limit // block_words)]
+        return [Piece(b, n, 0, kh) for b, n in cuts(blocks, limit // block_words)]
     per = max(1, limit // (kw * rows))
-    return [Piece(b, 1, ky, n) for b in range(blocks) for ky, n in _cuts(kh, per)]
+    return [Piece(b, 1, ky, n) for b in range(blocks) for ky, n in cuts(kh, per)]
 
 
 class Emitter:
@@ -197,7 +193,7 @@ class Emitter:
             words = stage.batch * source.blocks * source.h * source.w
             base = self.plan.addresses[("tensor", name)]
             step = min(LOAD_WORDS, max(128, -(-words // 8)))
-            for at, count in _cuts(words, step):
+            for at, count in cuts(words, step):
                 self._linear(Engine.LOAD, i, self.dram[name] + at * self.vector, base + at, count)
 
     def _load_fixed(self, i: int, stage: Stage) -> None:
@@ -206,7 +202,7 @@ class Emitter:
             return
         words = stage.fixed_words
         base = self.plan.addresses[("fixed", i)]
-        for at, count in _cuts(words, MAX_COUNT):
+        for at, count in cuts(words, MAX_COUNT):
             self._linear(
                 Engine.WLOAD,
                 i,
@@ -245,13 +241,19 @@ class Emitter:
         count = min(stage.group_words, source.blocks - first) if source.per_group else source.blocks
         if source.tensor in self.plan.resident:
             view = self._resident_view(source, region.n)
-            return View(view.base + first * view.block, *list(view.__dict__.values())[1:])
+            return replace(view, base=view.base + first * view.block)
+        return self._load_part(i, role, source, region, first, count)
+
+    def _load_part(
+        self, i: int, role: str, source: Source, region: Region, first: int, count: int
+    ) -> View:
+        """Load what a region needs of ``count`` blocks of a source; block 0 is block ``first``."""
         y, x, h, w = input_extent(source, region)
         view = View(self._slot(role, i), w, h * w, y, x, h, w)
         image = source.h * source.w
         address = self.dram[source.tensor]
         step = max(1, min(LOAD_WORDS, -(-count * h * w // 8)) // (h * w))
-        for b, n in _cuts(count, step):
+        for b, n in cuts(count, step):
             self._transfer(
                 Engine.LOAD,
                 i,
@@ -308,7 +310,8 @@ class Emitter:
             following = plan.regions[r + 1] if r + 1 < len(plan.regions) else None
             x = ahead
             ahead = None
-            if not main.per_group and x is None:
+            whole = not main.per_group and plan.split is None
+            if whole and x is None:
                 x = self._prepare(i, stage, region)
             for group in range(stage.groups):
                 if main.per_group:
@@ -317,16 +320,16 @@ class Emitter:
                 if len(stage.sources) > 1:
                     other = self._input(i, "other", stage.sources[1], region, group)
                 out = self._output(i, region, group)
-                assert x is not None
                 if stage.kind == "array":
                     self._array(i, stage, region, group, x, other, out)
                 elif stage.kind == "window":
+                    assert x is not None
                     self._window(i, stage, region, group, x, out)
                 else:
-                    assert other is not None
+                    assert x is not None and other is not None
                     self._add(i, stage, region, group, x, other, out)
                 self._store(i, region, group, out)
-                if group == 0 and following is not None and not main.per_group:
+                if group == 0 and following is not None and whole:
                     ahead = self._prepare(i, stage, following)
 
     def _prepare(self, i: int, stage: Stage, region: Region) -> View:
@@ -386,8 +389,8 @@ class Emitter:
             rows, columns = 1, limit
         else:
             rows, columns = max(1, limit // region.w), region.w
-        for y, h in _cuts(region.h, rows):
-            for x, w in _cuts(region.w, columns):
+        for y, h in cuts(region.h, rows):
+            for x, w in cuts(region.w, columns):
                 yield Region(region.n, region.y + y, region.x + x, h, w)
 
     def _array(
@@ -396,17 +399,21 @@ class Emitter:
         stage: Stage,
         region: Region,
         group: int,
-        x: View,
+        x: View | None,
         other: View | None,
         out: View,
     ) -> None:
+        """The group's column blocks, tile by tile. ``x`` None: the reduction is split."""
         config = self.config
         column_blocks = config.rows // config.lanes
         total = stage.array_weights.shape[0]
         for column in range(group * column_blocks, min((group + 1) * column_blocks, total)):
             for tile in self._tiles(region):
                 self._half ^= 1
-                self._conv(i, stage, column, tile, x)
+                if x is None:
+                    self._conv_split(i, stage, column, tile)
+                else:
+                    self._conv(i, stage, column, tile, x)
                 self._post(i, stage, group, column, tile, other, out)
 
     def _weights(self, i: int, stage: Stage, column: int, piece: Piece) -> int:
@@ -438,8 +445,7 @@ class Emitter:
         """The CONV commands of one tile: one, or one per piece of the reduction where the pieces
         arrive, or lie, one by one."""
         _, blocks, kh, kw, rows, _ = stage.array_weights.shape
-        limit = max(rows, min(CHUNK_WORDS, self.config.weight_words // 4))
-        todo = pieces(blocks, (kh, kw), rows, limit)
+        todo = pieces(blocks, (kh, kw), rows, self._chunk_limit(rows))
         whole = Piece(0, blocks, 0, kh)
         held = [self.ring.find((i, column, p)) for p in todo]
         joined = all(a is not None for a in held) and all(
@@ -451,6 +457,31 @@ class Emitter:
         for n, piece in enumerate(todo):
             at = self._weights(i, stage, column, piece)
             self._conv_piece(i, stage, tile, x, piece, at, n > 0)
+
+    def _conv_split(self, i: int, stage: Stage, column: int, tile: Region) -> None:
+        """The CONV commands of one tile, each behind the load of its part of the input."""
+        source = stage.sources[0]
+        most, kernel_rows = self.plan.stages[i].split
+        _, blocks, kh, kw, rows, _ = stage.array_weights.shape
+        limit = self._chunk_limit(rows)
+        done = 0
+        for block, count in cuts(blocks, most):
+            for ky, n in cuts(kh, kernel_rows):
+                part = part_of(source, ky, n)
+                if source.tensor in self.plan.resident:
+                    x = self._resident_view(source, tile.n)
+                else:
+                    x = self._load_part(i, "x", part, tile, block, count)
+                    x = replace(x, base=x.base - block * x.block)
+                for inner in pieces(count, (n, kw), rows, limit):
+                    piece = Piece(block + inner.block, inner.blocks, ky + inner.ky, inner.kernel_h)
+                    at = self._weights(i, stage, column, piece)
+                    self._conv_piece(i, stage, tile, x, piece, at, done > 0)
+                    done += 1
+
+    def _chunk_limit(self, rows: int) -> int:
+        """Weight words of one piece."""
+        return max(rows, min(CHUNK_WORDS, self.config.weight_words // 4))
 
     def _conv_piece(
         self,

@@ -8,15 +8,21 @@ lifetimes."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from isa import Config
-from sw.compiler.stages import Geometry, Source, Stage
+from sw.compiler.stages import Source, Stage
 from sw.graph import Graph, ModelError
 
 DECENT_REGION = 256
 """Outputs per channel that a region should hold: enough to hide weight loads and halos."""
+
+TILE = 256
+"""Outputs of one CONV command: long enough to hide the next tile's weights, short enough that the
+last POST of a layer is soon over."""
 
 FOLD_REGION = 512
 """Outputs per region of a folded stage: small, so that im2col overlaps with the array."""
@@ -54,6 +60,9 @@ class StagePlan:
     regions: list[Region]
     buffers: dict[str, tuple[int, int]]
     """Per role (``x``, ``other``, ``out``, ``im2col``): words of one copy, number of copies."""
+    split: tuple[int, int] | None = None
+    """The reduction does not fit: channel blocks and kernel rows whose input is loaded at a time, anew
+    for every column block; regions are single tiles."""
 
 
 @dataclass
@@ -72,6 +81,15 @@ def input_extent(source: Source, region: Region) -> tuple[int, int, int, int]:
         return y0, 0, y1 - y0, source.w
     x0, x1 = source.geometry.span(1, region.x, region.w, source.w)
     return y0, x0, y1 - y0, x1 - x0
+
+
+def part_of(source: Source, ky: int, rows: int) -> Source:
+    """The source as read by ``rows`` kernel rows from row ``ky`` alone."""
+    g = source.geometry
+    rows = min(rows, g.kernel[0] - ky)
+    pads = (g.pads[0] - ky * g.dilations[0], g.pads[1])
+    part = dataclasses.replace(g, kernel=(rows, g.kernel[1]), pads=pads)
+    return dataclasses.replace(source, geometry=part)
 
 
 def pack(buffers: list[Buffer]) -> tuple[dict[tuple, int], int]:
@@ -94,7 +112,7 @@ def pack(buffers: list[Buffer]) -> tuple[dict[tuple, int], int]:
     return addresses, top
 
 
-def _cuts(size: int, step: int) -> list[tuple[int, int]]:
+def cuts(size: int, step: int) -> list[tuple[int, int]]:
     """``size`` in equal pieces of at most ``step``: (start, length)."""
     pieces = -(-size // step)
     edges = [size * i // pieces for i in range(pieces + 1)]
@@ -106,8 +124,8 @@ def grid(stage: Stage, h: int, w: int) -> list[Region]:
     return [
         Region(n, y, x, rh, rw)
         for n in range(stage.batch)
-        for y, rh in _cuts(stage.h, h)
-        for x, rw in _cuts(stage.w, w)
+        for y, rh in cuts(stage.h, h)
+        for x, rw in cuts(stage.w, w)
     ]
 
 
@@ -214,23 +232,52 @@ class Planner:
     def _choose(
         self, stage: Stage, resident: set[str], budget: int, decent: bool
     ) -> StagePlan | None:
-        """The largest regions whose buffers fit in ``budget`` words."""
+        """The largest regions whose buffers fit in ``budget`` words: doubled, so that loads and
+        stores overlap; else single; else with the reduction split."""
         whole = stage.h * stage.w
-        for h, w in _shapes(stage):
-            if decent and h * w < min(whole, DECENT_REGION):
-                return None
-            regions = grid(stage, h, w)
-            buffers = self._buffers(stage, resident, regions)
-            if sum(words * copies for words, copies in buffers.values()) <= budget:
-                return StagePlan(regions, buffers)
+
+        def fits(plan: StagePlan) -> bool:
+            return sum(words * copies for words, copies in plan.buffers.values()) <= budget
+
+        for copies in (2,) if decent else (2, 1):
+            for h, w in _shapes(stage):
+                if decent and h * w < min(whole, DECENT_REGION):
+                    return None
+                regions = grid(stage, h, w)
+                plan = StagePlan(regions, self._buffers(stage, resident, regions, copies))
+                if fits(plan):
+                    return plan
+        if stage.kind == "array" and stage.fold is None:
+            return next(filter(fits, self._splits(stage, resident)), None)
         return None
 
+    def _splits(self, stage: Stage, resident: set[str]) -> Iterator[StagePlan]:
+        """Plans with the reduction split, largest regions and pieces first."""
+        source = stage.sources[0]
+        kernel = source.geometry.kernel[0]
+        limit = min(TILE, self.config.acc_half)
+        pieces = [(source.blocks >> i, kernel) for i in range(source.blocks.bit_length())]
+        pieces += [(1, n) for n in range(kernel - 1, 0, -1)]
+        for h, w in _shapes(stage):
+            if h * w > limit:
+                continue
+            regions = grid(stage, h, w)
+            buffers = self._buffers(stage, resident, regions, 2)
+            for blocks, rows in pieces:
+                words = max(
+                    math.prod(input_extent(part_of(source, ky, rows), r)[2:])
+                    for r in regions
+                    for ky in range(0, kernel, rows)
+                )
+                part = buffers if source.tensor in resident else buffers | {"x": (blocks * words, 2)}
+                yield StagePlan(regions, part, (blocks, rows))
+
     def _buffers(
-        self, stage: Stage, resident: set[str], regions: list[Region]
+        self, stage: Stage, resident: set[str], regions: list[Region], copies: int
     ) -> dict[str, tuple[int, int]]:
         pixels = max(r.pixels for r in regions)
-        twice = 2 if len(regions) > 1 else 1
-        slots = 2 if len(regions) * stage.groups > 1 else 1
+        twice = copies if len(regions) > 1 else 1
+        slots = copies if len(regions) * stage.groups > 1 else 1
         out: dict[str, tuple[int, int]] = {}
         for role, source in zip(("x", "other"), stage.sources):
             if source.tensor in resident:
@@ -247,5 +294,3 @@ class Planner:
             out["out"] = (pixels * stage.group_words, slots)
         return out
 
-
-__all__ = ["Buffer", "Geometry", "Plan", "Planner", "Region", "StagePlan", "input_extent", "pack"]

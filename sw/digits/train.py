@@ -26,7 +26,7 @@ from sw.digits import MODEL, TEST_SET
 from sw.zoo import write
 
 SEED = 1
-EPOCHS = 30
+EPOCHS = 15
 BATCH = 32
 RATE = 2e-3
 HELD_OUT = 360

@@ -1,0 +1,57 @@
+"""Checks of one model on a device, shared by the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from random_models import random_conv_model, random_gemm_model, random_inputs
+
+from isa import Config
+from sw import golden, oracle
+from sw.compiler import compile_graph
+from sw.device import Device
+from sw.driver import Driver
+from sw.execute import compare, execute, load
+from sw.graph import Graph
+from sw.load import load as load_model
+
+
+def random_layer(seed: int, **limits: int) -> onnx.ModelProto:
+    """A random convolution (every fifth: matrix product), QDQ or QLinear."""
+    rng = np.random.default_rng(seed)
+    form = ["qdq", "qlinear"][seed % 2]
+    if seed % 5 == 4:
+        return random_gemm_model(rng, form=form)
+    group = ["one", "one", "one", "depthwise", "any"][seed // 5 % 5]
+    return random_conv_model(rng, form=form, group=group, **limits)
+
+
+def prepare(model: onnx.ModelProto, path, seed: int):
+    """The graph, its int8 inputs by tensor, and all tensors by the golden model, which is checked
+    against onnxruntime on the way."""
+    onnx.save(model, path)
+    graph = load_model(path)
+    arrays = random_inputs(np.random.default_rng(seed), model)
+    inputs = {
+        p.tensor: golden.quantise_input(p, graph.tensors[p.tensor], arrays[p.name])
+        for p in graph.inputs
+    }
+    expected = golden.run(graph, inputs)
+    reference = oracle.run(model, arrays)
+    for p in graph.outputs:
+        result = oracle.compare(
+            p, graph.tensors[p.tensor], expected[p.tensor], reference[p.name]
+        )
+        assert result.exact, f"golden against onnxruntime: {result}"
+    return graph, inputs, expected
+
+
+def check_on(device: Device, config: Config, graph: Graph, inputs, expected, *, dump=True) -> int:
+    """Run on a device, compare every layer with the golden model; the cycles."""
+    program = compile_graph(graph, config, dump=dump)
+    driver = Driver(device)
+    load(driver, program)
+    run = execute(driver, program, inputs, trace=False)
+    count, first = compare(program, run.tensors, expected)
+    assert count == 0, str(first)
+    return run.cycles

@@ -60,8 +60,9 @@ class RunRequester(wiring.Component):
         new, run = self.cmd.payload, self.run
         held = Signal(new.shape())
         left1, left2 = Signal(16), Signal(16)
-        # Bit 32 of a DRAM address sticks: one that has left the 32 bits never comes back.
-        dram, group_dram, next_dram = Signal(33), Signal(33), Signal(33)
+        # Bit 32 says that the address has left the 32 bits: the run is refused, the engine stops.
+        dram, next_dram = Signal(33), Signal(33)
+        group_dram, start, step = Signal(32), Signal(32), Signal(32)
         local, group_local, next_local = Signal(20), Signal(20), Signal(20)
         last_of_group, was_refused, go = Signal(), Signal(), Signal()
 
@@ -93,11 +94,7 @@ class RunRequester(wiring.Component):
             # No window holds a request of two bytes from here.
             m.d.comb += self.req.payload.addr.eq(0xFFFF_FFFF)
 
-        start, step, total = Signal(33), Signal(32), Signal(33)
-        m.d.comb += [
-            total.eq(start[:32] + step),
-            next_dram.eq(Cat(total[:32], total[32] | start[32])),
-        ]
+        m.d.comb += next_dram.eq(start + step)
         with m.If(last_of_group):
             m.d.comb += [
                 start.eq(group_dram),

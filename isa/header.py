@@ -79,11 +79,13 @@ static inline uint64_t systole_get(const uint64_t *words, unsigned lsb, unsigned
     return value & ((UINT64_C(1) << bits) - 1);
 }
 
-/* SYSTOLE_PUT(words, CONV, SRC, 128): no field is wider than 40 bits; at most two words hold one.
-#*/ define SYSTOLE_PUT(words, layout, field, value) \\ systole_put((words),
-#SYSTOLE_##layout##_##field##_LSB, \\ SYSTOLE_##layout##_##field##_BITS, (uint64_t)(value)) define
-#SYSTOLE_GET(words, layout, field) \\ systole_get((words), SYSTOLE_##layout##_##field##_LSB,
-#SYSTOLE_##layout##_##field##_BITS) """
+/* SYSTOLE_PUT(words, CONV, SRC, 128). No field is wider than 40 bits. */
+#define SYSTOLE_PUT(words, layout, field, value) \\
+    systole_put((words), SYSTOLE_##layout##_##field##_LSB, \\
+                SYSTOLE_##layout##_##field##_BITS, (uint64_t)(value))
+#define SYSTOLE_GET(words, layout, field) \\
+    systole_get((words), SYSTOLE_##layout##_##field##_LSB, SYSTOLE_##layout##_##field##_BITS)
+"""
 
 
 def _layout(name: str, fields: Iterable[Field]) -> Iterator[str]:

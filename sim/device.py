@@ -103,6 +103,7 @@ class RtlDevice(Device):
             "COCOTB_TEST_MODULES": "sim.server",
             "COCOTB_RESULTS_FILE": str(self._directory / "results.xml"),
             "COCOTB_LOG_LEVEL": "WARNING",
+            "GPI_LOG_LEVEL": "WARNING",
             "SYSTOLE_PIPE": str(theirs.fileno()),
         }
         with open(self._log, "wb") as log:

@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import cocotb
-from cocotb.triggers import Edge, ReadOnly, Timer
+from cocotb.triggers import ReadOnly, Timer
 
 WRITE, READ, WAIT, RUN, RESET = range(5)
 """Values of host_op in systole_tb.sv."""
@@ -47,7 +47,7 @@ class Host:
         dut.host_address.value = address
         dut.host_data.value = data
         dut.host_go.value = 1 - int(dut.host_go.value)
-        await Edge(dut.host_done)
+        await dut.host_done.value_change
         # Results change in the same time step as host_done; read them when it has settled.
         await ReadOnly()
 

@@ -139,6 +139,11 @@ class Pool(Op):
     def inputs(self) -> tuple[str, ...]:
         return (self.x,)
 
+    @property
+    def pointwise(self) -> bool:
+        """A window of one element: a clamp alone (max), a change of scale (average)."""
+        return self.kernel == self.strides == (1, 1) and not any(self.pads)
+
 
 @dataclass(frozen=True, eq=False)
 class Add(Op):

@@ -62,9 +62,12 @@ def test_ties_and_large_accumulators_are_exact(tmp_path):
         weights = rng.integers(-128, 128, (k, 64)).astype(np.int8)
         # Columns of one sign alone, for the largest sums.
         weights[:, ::4] |= 127 if k > 8 else 0
-        weights = model.const("w", weights)
         names = [model.input("x", np.int8, [64, k]), *model.pair("x", 1.0, np.int8(-128))]
-        names += [weights, *model.pair("w", scale, np.int8(0)), *model.pair("y", 1.0, np.int8(3))]
+        names += [
+            model.const("w", weights),
+            *model.pair("w", scale, np.int8(0)),
+            *model.pair("y", 1.0, np.int8(3)),
+        ]
         model = model.done(model.node("QLinearMatMul", names, "y"), np.int8, [64, 64])
         x = rng.integers(-128, 128, (64, k)).astype(np.int8)
         graph, (result,), _ = both(model, {"x": x}, tmp_path)
@@ -72,6 +75,7 @@ def test_ties_and_large_accumulators_are_exact(tmp_path):
         op = graph.ops[0]
         image = x.T[None, :, None]
         acc = np.concatenate([a for _, _, a in golden.accumulate(op, image, -128)])
+        assert (acc[0] == (x.astype(np.float64) + 128) @ weights.astype(np.float64)).all()
         if k == 8:
             assert (np.mod(acc * scale, 1) == 0.5).mean() > 1e-3
         else:

@@ -241,6 +241,29 @@ def test_write_throughput():
     assert bench.memory.data[16 * 200] == 200
 
 
+def test_short_requests():
+    """Requests of one beat: one a cycle, and their beats too."""
+    bench = Bench(Config(axi_outstanding=64), latency=(40, 40))
+    port = bench.port.readers.clients[1]
+
+    async def ask(ctx):
+        for i in range(60):
+            await bench.ask(ctx, port, 36 * i, 4)
+        assert bench.now <= 60 + 3
+
+    async def take(ctx):
+        for i in range(60):
+            payload = await bench.take(ctx, port)
+            assert payload.last
+            at = 36 * i // 16 * 16
+            assert payload.data == int.from_bytes(bench.memory.data[at : at + 16], "little")
+        assert bench.now <= 60 + 40 + 6
+
+    bench.sim.add_testbench(ask)
+    bench.sim.add_testbench(take)
+    bench.sim.run()
+
+
 def test_read_turns():
     """Client 0 goes first, the others take turns burst by burst."""
     bench = Bench(CONFIGS["32"], latency=(2, 2))
@@ -322,7 +345,7 @@ def test_errors():
 
 @pytest.mark.parametrize("after", range(1, 40, 3))
 def test_drain(after):
-    """Draining at any time ends the bursts begun, changes no memory, and the port works again."""
+    """Draining at any time ends the bursts begun, writes no more, and the port works again."""
     config = Config(axi_burst_beats=4, axi_outstanding=4)
     bench = Bench(config, latency=(5, 15), stall=0.4, seed=after)
     before = bytearray(bench.memory.data)
@@ -332,29 +355,37 @@ def test_drain(after):
         read, write = readers.clients[1], writers.clients[1]
         ctx.set(read.req.payload, {"addr": 0, "bytes": 8000})
         ctx.set(write.req.payload, {"addr": 0, "bytes": 8000})
-        ctx.set(write.beats.payload, {"data": 0, "strobe": 0})
-        for signal in (read.req.valid, write.req.valid, write.beats.valid, read.beats.ready):
+        ctx.set(write.beats.payload, {"data": 0, "strobe": 0xFFFF})
+        offers = (read.req.valid, write.req.valid, write.beats.valid, read.beats.ready)
+        for signal in offers:
             ctx.set(signal, 1)
-        await ctx.tick().repeat(after)
-        # The clients are reset, from one cycle to the next.
-        for signal in (read.req.valid, write.req.valid, write.beats.valid, read.beats.ready):
-            ctx.set(signal, 0)
+        written = 0
+        for _ in range(after):
+            *_, beat = await ctx.tick().sample(writers.beat)
+            written += beat
         ctx.set(readers.drain, 1)
         ctx.set(writers.drain, 1)
+        for _ in range(3):
+            ready = read.req.ready | write.req.ready | write.beats.ready | read.beats.valid
+            await ctx.tick()
+            assert not ctx.get(ready), "the clients see nothing of the draining"
+        # The clients are reset while it goes on.
+        for signal in offers:
+            ctx.set(signal, 0)
         await ctx.tick().until(readers.idle & writers.idle)
         assert bench.memory.read_beats == sum(n for _, n in bench.memory.reads)
         assert bench.memory.write_beats == sum(n for _, n in bench.memory.writes)
         assert len(bench.memory.reads) < 60, "drain stops issuing"
-        assert bench.memory.data == before
+        assert bench.memory.data == before[16 * written :].rjust(len(before), b"\0")
         ctx.set(readers.drain, 0)
         ctx.set(writers.drain, 0)
-        await bench.ask(ctx, read, 512, 16)
+        await bench.ask(ctx, read, 8000, 16)
         payload = await bench.take(ctx, read)
-        assert payload.last and payload.data == int.from_bytes(before[512:528], "little")
-        await bench.ask(ctx, write, 512, 16)
+        assert payload.last and payload.data == int.from_bytes(before[8000:8016], "little")
+        await bench.ask(ctx, write, 8000, 16)
         await bench.give(ctx, write, 7, 1)
         error, *_ = await ctx.tick().sample(write.error).until(write.done)
-        assert not error and bench.memory.data[512] == 7
+        assert not error and bench.memory.data[8000] == 7
 
     bench.sim.add_testbench(run)
     bench.sim.run()

@@ -580,5 +580,5 @@ def test_real_model_equals_onnxruntime(name, tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is missing")
 def test_other_real_models_are_refused_in_a_sentence():
     for path in sorted([*(REAL / "other").glob("*.onnx"), *REAL.glob("mlperf_tiny/*_float.onnx")]):
-        with pytest.raises(ModelError, match="quantise|weight zero point"):
+        with pytest.raises(ModelError, match=r"quantise|weight zero point"):
             load(path)

@@ -32,9 +32,7 @@ def fuse_clamps(graph: Graph) -> Graph:
     ops: list[Op] = []
     place: dict[str, int] = {}
     for op in graph.ops:
-        clamp = (
-            isinstance(op, Pool) and op.kind == "max" and op.kernel == op.strides == (1, 1)
-        ) and not any(op.pads)
+        clamp = isinstance(op, Pool) and op.kind == "max" and op.pointwise
         if clamp and uses[op.x] == 1 and op.x in place:
             at = place[op.x]
             before = ops[at]

@@ -380,23 +380,25 @@ class Lowering:
             op = replace(op, scale=self._checked(node, op.scale / (quant.scale * window)))
         else:
             source = self.tensors[op.x].quant
-            same = op.scale == quant.scale and source.zero == quant.zero
-            if same and (low, high) == (-128, 127) and source.unsigned == quant.unsigned:
-                if op.kernel == op.strides == (1, 1):
-                    return Quantised(op.x, value.view)
-            if not same:
-                if op.kernel != (1, 1) or op.strides != (1, 1):
-                    # A maximum commutes with requantisation: first one, then the other.
-                    kept = Quant(op.scale, source.zero, source.unsigned)
-                    inner = self._emit(replace(op, scale=np.float32(1)), value, kept, -128, 127)
-                    op = replace(op, x=inner, kernel=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0))
-                    op = replace(op, dilations=(1, 1))
-                scale = self._checked(node, op.scale / quant.scale)
-                op = replace(op, kind="average", scale=scale)
-            else:
-                op = replace(op, scale=np.float32(1))
+            kept = Quant(op.scale, source.zero, source.unsigned)
+            if quant == kept and (low, high) == (-128, 127) and op.pointwise:
+                return Quantised(op.x, value.view)
+            op = self._finish_maximum(node, value, kept, quant)
         name = self._emit(op, value, quant, low, high, node.output)
         return Quantised(name, value.view)
+
+    def _finish_maximum(self, node: Node, value: Pending, source: Quant, quant: Quant) -> Op:
+        """A maximum to another scale or zero point: first the maximum in its operand's, ``source``,
+        then an average over one element, which changes the scale. (They commute.)"""
+        op = value.op
+        if (source.scale, source.zero) == (quant.scale, quant.zero):
+            return replace(op, scale=np.float32(1))
+        scale = self._checked(node, op.scale / quant.scale)
+        if not op.pointwise:
+            inner = self._emit(replace(op, scale=np.float32(1)), value, source, -128, 127)
+            ones = {"kernel": (1, 1), "strides": (1, 1), "dilations": (1, 1)}
+            op = replace(op, x=inner, pads=(0, 0, 0, 0), **ones)
+        return replace(op, kind="average", scale=scale)
 
     def _checked(self, node: Node, scale: np.ndarray) -> np.ndarray:
         if not (np.isfinite(scale).all() and (scale > 0).all() and (scale < 2.0**24).all()):

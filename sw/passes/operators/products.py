@@ -112,7 +112,7 @@ def matrix_product(
     rows = View(x.view.shape[:-1], x.view.dims[:-1]).reshape((math.prod(lead),)).dims
     layout = View((1, features, 1, math.prod(lead)), ((), x.view.dims[-1], (), rows[0]))
     view = state.bound(node, x, layout)
-    n, c, h, w = stored = state.tensors[x.tensor].shape
+    n, _, h, w = stored = state.tensors[x.tensor].shape
     axes = View.contiguous(stored).dims
     across, along = merge(*view.dims[:-1]), view.dims[-1]
     if along == axes[1] and across == merge(axes[0], axes[2], axes[3]):

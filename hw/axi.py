@@ -192,7 +192,7 @@ class BurstSplitter(wiring.Component):
             self.issue_len.eq(
                 Mux(self.issue_last, final[:burst_bits], (1 << burst_bits) - 1) - beat[:burst_bits]
             ),
-            self.issue.eq(Cat(held).any() & self.space & ~self.drain & (~self.valid | self.ready)),
+            self.issue.eq(Cat(held).any() & self.space & (~self.valid | self.ready)),
             self.idle.eq(~Cat(held).any() & ~self.valid),
         ]
         offset = Cat(C(0, size), beat)
@@ -296,7 +296,7 @@ class ReadManager(wiring.Component):
             splitter.space.eq(order.w_rdy),
             order.w_en.eq(splitter.issue),
             order.w_data.eq(Cat(splitter.issue_client, splitter.issue_last)),
-            bus.rready.eq(~full | self.drain),
+            bus.rready.eq(~full),
             taken.eq(bus.rvalid & bus.rready),
             order.r_en.eq(taken & bus.rlast),
             self.beat.eq(taken),

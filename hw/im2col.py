@@ -60,30 +60,32 @@ class Collector(wiring.Component):
         # 1: pad, rotate.
         valid = Signal()
         segment = Signal.like(self.segment)
-        rotated = Signal(8 * rows)
-        padded = Cat(
-            Mux(i < self.segment.limit, self.word.word_select(i, 8), self.pad) for i in range(rows)
-        )
-        value = padded
-        for i in range(len(self.segment.rotate)):
-            stage = Signal(8 * rows, name=f"rotate{i}")
-            m.d.comb += stage.eq(
-                Mux(self.segment.rotate[i], value.rotate_right(8 * (1 << i)), value)
-            )
-            value = stage
+        rotated = Signal(8 * rows, reset_less=True)
         with m.If(self.en):
             m.d.sync += valid.eq(self.valid)
-            with m.If(self.valid):
-                m.d.sync += [segment.eq(self.segment), rotated.eq(value)]
+        with m.If(self.en & self.valid):
+            value = Cat(
+                Mux(i < self.segment.limit, self.word.word_select(i, 8), self.pad)
+                for i in range(rows)
+            )
+            for i in range(len(self.segment.rotate)):
+                stage = Signal(8 * rows, name=f"rotate{i}")
+                turned = value.rotate_right(8 * (1 << i))
+                m.d.comb += stage.eq(Mux(self.segment.rotate[i], turned, value))
+                value = stage
+            m.d.sync += [segment.eq(self.segment), rotated.eq(value)]
 
         # 2: merge with the bytes collected before.
-        collected = Signal(8 * rows)
+        collected = Signal(8 * rows, reset_less=True)
         m.d.comb += [self.o_valid.eq(valid & segment.emit), self.o_last.eq(segment.last)]
         for i in range(rows):
             new, old = rotated.word_select(i, 8), collected.word_select(i, 8)
             is_old = i < segment.fill
             is_pad = segment.last & (i >= segment.stop)
-            m.d.comb += self.o.word_select(i, 8).eq(Mux(is_old, old, Mux(is_pad, self.pad, new)))
+            with m.If(self.o_valid):
+                m.d.comb += self.o.word_select(i, 8).eq(
+                    Mux(is_old, old, Mux(is_pad, self.pad, new))
+                )
             # Bytes from ``stop`` on are rubbish until a later segment overwrites them.
             with m.If(self.en & valid & (segment.emit | ~is_old)):
                 m.d.sync += old.eq(new)

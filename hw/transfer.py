@@ -366,7 +366,7 @@ class StoreEngine(wiring.Component):
                         with m.Case(k):
                             m.d.sync += beat.eq(word[8 * beat_bytes * k : 8 * beat_bytes * (k + 1)])
         else:
-            fresh = Signal(init=1)  # the next word opens a new beat
+            fresh = Signal()  # the next word opens a new beat
             m.d.comb += [
                 complete.eq(head.place.last | (head.place.lane == lanes - 1)),
                 words.r_en.eq(step),

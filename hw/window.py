@@ -287,7 +287,10 @@ class WindowEngine(wiring.Component):
 
         # 1: data ---------------------------------------------------------------------------------
         data_token, data_valid = Signal(token_layout), Signal()
-        kept, is_kept = Signal(word_bits), Signal()  # data that came while the pipeline stood still
+        kept, is_kept = (
+            Signal(word_bits, reset_less=True),
+            Signal(),
+        )  # data that came while the pipeline stood still
         word = Signal(word_bits)
         read_data = Mux(is_kept, kept, self.scratchpad_read.data)
         m.d.comb += word.eq(Mux(data_token.read, read_data, cmd.pad.replicate(rows)))
@@ -319,7 +322,7 @@ class WindowEngine(wiring.Component):
         ]
 
         # Parameters are taken over in the stage where their block's first accumulators will come.
-        params = [Signal(word_bits, name=f"params{i}") for i in range(PARAM_BYTES)]
+        params = [Signal(word_bits, name=f"params{i}", reset_less=True) for i in range(PARAM_BYTES)]
         for i, part in enumerate(params):
             with m.If(en & arrives(Kind.PARAMS) & (data_token.params == i)):
                 m.d.sync += part.eq(word)
@@ -353,7 +356,8 @@ class WindowEngine(wiring.Component):
         ]
 
         # Results ---------------------------------------------------------------------------------
-        result, result_valid, result_last = Signal(word_bits), Signal(), Signal()
+        result = Signal(word_bits, reset_less=True)
+        result_valid, result_last = Signal(), Signal()
         maximum_valid = Signal()
         m.d.comb += [
             maximum_valid.eq(reduce.o_valid & maximum),

@@ -96,8 +96,14 @@ class WindowReduce(wiring.Component):
         ]
 
         # 1: window and weights.
-        window = [[Signal(bits, name=f"window_{y}{x}") for x in range(3)] for y in range(3)]
-        weights = [[Signal(bits, name=f"weights_{y}{x}") for x in range(3)] for y in range(3)]
+        window = [
+            [Signal(bits, name=f"window_{y}{x}", reset_less=True) for x in range(3)]
+            for y in range(3)
+        ]
+        weights = [
+            [Signal(bits, name=f"weights_{y}{x}", reset_less=True) for x in range(3)]
+            for y in range(3)
+        ]
         with m.If(take_pixel):
             for line, new in zip(window, (oldest, before, self.word), strict=True):
                 m.d.sync += [line[0].eq(line[1]), line[1].eq(line[2]), line[2].eq(new)]
@@ -136,8 +142,10 @@ class WindowReduce(wiring.Component):
                 return word.word_select(i, 8).as_signed()
 
             # 2: products, or the maximum of every column.
-            products = [Signal(signed(16), name=f"product{n}_{i}") for n in range(9)]
-            column = [Signal(signed(8), name=f"column{x}_{i}") for x in range(3)]
+            products = [
+                Signal(signed(16), name=f"product{n}_{i}", reset_less=True) for n in range(9)
+            ]
+            column = [Signal(signed(8), name=f"column{x}_{i}", reset_less=True) for x in range(3)]
             with m.If(reduce & ~self.maximum):
                 for n, product in enumerate(products):
                     y, x = divmod(n, 3)
@@ -150,14 +158,14 @@ class WindowReduce(wiring.Component):
                     m.d.sync += column[x].eq(_largest(m, f"column{x}_{i}", parts))
 
             # 3: sum of the products, or maximum of the columns.
-            partial = Signal(signed(20), name=f"partial_{i}")
+            partial = Signal(signed(20), name=f"partial_{i}", reset_less=True)
             with m.If(total & ~self.maximum):
                 m.d.sync += partial.eq(sum(products))
             with m.If(total & self.maximum):
                 m.d.sync += partial.eq(_largest(m, f"largest_{i}", column))
 
             # 4: over the taps.
-            acc = Signal(signed(32), name=f"acc_{i}")
+            acc = Signal(signed(32), name=f"acc_{i}", reset_less=True)
             with m.If(add_up & ~self.maximum):
                 m.d.sync += acc.eq(Mux(first[2], 0, acc) + partial)
             with m.If(add_up & self.maximum & (first[2] | (partial > acc))):

@@ -37,6 +37,8 @@ from sw.races import Tracker
 NO_ENGINE = 15
 """FAULT_ENGINE of the fetch unit."""
 
+_LENGTHS = {opcode: command.words for opcode, command in COMMANDS.items()}
+
 OnCommand = Callable[[int, Mapping[str, int], Memories], None]
 """Called after every command with its index, its fields and the memories."""
 
@@ -87,7 +89,7 @@ class _Fetch:
         opcode = None if ended else self._words[self._at] & 0xF
         if opcode is not None and opcode not in COMMANDS:
             raise self._fault(Fault.ILLEGAL_COMMAND)
-        if opcode is None or self._at + COMMANDS[Opcode(opcode)].words > len(self._words):
+        if opcode is None or self._at + _LENGTHS[opcode] > len(self._words):
             if self._cut is not None:
                 raise self._fault(Fault.DRAM_WINDOW, self._cut)
             raise self._fault(Fault.ILLEGAL_COMMAND)

@@ -127,7 +127,9 @@ def _write(config: Config, directory: Path) -> dict[str, Any]:
     netlist.write_text(rtlil.convert(design, TOP, platform=_RamPlatform(), emit_src=False))
     # YoWASP's file system ends at the current directory.
     script = (
-        f"read_rtlil {TOP}.il; proc -nomux -norom; memory_collect; "
+        # opt_dff finds the enables, so that registers at rest cost the simulator nothing.
+        f"read_rtlil {TOP}.il; proc -norom; opt_expr; opt_clean; opt_dff; opt_clean; "
+        "memory_collect; "
         f"write_verilog -sv -noattr {TOP}.sv"
     )
     yosys = subprocess.run(

@@ -1,4 +1,5 @@
-"""Bus and stream signatures shared by the engines, and the hardware layouts derived from ``isa``."""
+"""Bus and stream signatures shared by the engines, and the hardware layouts derived from
+``isa``."""
 
 from __future__ import annotations
 
@@ -30,13 +31,12 @@ class CommandPort(wiring.Signature):
     """From an engine's shell (queue, tokens) to its core; the shell is the ``Out`` side.
 
     ``cmd`` is a stream of commands whose tokens have been taken. A core may accept the next command
-    while earlier ones are in flight. It pulses ``retire`` one cycle for every command, in order, once
-    all effects of that command are visible to the other engines (a read in the next cycle sees them).
-    ``stalled`` is high in every cycle in which a command is in flight and only memory (a scratchpad
-    bank conflict, the AXI bus) keeps it from progressing.
-    ``fault`` pulses together with ``fault_code`` and ``fault_address`` when the oldest command in
-    flight fails; the core then goes quiet and waits for reset.
-    """
+    while earlier ones are in flight. It pulses ``retire`` one cycle for every command, in order,
+    once all effects of that command are visible to the other engines (a read in the next cycle sees
+    them). ``stalled`` is high in every cycle in which a command is in flight and only memory (a
+    scratchpad bank conflict, the AXI bus) keeps it from progressing. ``fault`` pulses together with
+    ``fault_code`` and ``fault_address`` when the oldest command in flight fails; the core then goes
+    quiet and waits for reset."""
 
     def __init__(self, opcode: Opcode):
         super().__init__(
@@ -54,9 +54,8 @@ class CommandPort(wiring.Signature):
 class ScratchpadRead(wiring.Signature):
     """A read client of the scratchpad; the client is the ``Out`` side.
 
-    ``valid``/``ready`` hand over ``addr`` (``ready`` may depend on ``valid`` and ``addr`` in the same
-    cycle). ``data`` holds the word in exactly the next cycle, and only then.
-    """
+    ``valid``/``ready`` hand over ``addr`` (``ready`` may depend on ``valid`` and ``addr`` in the
+    same cycle). ``data`` holds the word in exactly the next cycle, and only then."""
 
     def __init__(self, config: Config):
         super().__init__(
@@ -108,20 +107,18 @@ class AccumulatorRead(wiring.Signature):
 class MemoryRead(wiring.Signature):
     """A client of the AXI read manager; the client is the ``Out`` side.
 
-    ``req`` asks for ``bytes`` bytes from byte ``addr`` of the DRAM window: any length, any alignment to
-    4 bytes; the manager splits it into bursts. ``beats`` answers, in the order of the client's requests, with whole bus beats, the
-    first being the one that holds ``addr``; ``last`` marks a request's last beat. ``error`` is set on a
-    beat that carries an AXI error. A request outside the DRAM window answers nothing: ``denied`` pulses
-    instead of bursts being issued. The client must not ask for beats that it cannot
-    take in the end (beats of all clients share one ordered channel).
-    """
+    ``req`` asks for ``bytes`` bytes from byte ``addr`` of the DRAM window: any length, any
+    alignment to 4 bytes; the manager splits it into bursts. ``beats`` answers, in the order of the
+    client's requests, with whole bus beats, the first being the one that holds ``addr``; ``last``
+    marks a request's last beat. ``error`` is set on a beat that carries an AXI error. A request
+    outside the DRAM window answers nothing: ``denied`` pulses instead of bursts being issued. The
+    client must not ask for beats that it cannot take in the end (beats of all clients share one
+    ordered channel)."""
 
     def __init__(self, config: Config):
         super().__init__(
             {
-                "req": Out(
-                    stream.Signature(data.StructLayout({"addr": 32, "bytes": 32}))
-                ),
+                "req": Out(stream.Signature(data.StructLayout({"addr": 32, "bytes": 32}))),
                 "beats": In(
                     stream.Signature(
                         data.StructLayout({"data": config.axi_data_bits, "last": 1, "error": 1})
@@ -135,18 +132,15 @@ class MemoryRead(wiring.Signature):
 class MemoryWrite(wiring.Signature):
     """A client of the AXI write manager; the client is the ``Out`` side.
 
-    ``req`` as for MemoryRead; then ``beats`` must bring exactly the beats that the request spans, with
-    byte strobes. ``done`` pulses once for every request, in order, when all its write responses have
-    arrived, ``error`` with it if any was not OKAY. ``denied`` pulses instead for a request outside the
-    DRAM window, for which no beats are taken.
-    """
+    ``req`` as for MemoryRead; then ``beats`` must bring exactly the beats that the request spans,
+    with byte strobes. ``done`` pulses once for every request, in order, when all its write
+    responses have arrived, ``error`` with it if any was not OKAY. ``denied`` pulses instead for a
+    request outside the DRAM window, for which no beats are taken."""
 
     def __init__(self, config: Config):
         super().__init__(
             {
-                "req": Out(
-                    stream.Signature(data.StructLayout({"addr": 32, "bytes": 32}))
-                ),
+                "req": Out(stream.Signature(data.StructLayout({"addr": 32, "bytes": 32}))),
                 "beats": Out(
                     stream.Signature(
                         data.StructLayout(

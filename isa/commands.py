@@ -214,8 +214,8 @@ COMMANDS: dict[Opcode, Command] = {
             + _transfer("destination memory"),
             "Copies ``count2 x count1 x count0`` vectors from DRAM. A vector takes "
             "``vector_bytes`` (scratchpad) or ``weight_vector_bytes`` (weights) in DRAM, of which "
-            "the first ``rows`` or ``cols`` are kept. ``dram``, ``dram1`` and ``dram2`` are multiples "
-            "of that.",
+            "the first ``rows`` or ``cols`` are kept. ``dram``, ``dram1`` and ``dram2`` are "
+            "multiples of that.",
         ),
         Command(
             Opcode.STORE,

@@ -1,8 +1,7 @@
 """Benches of the whole accelerator on the simulator device, through the driver.
 
-A bench is a function of a device and a random generator; its docstring says what it checks. It fails
-with an exception. :mod:`sim.regress` runs all in ``BENCHES``.
-"""
+A bench is a function of a device and a random generator; its docstring says what it checks. It
+fails with an exception. :mod:`sim.regress` runs all in ``BENCHES``."""
 
 from __future__ import annotations
 
@@ -22,7 +21,8 @@ TIMEOUT = 400_000
 
 
 def memory_models(device: RtlDevice, rng: random.Random) -> None:
-    """LOAD to STORE round trips with a plain, a slow and a hostile memory; the same program twice."""
+    """LOAD to STORE round trips with a plain, a slow and a hostile memory; the same program
+    twice."""
     driver = Driver(device, base=BASE)
     models = [
         MemoryModel(),
@@ -169,8 +169,9 @@ def _run(driver: Driver, program: Program, *, trace_events: int = 0) -> int:
     )
     cycles = driver.run(watchdog=WATCHDOG, timeout_cycles=TIMEOUT, trace_events=trace_events)
     assert driver.read_data(0, len(program.expected)) == program.expected
-    assert driver.read_data(len(program.expected), len(program.image) - len(program.expected)) == (
-        program.image[len(program.expected) :]
+    assert (
+        driver.read_data(len(program.expected), len(program.image) - len(program.expected))
+        == (program.image[len(program.expected) :])
     ), "the commands were overwritten"
     assert driver.counters()["COMMANDS"] == program.commands
     return cycles

@@ -1,8 +1,7 @@
 """cocotb bench of the whole accelerator at its AXI ports, against cocotbext-axi's models.
 
-Independent of the testbench of :mod:`sim.device`: another clock, another memory, another manager. The
-configuration comes as JSON in ``SYSTOLE_CONFIG``; the random seed is cocotb's.
-"""
+Independent of the testbench of :mod:`sim.device`: another clock, another memory, another manager.
+The configuration comes as JSON in ``SYSTOLE_CONFIG``; the random seed is cocotb's."""
 
 from __future__ import annotations
 

@@ -2,9 +2,8 @@
 
     python -m sw.demo [--count 100]
 
-A batch of real test digits, one after the other on the same loaded program, gives the accuracy as the
-RTL measures it; then one digit's full report.
-"""
+A batch of real test digits, one after the other on the same loaded program, gives the accuracy as
+the RTL measures it; then one digit's full report."""
 
 from __future__ import annotations
 
@@ -79,7 +78,9 @@ def main(
         with np.load(FOLDER / "test.npz") as data:
             image, label = data["x"][0], int(data["y"][0])
         console.print(f"one of them, a {label}:\n{picture(image[0])}", highlight=False)
-        report = run_model(model, graph, {graph.inputs[0].name: image[None]}, Options(Config()), progress)
+        report = run_model(
+            model, graph, {graph.inputs[0].name: image[None]}, Options(Config()), progress
+        )
     except DeviceError as e:
         progress.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from sw import numerics
-from sw.graph import Add, Conv, Graph, Op, Pool, Port, Tensor
+from sw.graph import Binary, Conv, Graph, Op, Pool, Port, Tensor
 
 CHUNK = 1 << 22
 """Elements of the largest intermediate (im2col) array, to bound memory."""
@@ -42,7 +42,7 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
         return _conv(op, graph, tensors)
     if isinstance(op, Pool):
         return {op.output: _pool(op, graph, tensors[op.x])}
-    assert isinstance(op, Add)
+    assert isinstance(op, Binary)
     return {
         op.output: _add(
             graph,

@@ -79,6 +79,18 @@ class Residual:
 
 
 @dataclass(frozen=True, eq=False)
+class Activation:
+    """A function fused behind an operator: the operator's own int8 result (``zero`` its zero point,
+    clamped to the operator's ``low``/``high``) indexes the table."""
+
+    mid_name: str
+    """The operator's own result in the model."""
+    zero: int
+    values: np.ndarray
+    """int8 (256,): out = values[result + 128]."""
+
+
+@dataclass(frozen=True, eq=False)
 class Op:
     """One operator. ``low``/``high`` clamp the int8 result (fused activation)."""
 
@@ -100,7 +112,8 @@ class Conv(Op):
 
     x: str
     weights: np.ndarray
-    """int8 (O, C/group, kh, kw)."""
+    """(O, C/group, kh, kw): int8, or int16 within -255..255 (uint8 weights less their zero
+    point)."""
     bias: np.ndarray
     """int32 (O,), zeros if the model has none. The input's zero point is not folded in."""
     scale: np.ndarray
@@ -112,6 +125,8 @@ class Conv(Op):
     dilations: tuple[int, int]
     group: int = 1
     residual: Residual | None = None
+    activation: Activation | None = None
+    """Behind the residual, if there is one."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -146,17 +161,89 @@ class Pool(Op):
 
 
 @dataclass(frozen=True, eq=False)
-class Add(Op):
-    """out = add(a, b), same shapes; ratios are float32 quotients scale(input) / scale(output)."""
+class Binary(Op):
+    """out = a + b, a - b or a * b, element by element. ``b`` has the shape of ``a``, or one row and
+    column that stand for all (N, C, 1, 1).
 
+    Ratios are float32 quotients scale(input) / scale(output); for ``mul`` ``a_ratio`` is
+    scale(a) * scale(b) / scale(output) and ``b_ratio`` 1."""
+
+    kind: Literal["add", "sub", "mul"]
     a: str
     b: str
     a_ratio: float
     b_ratio: float
+    activation: Activation | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return (self.a, self.b)
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Op):
+    """out = values[x + 128]: any function of one int8."""
+
+    x: str
+    values: np.ndarray
+    """int8 (256,)."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Where output channels come from: ``channels[o]`` is the channel of ``x`` that output channel
+    o takes, or -1 for none. Output position (y, x) of the phase takes input position (y *
+    strides[0] + offsets[0], x * strides[1] + offsets[1]), the zero point outside the input."""
+
+    x: str
+    channels: np.ndarray
+    strides: tuple[int, int] = (1, 1)
+    offsets: tuple[int, int] = (0, 0)
+    scale: float = 1.0
+    """x_scale / y_scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class Select(Op):
+    """Moves elements, changing scales on the way: concatenation, slices, padding, channel shuffles,
+    nearest-neighbour resizing, depth to space and back.
+
+    The output is interleaved of ``steps[0] * steps[1]`` phases; ``phases[py * steps[1] + px]``
+    makes the positions (py + i * steps[0], px + j * steps[1]). In a phase every output channel is
+    taken by at most one pick; a channel of none is ``fill`` everywhere."""
+
+    phases: list[list[Pick]]
+    steps: tuple[int, int] = (1, 1)
+    fill: int = 0
+    """int8; also what positions outside a pick's input become is its zero point, requantised."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(p.x for phase in self.phases for p in phase))
+
+
+@dataclass(frozen=True, eq=False)
+class ConvTranspose(Op):
+    """Transposed convolution, group 1: out[y * s - p + ky * d] += x[y] * w[ky], likewise in x."""
+
+    x: str
+    weights: np.ndarray
+    """int8 (O, C, kh, kw): ONNX's (C, O, kh, kw) with the first two axes swapped."""
+    bias: np.ndarray
+    scale: np.ndarray
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    """top, left, bottom, right, as ONNX (they crop the output)."""
+    dilations: tuple[int, int] = (1, 1)
+    activation: Activation | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,)
 
 
 @dataclass(frozen=True)
@@ -172,6 +259,9 @@ class Graph:
 
 def macs(op: Op, graph: Graph) -> int:
     """Useful multiply-accumulates of an operator (padding counted, as published figures do)."""
+    if isinstance(op, ConvTranspose):
+        n, _, h, w = graph.tensors[op.x].shape
+        return n * h * w * int(np.prod(op.weights.shape))
     if not isinstance(op, Conv):
         return 0
     n, _, h, w = graph.tensors[op.output].shape

@@ -78,7 +78,8 @@ def _check(path: Path, port: Port, tensor: Tensor, arrays: dict[str, np.ndarray]
         array = array[None]
     if array.shape != tensor.onnx_shape:
         raise InputError(
-            f"input {path}: {port.name} has shape {array.shape}, the model takes {tensor.onnx_shape}"
+            f"input {path}: {port.name} has shape {array.shape}, the model takes "
+            f"{tensor.onnx_shape}"
         )
     if port.dtype == "float32" and array.dtype.kind == "f":
         array = array.astype(np.float32)

@@ -78,7 +78,7 @@ def split_ratios(*ratios: float) -> tuple[tuple[int, ...], int]:
     shift = min(MULTIPLIER_BITS - 1 - int(np.floor(np.log2(top))) - 1, MAX_SHIFT)
     if shift < 1:
         raise ValueError(f"scale ratio {top} is 2^22 or more")
-    return tuple(int(round(r * 2.0**shift)) for r in ratios), shift
+    return tuple(round(r * 2.0**shift) for r in ratios), shift
 
 
 def add(

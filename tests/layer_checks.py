@@ -39,9 +39,7 @@ def prepare(model: onnx.ModelProto, path, seed: int):
     expected = golden.run(graph, inputs)
     reference = oracle.run(model, arrays)
     for p in graph.outputs:
-        result = oracle.compare(
-            p, graph.tensors[p.tensor], expected[p.tensor], reference[p.name]
-        )
+        result = oracle.compare(p, graph.tensors[p.tensor], expected[p.tensor], reference[p.name])
         assert result.exact, f"golden against onnxruntime: {result}"
     return graph, inputs, expected
 

@@ -1,5 +1,5 @@
-"""Random single layers: compiled, run on the command-level simulator, equal to the golden model, and
-the golden model equal to onnxruntime."""
+"""Random single layers: compiled, run on the command-level simulator, equal to the golden model,
+and the golden model equal to onnxruntime."""
 
 import pytest
 from layer_checks import check_on, prepare, random_layer

@@ -10,7 +10,7 @@ from onnx.utils import Extractor
 from random_models import Model, random_array, random_inputs
 
 from sw import golden, oracle
-from sw.graph import Add, ModelError, Pool
+from sw.graph import Binary, ModelError, Pool
 from sw.load import load
 from sw.passes.layout import LayoutError, View, input_perm, output_perm
 
@@ -255,7 +255,7 @@ def test_clamp_of_a_shared_tensor_stays(tmp_path):
     graph = check(model.done(y, np.int8), tmp_path, exact=False)
     clamp, add = graph.ops
     assert isinstance(clamp, Pool) and (clamp.kernel, clamp.low) == ((1, 1), 3)
-    assert isinstance(add, Add)
+    assert isinstance(add, Binary)
 
 
 def test_rescaling_is_an_average_of_one(tmp_path):

@@ -61,8 +61,8 @@ class StagePlan:
     buffers: dict[str, tuple[int, int]]
     """Per role (``x``, ``other``, ``out``, ``im2col``): words of one copy, number of copies."""
     split: tuple[int, int] | None = None
-    """The reduction does not fit: channel blocks and kernel rows whose input is loaded at a time, anew
-    for every column block; regions are single tiles."""
+    """The reduction does not fit: channel blocks and kernel rows whose input is loaded at a time,
+    anew for every column block; regions are single tiles."""
 
 
 @dataclass
@@ -219,7 +219,8 @@ class Planner:
             alive = [t for t in resident if self.life[t][0] <= i <= self.life[t][1]]
             if not alive and not resident:
                 raise ModelError(
-                    f"node {self.stages[i].op.name}: does not fit in the scratchpad of {capacity} words"
+                    f"node {self.stages[i].op.name}: does not fit in the scratchpad of {capacity} "
+                    "words"
                 )
             return None, max(alive or sorted(resident), key=self._cost)
         return Plan(resident, plans, addresses), None
@@ -269,7 +270,9 @@ class Planner:
                     for r in regions
                     for ky in range(0, kernel, rows)
                 )
-                part = buffers if source.tensor in resident else buffers | {"x": (blocks * words, 2)}
+                part = (
+                    buffers if source.tensor in resident else buffers | {"x": (blocks * words, 2)}
+                )
                 yield StagePlan(regions, part, (blocks, rows))
 
     def _buffers(
@@ -293,4 +296,3 @@ class Planner:
         if stage.op.output not in resident:
             out["out"] = (pixels * stage.group_words, slots)
         return out
-

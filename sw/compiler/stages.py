@@ -20,7 +20,7 @@ import numpy as np
 
 from isa import Config, WindowOp
 from sw import layout
-from sw.graph import Add, Conv, Graph, ModelError, Op, Pool
+from sw.graph import Binary, Conv, Graph, ModelError, Op, Pool
 from sw.numerics import split_ratios, split_scale
 
 MAX_DIM = (1 << 15) - 1
@@ -218,7 +218,7 @@ class Lowering:
             return self._array(layer, op)
         if isinstance(op, Pool):
             return self._pool(layer, op)
-        if isinstance(op, Add):
+        if isinstance(op, Binary):
             return self._add(layer, op)
         raise ModelError(f"node {op.name}: operator {op.op_type} has no engine")
 
@@ -372,7 +372,7 @@ class Lowering:
             layer, op, op.kernel, WindowOp.SUM, requant, x.zero, params=params
         )
 
-    def _add(self, layer: int, op: Add) -> Stage:
+    def _add(self, layer: int, op: Binary) -> Stage:
         n, channels, h, w = self.graph.tensors[op.output].shape
         h, w = _flat(h, w, [])
         sources = tuple(self._source(name, POINTWISE, (h, w), True) for name in (op.a, op.b))

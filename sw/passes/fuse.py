@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sw.graph import Add, Conv, Graph, Op, Pool, Residual
+from sw.graph import Binary, Conv, Graph, Op, Pool, Residual
 
 
 def _uses(graph: Graph) -> dict[str, int]:
@@ -52,7 +52,7 @@ def fuse_residuals(graph: Graph) -> Graph:
     ops: list[Op | None] = list(graph.ops)
     place = {op.output: i for i, op in enumerate(graph.ops)}
     for i, op in enumerate(graph.ops):
-        if not isinstance(op, Add):
+        if not isinstance(op, Binary) or op.kind != "add":
             continue
         candidates = [
             (place[name], name)
@@ -69,7 +69,7 @@ def _fusible(op: Op | None) -> bool:
     return isinstance(op, Conv) and op.group == 1 and op.residual is None
 
 
-def _fused(graph: Graph, conv: Conv, op: Add, mid: str) -> Conv:
+def _fused(graph: Graph, conv: Conv, op: Binary, mid: str) -> Conv:
     first = op.a == mid
     ratios = (op.a_ratio, op.b_ratio) if first else (op.b_ratio, op.a_ratio)
     residual = Residual(

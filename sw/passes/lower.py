@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from sw.graph import Add, Conv, Graph, ModelError, Op, Pool, Port, Tensor
+from sw.graph import Binary, Conv, Graph, ModelError, Op, Pool, Port, Tensor
 from sw.passes.layout import LayoutError, View, input_perm, output_perm
 
 
@@ -370,7 +370,7 @@ class Lowering:
         op, low, high = value.op, quant.value(value.low), quant.value(value.high)
         if isinstance(op, Conv):
             op = replace(op, scale=self._checked(node, op.scale / quant.scale))
-        elif isinstance(op, Add):
+        elif isinstance(op, Binary):
             ratios = [np.float32(r) / quant.scale for r in (op.a_ratio, op.b_ratio)]
             if not all(2.0**-22 <= r < 2.0**22 for r in ratios):
                 raise node.fail(f"scale ratios {ratios[0]}, {ratios[1]} outside 2^-22..2^22")

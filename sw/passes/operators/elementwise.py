@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Add, Conv
+from sw.graph import Binary, Conv
 from sw.passes.layout import LayoutError, View
 from sw.passes.lower import (
     Const,
@@ -54,7 +54,8 @@ def addition(state: Lowering, node: Node, a: Dequantised, b: Dequantised) -> Pen
             f"{a.tensor!r} and {b.tensor!r} are stored in different layouts "
             f"({list(first.shape)} and {list(second.shape)})"
         )
-    op = Add(
+    op = Binary(
+        kind="add",
         name=node.name,
         op_type=node.op_type,
         output="",

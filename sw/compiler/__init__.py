@@ -1,6 +1,6 @@
 """The compiler: a quantised graph and a configuration to a program.
 
-Passes: lowering (:mod:`~sw.compiler.stages`), planning (:mod:`~sw.compiler.plan`), emission
+Passes: lowering (:mod:`~sw.compiler.lowering`), planning (:mod:`~sw.compiler.plan`), emission
 (:mod:`~sw.compiler.emit`) into a command stream that derives its own tokens
 (:mod:`~sw.compiler.stream`).
 """
@@ -14,8 +14,9 @@ import numpy as np
 from isa import Config, Opcode
 from sw import layout
 from sw.compiler.emit import Emitter
+from sw.compiler.lowering import Lowering
 from sw.compiler.plan import Buffer, Plan, Planner, pack
-from sw.compiler.stages import Lowering, Stage
+from sw.compiler.stages import Stage
 from sw.compiler.stream import CommandStream
 from sw.graph import Graph, ModelError, macs
 from sw.program import Layer, Placement, Program
@@ -48,12 +49,11 @@ class Constants:
 def _constants(stages: list[Stage], config: Config) -> Constants:
     out = Constants(bytearray(), {})
     for i, stage in enumerate(stages):
-        fixed = [a for a in (stage.params, stage.window_weights) if a is not None]
-        if fixed:
-            out.add((i, "fixed"), layout.to_dram(np.concatenate(fixed), config.vector_bytes))
-        if stage.array_weights is not None:
-            words = layout.to_dram(stage.array_weights, config.weight_vector_bytes)
-            out.add((i, "weights"), words)
+        if stage.fixed:
+            words = np.concatenate([words for _, words in stage.fixed])
+            out.add((i, "fixed"), layout.to_dram(words, config.vector_bytes))
+        if stage.weights is not None:
+            out.add((i, "weights"), layout.to_dram(stage.weights, config.weight_vector_bytes))
     return out
 
 

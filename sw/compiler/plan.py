@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from isa import Config
-from sw.compiler.stages import Source, Stage
+from sw.compiler.stages import Geometry, Source, Stage
 from sw.graph import Graph, ModelError
 
 DECENT_REGION = 256
@@ -58,8 +58,8 @@ class StagePlan:
     """How one stage is carried out."""
 
     regions: list[Region]
-    buffers: dict[str, tuple[int, int]]
-    """Per role (``x``, ``other``, ``out``, ``im2col``): words of one copy, number of copies."""
+    buffers: dict[str | int, tuple[int, int]]
+    """Per role (source index, ``out``, ``im2col``): words of one copy, number of copies."""
     split: tuple[int, int] | None = None
     """The reduction does not fit: channel blocks and kernel rows whose input is loaded at a time,
     anew for every column block; regions are single tiles."""
@@ -76,20 +76,25 @@ class Plan:
 
 def input_extent(source: Source, region: Region) -> tuple[int, int, int, int]:
     """The part (y, x, h, w) of ``source`` that a region needs; packed rows are taken whole."""
-    y0, y1 = source.geometry.span(0, region.y, region.h, source.h)
-    if source.packed:
-        return y0, 0, y1 - y0, source.w
-    x0, x1 = source.geometry.span(1, region.x, region.w, source.w)
+    if source.broadcast:
+        return 0, 0, 1, 1
+    y0, y1 = source.span(0, region.y, region.h)
+    x0, x1 = (0, source.w) if source.packed else source.span(1, region.x, region.w)
     return y0, x0, y1 - y0, x1 - x0
 
 
-def part_of(source: Source, ky: int, rows: int) -> Source:
-    """The source as read by ``rows`` kernel rows from row ``ky`` alone."""
-    g = source.geometry
+def output_extent(stage: Stage, region: Region) -> tuple[int, int, int, int]:
+    """The rectangle (y, x, h, w) of the output that a region makes, all phases together."""
+    (fh, fw), y, x = stage.steps, region.y * stage.steps[0], region.x * stage.steps[1]
+    return y, x, min(region.h * fh, stage.out_h - y), min(region.w * fw, stage.out_w - x)
+
+
+def part_of(source: Source, g: Geometry, ky: int, rows: int) -> Source:
+    """The source as read by one pass, ``rows`` kernel rows from row ``ky`` alone."""
     rows = min(rows, g.kernel[0] - ky)
     pads = (g.pads[0] - ky * g.dilations[0], g.pads[1])
     part = dataclasses.replace(g, kernel=(rows, g.kernel[1]), pads=pads)
-    return dataclasses.replace(source, geometry=part)
+    return dataclasses.replace(source, geometries=(part,))
 
 
 def pack(buffers: list[Buffer]) -> tuple[dict[tuple, int], int]:
@@ -164,7 +169,7 @@ class Planner:
         for i, stage in enumerate(stages):
             out = stage.op.output
             self.life[out] = (i, i)
-            self.words[out] = stage.batch * stage.blocks * stage.h * stage.w
+            self.words[out] = stage.batch * stage.blocks * stage.out_h * stage.out_w
             for s in stage.sources:
                 first = self.life.get(s.tensor, (i, i))[0]
                 self.life[s.tensor] = (first, i)
@@ -254,45 +259,49 @@ class Planner:
 
     def _splits(self, stage: Stage, resident: set[str]) -> Iterator[StagePlan]:
         """Plans with the reduction split, largest regions and pieces first."""
-        source = stage.sources[0]
-        kernel = source.geometry.kernel[0]
+        passes = {(p.source, p.geometry) for phase in stage.phases for p in phase.passes}
+        blocks = max(stage.sources[k].blocks for k, _ in passes)
+        kernel = max(g.kernel[0] for _, g in passes)
         limit = min(TILE, self.config.acc_half)
-        pieces = [(source.blocks >> i, kernel) for i in range(source.blocks.bit_length())]
+        pieces = [(blocks >> i, kernel) for i in range(blocks.bit_length())]
         pieces += [(1, n) for n in range(kernel - 1, 0, -1)]
         for h, w in _shapes(stage):
             if h * w > limit:
                 continue
             regions = grid(stage, h, w)
             buffers = self._buffers(stage, resident, regions, 2)
-            for blocks, rows in pieces:
-                words = max(
-                    math.prod(input_extent(part_of(source, ky, rows), r)[2:])
-                    for r in regions
-                    for ky in range(0, kernel, rows)
-                )
-                part = (
-                    buffers if source.tensor in resident else buffers | {"x": (blocks * words, 2)}
-                )
-                yield StagePlan(regions, part, (blocks, rows))
+            for most, rows in pieces:
+                parts: dict[str | int, tuple[int, int]] = {}
+                for k, g in passes:
+                    source = stage.sources[k]
+                    area = max(
+                        math.prod(input_extent(part_of(source, g, ky, rows), r)[2:])
+                        for r in regions
+                        for ky in range(0, g.kernel[0], rows)
+                    )
+                    words = min(most, source.blocks) * area
+                    if source.tensor not in resident:
+                        parts[k] = (max(words, parts.get(k, (0, 2))[0]), 2)
+                yield StagePlan(regions, buffers | parts, (most, rows))
 
     def _buffers(
         self, stage: Stage, resident: set[str], regions: list[Region], copies: int
-    ) -> dict[str, tuple[int, int]]:
+    ) -> dict[str | int, tuple[int, int]]:
         pixels = max(r.pixels for r in regions)
         twice = copies if len(regions) > 1 else 1
         slots = copies if len(regions) * stage.groups > 1 else 1
-        out: dict[str, tuple[int, int]] = {}
-        for role, source in zip(("x", "other"), stage.sources):
+        out: dict[str | int, tuple[int, int]] = {}
+        for k, source in enumerate(stage.sources):
             if source.tensor in resident:
                 continue
-            extents = [input_extent(source, r) for r in regions]
-            area = max(h * w for _, _, h, w in extents)
+            area = max(math.prod(input_extent(source, r)[2:]) for r in regions)
             if source.per_group:
-                out[role] = (area * stage.group_words, slots)
+                out[k] = (area * stage.group_words, slots)
             else:
-                out[role] = (area * source.blocks, twice)
+                out[k] = (area * source.blocks, twice)
         if stage.fold is not None:
             out["im2col"] = (pixels * stage.fold.words, twice)
         if stage.op.output not in resident:
-            out["out"] = (pixels * stage.group_words, slots)
+            area = max(math.prod(output_extent(stage, r)[2:]) for r in regions)
+            out["out"] = (area * stage.group_words, slots)
         return out

@@ -1,0 +1,562 @@
+"""Lowering: each operator of the graph becomes one stage with the constants its engines read.
+
+Cases, in order:
+
+1. Conv, depthwise, int8 weights, no fused addition or function, window engine present: WINDOW.
+2. Conv on a packed graph input: WINDOW IM2COL, then CONV over the folded reduction, then POST.
+3. Any other Conv (groups spread out, blocks of zero weights left out; weights beyond int8 as the
+   sum of two passes): CONV, then POST.
+4. ConvTranspose: one phase of plain convolution for each output position modulo the stride.
+5. Select: convolutions by permutation matrices.
+6. Pool: WINDOW, MAX or SUM.
+7. Binary, Table: POST from the scratchpad.
+
+A stage whose geometry is pointwise sees its images flattened to one row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from isa import Config, PostOp, WindowOp
+from sw import layout
+from sw.compiler.stages import (
+    POINTWISE,
+    Combine,
+    Fold,
+    Geometry,
+    Pass,
+    Phase,
+    Requant,
+    Source,
+    Stage,
+    WeightRun,
+)
+from sw.graph import (
+    Activation,
+    Binary,
+    Conv,
+    ConvTranspose,
+    Graph,
+    ModelError,
+    Op,
+    Pick,
+    Pool,
+    Select,
+    Table,
+)
+from sw.numerics import split_ratios, split_scale
+
+MAX_DIM = (1 << 15) - 1
+"""Largest image dimension: x0, y0 are 16 bits, signed."""
+
+BINARY_OPS = {"add": PostOp.ADD, "sub": PostOp.SUB, "mul": PostOp.MUL}
+
+
+def _flat(h: int, w: int, geometries: list[Geometry]) -> tuple[int, int]:
+    """One row, where every geometry is pointwise and the row is not too long for 16 bits."""
+    if all(g == POINTWISE for g in geometries) and h * w <= MAX_DIM:
+        return 1, h * w
+    return h, w
+
+
+def _foldable(op: Op, name: str, graph: Graph, config: Config) -> bool:
+    """The operator could read tensor ``name`` packed, and gains from it."""
+    if not isinstance(op, Conv) or op.group != 1 or op.x != name:
+        return False
+    if op.residual is not None and op.residual.other == name:
+        return False
+    channels = graph.tensors[name].shape[1]
+    kh, kw = op.weights.shape[2:]
+    run = kw * channels if op.dilations[1] == 1 else channels
+    words = layout.blocks_of(kh * kw * channels, config.rows)
+    return (
+        words < kh * kw * layout.blocks_of(channels, config.rows)
+        and run <= 255
+        and channels * max(op.strides[1], op.dilations[1]) <= 255
+        and channels * graph.tensors[name].shape[3] <= MAX_DIM
+        and words <= 4095
+    )
+
+
+def packed_inputs(graph: Graph, config: Config) -> set[str]:
+    """Graph inputs that are kept packed: all their consumers fold them."""
+    if not config.window:
+        return set()
+    outputs = {p.tensor for p in graph.outputs}
+    return {
+        p.tensor
+        for p in graph.inputs
+        if p.tensor not in outputs
+        and all(_foldable(op, p.tensor, graph, config) for op in graph.ops if p.tensor in op.inputs)
+    }
+
+
+def _dense(op: Conv) -> np.ndarray:
+    """The kernel with groups spread out: (O, C, kh, kw)."""
+    if op.group == 1:
+        return op.weights
+    o, c = op.weights.shape[:2]
+    per = o // op.group
+    out = np.zeros((o, c * op.group, *op.weights.shape[2:]), op.weights.dtype)
+    for g in range(op.group):
+        out[g * per : (g + 1) * per, g * c : (g + 1) * c] = op.weights[g * per : (g + 1) * per]
+    return out
+
+
+def _int8_parts(weights: np.ndarray) -> list[np.ndarray]:
+    """int8 kernels that add up to ``weights`` (within -255..254)."""
+    first = np.clip(weights, -128, 127)
+    rest = weights - first
+    parts = [first.astype(np.int8)]
+    if rest.any():
+        parts.append(rest.astype(np.int8))
+    return parts
+
+
+class WeightStore:
+    """Collects the weight tiles of a stage, blocks of zeros left out."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._words = 0
+        self._data: list[np.ndarray] = []
+
+    def runs(self, weights: np.ndarray, keep: bool) -> tuple[tuple[WeightRun, ...], ...]:
+        """Add a kernel (O, C, kh, kw); its runs by column block. ``keep``: at least one run each,
+        if only of zeros."""
+        packed = layout.pack_weights(weights, self.config)
+        columns, blocks = packed.shape[:2]
+        used = packed.reshape(columns, blocks, -1).any(2)
+        if keep:
+            used[~used.any(1), 0] = True
+        out = []
+        for column in range(columns):
+            edges = np.flatnonzero(np.diff(np.r_[False, used[column], False].astype(np.int8)))
+            runs = []
+            for first, end in edges.reshape(-1, 2).tolist():
+                tiles = packed[column, first:end].reshape(-1, self.config.cols)
+                runs.append(WeightRun(first, end - first, self._words))
+                self._data.append(tiles)
+                self._words += len(tiles)
+            out.append(tuple(runs))
+        return tuple(out)
+
+    def words(self) -> np.ndarray:
+        """All tiles, (words, cols)."""
+        return np.concatenate(self._data)
+
+
+class Lowering:
+    """Lowers a graph for a configuration."""
+
+    def __init__(self, graph: Graph, config: Config):
+        self.graph = graph
+        self.config = config
+        self.packed = packed_inputs(graph, config)
+
+    def stages(self) -> list[Stage]:
+        """Raises :class:`ModelError` for what the configuration's engines cannot do."""
+        return [self._lower(i, op) for i, op in enumerate(self.graph.ops)]
+
+    def _lower(self, layer: int, op: Op) -> Stage:
+        self._check_limits(op)
+        if isinstance(op, Conv):
+            plain = op.residual is None and op.activation is None
+            if op.depthwise and self.config.window and plain and op.weights.dtype == np.int8:
+                return self._depthwise(layer, op)
+            return self._conv(layer, op)
+        if isinstance(op, ConvTranspose):
+            return self._transposed(layer, op)
+        if isinstance(op, Select):
+            return self._select(layer, op)
+        if isinstance(op, Pool):
+            return self._pool(layer, op)
+        if isinstance(op, Binary):
+            return self._binary(layer, op)
+        assert isinstance(op, Table)
+        return self._vector(layer, op, (op.x,), Combine(PostOp.NONE), op.values)
+
+    # Limits --------------------------------------------------------------------------------------
+
+    def _check_limits(self, op: Op) -> None:
+        for name in (*op.inputs, op.output):
+            for what, size in zip(("height", "width"), self.graph.tensors[name].shape[2:]):
+                if size > MAX_DIM:
+                    raise ModelError(
+                        f"node {op.name}: tensor {name}: {what} {size} exceeds {MAX_DIM}"
+                    )
+        if isinstance(op, Conv | Pool | ConvTranspose):
+            kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
+            for what, values, limit in (
+                ("kernel", kernel, 63),
+                ("strides", op.strides, 255),
+                ("dilations", op.dilations, 255),
+            ):
+                if max(values) > limit:
+                    raise ModelError(f"node {op.name}: {what} {tuple(values)} exceeds {limit}")
+            room = self.config.weight_words // self.config.rows
+            if not isinstance(op, Pool) and kernel[1] > room:
+                raise ModelError(
+                    f"node {op.name}: kernel width {kernel[1]} exceeds the {room} tiles of the "
+                    "weight buffer"
+                )
+
+    def _split(self, op: Op, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return split_scale(scale)
+        except ValueError as e:
+            raise ModelError(f"node {op.name}: {e}") from None
+
+    def _ratios(self, op: Op, *ratios: float) -> tuple[tuple[int, ...], int]:
+        try:
+            return split_ratios(*ratios)
+        except ValueError as e:
+            raise ModelError(f"node {op.name}: {e}") from None
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    def _source(
+        self,
+        name: str,
+        geometries: list[Geometry],
+        shape: tuple[int, int],
+        per_group: bool,
+    ) -> Source:
+        t = self.graph.tensors[name]
+        blocks = layout.blocks_of(t.shape[1], self.config.rows)
+        return Source(name, *shape, blocks, tuple(geometries), t.zero, per_group)
+
+    def _params(self, op: Op, bias: np.ndarray, scale: np.ndarray, lanes: int) -> np.ndarray:
+        multiplier, shift = self._split(op, scale)
+        return layout.pack_params(bias, multiplier, shift, lanes, self.config.rows)
+
+    def _table(self, values: np.ndarray | None) -> np.ndarray | None:
+        if values is None:
+            return None
+        return layout.pad_axis(values.astype(np.int8), 0, self.config.rows).reshape(
+            -1, self.config.rows
+        )
+
+    def _requant(self, op: Op, activation: Activation | None) -> Requant:
+        """Zero point and clamps of the operator's own result."""
+        zero = self.graph.tensors[op.output].zero if activation is None else activation.zero
+        return Requant(zero, op.low, op.high)
+
+    def _array(
+        self,
+        layer: int,
+        op: Op,
+        size: tuple[int, int],
+        out_size: tuple[int, int],
+        sources: tuple[Source, ...],
+        phases: list[tuple[int, int, list[tuple[int, Geometry, np.ndarray]]]],
+        params: np.ndarray,
+        **rest,
+    ) -> Stage:
+        """An array stage; ``phases``: (y, x, passes of (source, geometry, kernel))."""
+        config = self.config
+        n, channels, _, _ = self.graph.tensors[op.output].shape
+        store = WeightStore(config)
+        per_phase = len(params) // len(phases)
+        made = []
+        for k, (y, x, passes) in enumerate(phases):
+            # The first pass clears the accumulators of every column block.
+            done = tuple(
+                Pass(source, geometry, store.runs(weights, keep=first == 0))
+                for first, (source, geometry, weights) in enumerate(passes)
+            )
+            made.append(Phase(y, x, done, k * per_phase))
+        return Stage(
+            layer,
+            op,
+            "array",
+            n,
+            *size,
+            *out_size,
+            channels,
+            layout.blocks_of(channels, config.rows),
+            config.cols // config.lanes,
+            sources,
+            phases=tuple(made),
+            weights=store.words(),
+            params=params,
+            **rest,
+        )
+
+    # Operators -----------------------------------------------------------------------------------
+
+    def _conv(self, layer: int, op: Conv) -> Stage:
+        config, graph = self.config, self.graph
+        h, w = graph.tensors[op.output].shape[2:]
+        x = graph.tensors[op.x]
+        geometry = Geometry(op.weights.shape[2:], op.strides, op.pads[:2], op.dilations)
+        weights, fold = _dense(op), None
+        if op.x in self.packed:
+            fold = self._fold(op, geometry)
+            # One channel of the folded reduction per byte: (ky, kx, c) with c fastest.
+            weights = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1, 1, 1)
+            pitch = layout.packed_pitch(x.shape[1], x.shape[3], config.rows)
+            main = Source(op.x, x.shape[2], pitch, 1, (geometry,), x.zero, False, packed=True)
+            geometry = POINTWISE
+        else:
+            out_hw = (h, w)
+            h, w = _flat(h, w, [geometry])
+            in_hw = x.shape[2:] if (h, w) == out_hw else (h, w)
+            main = self._source(op.x, [geometry], in_hw, False)
+        total = weights.reshape(len(weights), -1).sum(1, dtype=np.int64)
+        params = self._params(op, op.bias.astype(np.int64) - x.zero * total, op.scale, config.lanes)
+        sources, combine = (main,), None
+        requant = self._requant(op, op.activation)
+        if op.residual is not None:
+            r = op.residual
+            sources = (main, self._source(r.other, [POINTWISE], (h, w), True))
+            combine = self._add(op, requant, r.mid_zero, r.other, r.conv_ratio, r.other_ratio)
+            requant = Requant(r.mid_zero, r.mid_low, r.mid_high)
+        passes = [(0, geometry, part) for part in _int8_parts(weights)]
+        return self._array(
+            layer,
+            op,
+            (h, w),
+            (h, w),
+            sources,
+            [(0, 0, passes)],
+            params,
+            requant=requant,
+            combine=combine,
+            fold=fold,
+            table=self._table(op.activation.values if op.activation else None),
+        )
+
+    def _fold(self, op: Conv, geometry: Geometry) -> Fold:
+        _, channels, _, width = self.graph.tensors[op.x].shape
+        kh, kw = geometry.kernel
+        whole = geometry.dilations[1] == 1
+        return Fold(
+            runs=1 if whole else kw,
+            run=channels * kw if whole else channels,
+            geometry=geometry,
+            channels=channels,
+            in_w=channels * width,
+            words=layout.blocks_of(kh * kw * channels, self.config.rows),
+        )
+
+    def _transposed(self, layer: int, op: ConvTranspose) -> Stage:
+        """Output rows py + i * s take the kernel rows k = py + p (mod s), in reverse order."""
+        x = self.graph.tensors[op.x]
+        h, w = self.graph.tensors[op.output].shape[2:]
+        sh, sw = op.strides
+        rows = [_phase(op, 0, py) for py in range(min(sh, h))]
+        columns = [_phase(op, 1, px) for px in range(min(sw, w))]
+        parts = _int8_parts(op.weights)
+        phases, geometries = [], []
+        bias = []
+        for py, (ky, pad_y, dilation_y) in enumerate(rows):
+            for px, (kx, pad_x, dilation_x) in enumerate(columns):
+                size = (max(len(ky), 1), max(len(kx), 1))
+                geometry = Geometry(size, (1, 1), (pad_y, pad_x), (dilation_y, dilation_x))
+                passes, total = [], np.zeros(len(op.weights), np.int64)
+                for part in parts:
+                    kernel = part[:, :, ky][:, :, :, kx]
+                    if kernel.size == 0:  # no kernel element falls here: bias alone
+                        kernel = np.zeros((*part.shape[:2], *size), np.int8)
+                    total += kernel.reshape(len(kernel), -1).sum(1, dtype=np.int64)
+                    passes.append((0, geometry, kernel))
+                geometries.append(geometry)
+                phases.append((py, px, passes))
+                bias.append(op.bias.astype(np.int64) - x.zero * total)
+        lanes = self.config.lanes
+        params = np.concatenate([self._params(op, b, op.scale, lanes) for b in bias])
+        return self._array(
+            layer,
+            op,
+            (-(-h // sh), -(-w // sw)),
+            (h, w),
+            (self._source(op.x, geometries, x.shape[2:], False),),
+            phases,
+            params,
+            steps=op.strides,
+            requant=self._requant(op, op.activation),
+            table=self._table(op.activation.values if op.activation else None),
+        )
+
+    def _select(self, layer: int, op: Select) -> Stage:
+        tensors = self.graph.tensors
+        out = tensors[op.output]
+        channels, h, w = out.shape[1:]
+        fh, fw = op.steps
+        index = {name: k for k, name in enumerate(op.inputs)}
+        geometries: list[list[Geometry]] = [[] for _ in index]
+        phases, params = [], []
+        for k, picks in enumerate(op.phases):
+            passes = []
+            scale = np.ones(channels, np.float32)
+            bias = np.full(channels, op.fill - out.zero, np.int64)
+            # A phase of fill alone still has to clear the accumulators.
+            for pick in picks or [Pick(op.inputs[0], np.full(channels, -1))]:
+                geometry = Geometry((1, 1), pick.strides, (-pick.offsets[0], -pick.offsets[1]))
+                geometries[index[pick.x]].append(geometry)
+                taken = pick.channels >= 0
+                scale[taken] = pick.scale
+                bias[taken] = -tensors[pick.x].zero
+                passes.append((index[pick.x], geometry, self._permutation(pick)))
+            phases.append((*divmod(k, fw), passes))
+            params.append(self._params(op, bias, scale, self.config.lanes))
+        size = (-(-h // fh), -(-w // fw))
+        shapes = [tensors[x].shape[2:] for x in index]
+        if op.steps == (1, 1) and all(shape == (h, w) for shape in shapes):
+            size = h, w = _flat(h, w, [g for each in geometries for g in each])
+            shapes = [size] * len(shapes)
+        sources = tuple(self._source(x, geometries[k], shapes[k], False) for x, k in index.items())
+        return self._array(
+            layer,
+            op,
+            size,
+            (h, w),
+            sources,
+            phases,
+            np.concatenate(params),
+            steps=op.steps,
+            requant=self._requant(op, None),
+        )
+
+    def _permutation(self, pick: Pick) -> np.ndarray:
+        """The 1x1 kernel of ones that brings a pick's channels to their places."""
+        taken = np.flatnonzero(pick.channels >= 0)
+        kernel = np.zeros((len(pick.channels), self.graph.tensors[pick.x].shape[1], 1, 1), np.int8)
+        kernel[taken, pick.channels[taken]] = 1
+        return kernel
+
+    def _window_stage(
+        self,
+        layer: int,
+        op: Conv | Pool,
+        kernel: tuple[int, int],
+        window_op: WindowOp,
+        pad: int,
+        **constants: np.ndarray,
+    ) -> Stage:
+        n, channels, h, w = self.graph.tensors[op.output].shape
+        geometry = Geometry(kernel, op.strides, op.pads[:2], op.dilations)
+        source = self._source(op.x, [geometry], self.graph.tensors[op.x].shape[2:], True)
+        source = dataclasses.replace(source, zero=pad)
+        return Stage(
+            layer,
+            op,
+            "window",
+            n,
+            h,
+            w,
+            h,
+            w,
+            channels,
+            source.blocks,
+            1,
+            (source,),
+            requant=self._requant(op, None),
+            window_op=window_op,
+            **constants,
+        )
+
+    def _depthwise(self, layer: int, op: Conv) -> Stage:
+        rows = self.config.rows
+        x = self.graph.tensors[op.x]
+        total = op.weights.reshape(len(op.weights), -1).sum(1, dtype=np.int64)
+        w = layout.pad_axis(op.weights[:, 0], 0, rows)
+        c, kh, kw = w.shape
+        words = w.reshape(c // rows, rows, kh, kw).transpose(0, 2, 3, 1).reshape(-1, rows)
+        return self._window_stage(
+            layer,
+            op,
+            (kh, kw),
+            WindowOp.DEPTHWISE,
+            x.zero,
+            window_weights=words,
+            params=self._params(op, op.bias.astype(np.int64) - x.zero * total, op.scale, rows),
+        )
+
+    def _pool(self, layer: int, op: Pool) -> Stage:
+        if not self.config.window:
+            raise ModelError(
+                f"node {op.name}: {op.op_type} needs the window engine (window = true)"
+            )
+        x = self.graph.tensors[op.x]
+        if op.kind == "max":
+            return self._window_stage(layer, op, op.kernel, WindowOp.MAX, -128)
+        bias = np.full(x.shape[1], -x.zero * op.kernel[0] * op.kernel[1])
+        scale = np.full(x.shape[1], op.scale, np.float32)
+        params = self._params(op, bias, scale, self.config.rows)
+        return self._window_stage(layer, op, op.kernel, WindowOp.SUM, x.zero, params=params)
+
+    def _add(
+        self, op: Op, result: Requant, za: int, other: str, a_ratio: float, b_ratio: float
+    ) -> Combine:
+        (ma, mb), shift = self._ratios(op, a_ratio, b_ratio)
+        zb = self.graph.tensors[other].zero
+        return Combine(
+            PostOp.ADD, za, zb, result.zero, ma, mb, shift, low2=result.low, high2=result.high
+        )
+
+    def _binary(self, layer: int, op: Binary) -> Stage:
+        tensors = self.graph.tensors
+        result = self._requant(op, op.activation)
+        za = tensors[op.a].zero
+        if op.kind == "mul":
+            (ma,), shift = self._ratios(op, op.a_ratio)
+            zb = tensors[op.b].zero
+            combine = Combine(
+                PostOp.MUL, za, zb, result.zero, ma, 0, shift, low2=result.low, high2=result.high
+            )
+        else:
+            combine = self._add(op, result, za, op.b, op.a_ratio, op.b_ratio)
+            combine = dataclasses.replace(combine, op=BINARY_OPS[op.kind])
+        values = op.activation.values if op.activation else None
+        return self._vector(layer, op, (op.a, op.b), combine, values)
+
+    def _vector(
+        self,
+        layer: int,
+        op: Op,
+        names: tuple[str, ...],
+        combine: Combine,
+        values: np.ndarray | None,
+    ) -> Stage:
+        n, channels, *full = self.graph.tensors[op.output].shape
+        h, w = _flat(*full, [])
+        sources = []
+        for name in names:
+            single = math.prod(self.graph.tensors[name].shape[2:]) == 1 != math.prod(full)
+            source = self._source(name, [POINTWISE], (1, 1) if single else (h, w), True)
+            sources.append(dataclasses.replace(source, broadcast=single))
+        return Stage(
+            layer,
+            op,
+            "vector",
+            n,
+            h,
+            w,
+            h,
+            w,
+            channels,
+            sources[0].blocks,
+            1,
+            tuple(sources),
+            combine=combine,
+            table=self._table(values),
+        )
+
+
+def _phase(op: ConvTranspose, axis: int, p: int) -> tuple[list[int], int, int]:
+    """Kernel positions of the outputs p + i * stride along an axis, in the order that the input
+    comes, and the padding and dilation of the plain convolution they make."""
+    stride, dilation, pad = op.strides[axis], op.dilations[axis], op.pads[axis]
+    taps = [k for k in range(op.weights.shape[2 + axis]) if (p + pad - k * dilation) % stride == 0]
+    if not taps:
+        return [], 0, 1
+    # Tap k of output i reads input i + (p + pad - k * dilation) / stride.
+    offsets = [(p + pad - k * dilation) // stride for k in taps]
+    step = offsets[0] - offsets[1] if len(taps) > 1 else 1
+    return taps[::-1], -offsets[-1], step

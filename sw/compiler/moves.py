@@ -1,0 +1,233 @@
+"""Moving activations between DRAM and scratchpad, and where they lie there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from isa import Config, Engine, LoadTarget, Opcode
+from sw.compiler.plan import Plan, Region, cuts, input_extent, output_extent
+from sw.compiler.stages import Source, Stage
+from sw.compiler.stream import CommandStream, Memory, Span
+
+LOAD_WORDS = 1024
+"""Activation words one LOAD brings, about."""
+
+MAX_COUNT = 0xFFFF
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a rectangle of a tensor lies in the scratchpad: word of its (0, 0), block 0."""
+
+    base: int
+    pitch: int
+    block: int
+    y: int
+    x: int
+    h: int
+    w: int
+
+    def span(self, block: int, blocks: int, y: int, x: int, h: int, w: int) -> Span:
+        """Words of a rectangle, in the view's own coordinates."""
+        start = self.base + block * self.block + y * self.pitch + x
+        return Span(Memory.SCRATCHPAD, start, (blocks, h, w), (self.block, self.pitch))
+
+    def at(self, y: int, x: int, block: int = 0) -> int:
+        """Word of position (y, x) of the tensor."""
+        return self.base + block * self.block + (y - self.y) * self.pitch + (x - self.x)
+
+
+class Mover:
+    """Loads, stores and addresses of a plan's activations."""
+
+    def __init__(
+        self,
+        config: Config,
+        stages: list[Stage],
+        plan: Plan,
+        stream: CommandStream,
+        dram: dict[str, int],
+        constants: dict[tuple, int],
+        stored: set[str],
+    ):
+        """``dram``: byte offsets of tensors; ``constants``: byte offsets by (stage, role)."""
+        self.config = config
+        self.stages = stages
+        self.plan = plan
+        self.stream = stream
+        self.dram = dram
+        self.constants = constants
+        self.stored = stored
+        self.vector = config.vector_bytes
+        self._slots: dict[tuple, int] = {}
+        self._made: set[str] = {s.op.output for s in stages}
+        self._loaded: set[str] = set()
+
+    def _transfer(
+        self,
+        engine: Engine,
+        layer: int,
+        address: int,
+        local: int,
+        counts: tuple[int, int, int],
+        dram_steps: tuple[int, int],
+        local_steps: tuple[int, int],
+    ) -> None:
+        """LOAD or STORE between DRAM and scratchpad; counts and steps are (outer, middle[, inner]).
+        Contiguous runs are joined."""
+        n2, n1, n0 = counts
+        d2, d1 = dram_steps
+        l2, l1 = local_steps
+        if n1 > 1 and d1 == n0 * self.vector and l1 == n0 and n0 * n1 <= MAX_COUNT:
+            n0, n1 = n0 * n1, 1
+        if n1 == 1:
+            n1, d1, l1, n2, d2, l2 = n2, d2, l2, 1, 0, 0
+            if n1 > 1 and d1 == n0 * self.vector and l1 == n0 and n0 * n1 <= MAX_COUNT:
+                n0, n1 = n0 * n1, 1
+        fields = dict(
+            dram=address,
+            count0=n0,
+            count1=n1,
+            count2=n2,
+            dram1=d1 if n1 > 1 else 0,
+            dram2=d2 if n2 > 1 else 0,
+            local=local,
+            local1=l1 if n1 > 1 else 0,
+            local2=l2 if n2 > 1 else 0,
+        )
+        unit = self.vector // self.stream.dram_unit
+        memory = Span(
+            Memory.DRAM,
+            address // self.stream.dram_unit,
+            (n2, n1, n0 * unit),
+            (d2 // self.stream.dram_unit, d1 // self.stream.dram_unit),
+        )
+        scratchpad = Span(Memory.SCRATCHPAD, local, (n2, n1, n0), (l2, l1))
+        if engine == Engine.STORE:
+            self.stream.emit(Opcode.STORE, fields, [scratchpad], [memory], layer=layer)
+        else:
+            fields["target"] = LoadTarget.SCRATCHPAD
+            self.stream.emit(
+                Opcode.LOAD, fields, [memory], [scratchpad], layer=layer, engine=engine
+            )
+
+    def _linear(self, engine: Engine, layer: int, address: int, local: int, words: int) -> None:
+        """A contiguous transfer."""
+        self._transfer(engine, layer, address, local, (1, 1, words), (0, 0), (0, 0))
+
+    def load_resident_inputs(self, i: int, stage: Stage) -> None:
+        """Bring a resident graph input into the scratchpad, once."""
+        for source in stage.sources:
+            name = source.tensor
+            if name in self._made or name in self._loaded or name not in self.plan.resident:
+                continue
+            self._loaded.add(name)
+            words = stage.batch * source.blocks * source.h * source.w
+            base = self.plan.addresses[("tensor", name)]
+            step = min(LOAD_WORDS, max(128, -(-words // 8)))
+            for at, count in cuts(words, step):
+                self._linear(Engine.LOAD, i, self.dram[name] + at * self.vector, base + at, count)
+
+    def load_fixed(self, i: int, stage: Stage) -> None:
+        """Bring the parameters, window weights and table of a stage into the scratchpad."""
+        if not stage.fixed_words:
+            return
+        base, address = self.fixed(i), self.constants[(i, "fixed")]
+        for at, count in cuts(stage.fixed_words, MAX_COUNT):
+            self._linear(Engine.WLOAD, i, address + at * self.vector, base + at, count)
+
+    def fixed(self, i: int, role: str | None = None) -> int:
+        """Scratchpad word of one of the stage's fixed parts (None: of the first)."""
+        at = self.plan.addresses[("fixed", i)]
+        for name, words in self.stages[i].fixed:
+            if role is None or name == role:
+                return at
+            at += len(words)
+        raise KeyError(role)
+
+    # Views ---------------------------------------------------------------------------------------
+
+    def slot(self, role: str | int, i: int) -> int:
+        """The next copy of a stage's buffer."""
+        copies = self.plan.stages[i].buffers[role][1]
+        copy = self._slots.get((role, i), 0)
+        self._slots[(role, i)] = (copy + 1) % copies
+        return self.plan.addresses[(role, i, copy)]
+
+    def resident_view(self, source: Source, n: int) -> View:
+        """A whole resident image."""
+        base = self.plan.addresses[("tensor", source.tensor)]
+        size = source.h * source.w
+        return View(base + n * source.blocks * size, source.w, size, 0, 0, source.h, source.w)
+
+    def input(self, i: int, k: int, region: Region, group: int = 0) -> View:
+        """The part of source ``k`` that a region (and output group, for sources read by group)
+        needs, in the scratchpad; loaded now unless it is resident. Its block 0 is the group's
+        first."""
+        stage = self.stages[i]
+        source = stage.sources[k]
+        first, count = 0, source.blocks
+        if source.per_group:
+            first = group * stage.group_words
+            count = min(stage.group_words, source.blocks - first)
+        if source.tensor in self.plan.resident:
+            view = self.resident_view(source, region.n)
+            return replace(view, base=view.base + first * view.block)
+        return self.load_part(i, k, source, region, first, count)
+
+    def load_part(
+        self, i: int, k: int, source: Source, region: Region, first: int, count: int
+    ) -> View:
+        """Load what a region needs of ``count`` blocks of a source; block 0 is block ``first``."""
+        y, x, h, w = input_extent(source, region)
+        view = View(self.slot(k, i), w, h * w, y, x, h, w)
+        step = max(1, min(LOAD_WORDS, -(-count * h * w // 8)) // (h * w))
+        for b, n in cuts(count, step):
+            self._transfer(
+                Engine.LOAD,
+                i,
+                self._address(source.tensor, region.n, source.blocks, first + b, source, y, x),
+                view.base + b * view.block,
+                (n, h, w),
+                (source.h * source.w * self.vector, source.w * self.vector),
+                (view.block, view.pitch),
+            )
+        return view
+
+    def _address(
+        self, tensor: str, n: int, blocks: int, block: int, size: Source | View, y: int, x: int
+    ) -> int:
+        """DRAM byte address of a word of an image of ``size``'s height and width."""
+        image = size.h * size.w
+        return self.dram[tensor] + ((n * blocks + block) * image + y * size.w + x) * self.vector
+
+    def output(self, i: int, region: Region, group: int) -> View:
+        """Where the group of a region goes; block 0 is the group's first."""
+        stage = self.stages[i]
+        if stage.op.output in self.plan.resident:
+            size = stage.out_h * stage.out_w
+            base = self.plan.addresses[("tensor", stage.op.output)]
+            base += (region.n * stage.blocks + group * stage.group_words) * size
+            return View(base, stage.out_w, size, 0, 0, stage.out_h, stage.out_w)
+        y, x, h, w = output_extent(stage, region)
+        return View(self.slot("out", i), w, h * w, y, x, h, w)
+
+    def store(self, i: int, region: Region, group: int, view: View) -> None:
+        """Store a finished group where DRAM needs it."""
+        stage = self.stages[i]
+        name = stage.op.output
+        if name in self.plan.resident and name not in self.stored:
+            return
+        first = group * stage.group_words
+        count = min(stage.group_words, stage.blocks - first)
+        y, x, h, w = output_extent(stage, region)
+        image = View(0, 0, 0, 0, 0, stage.out_h, stage.out_w)
+        self._transfer(
+            Engine.STORE,
+            i,
+            self._address(name, region.n, stage.blocks, first, image, y, x),
+            view.at(y, x),
+            (count, h, w),
+            (stage.out_h * stage.out_w * self.vector, stage.out_w * self.vector),
+            (view.block, view.pitch),
+        )

@@ -1,0 +1,64 @@
+"""The weight buffer: pieces of the reduction, and which of them it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sw.compiler.plan import cuts
+
+CHUNK_WORDS = 512
+"""Weight words one WLOAD brings, about: the grain at which CONV can follow the load."""
+
+
+class WeightRing:
+    """The weight buffer as a ring of loaded pieces; the oldest are overwritten."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._next = 0
+        self._held: dict[tuple, tuple[int, int]] = {}
+
+    def find(self, key: tuple) -> int | None:
+        """Where the piece is, if it still is."""
+        held = self._held.get(key)
+        return held[0] if held else None
+
+    def place(self, key: tuple, words: int) -> int:
+        """Make room for a piece; its address."""
+        if self._next + words > self.capacity:
+            self._next = 0
+        at = self._next
+        self._held = {
+            k: (a, n) for k, (a, n) in self._held.items() if a + n <= at or at + words <= a
+        }
+        self._held[key] = (at, words)
+        self._next = at + words
+        return at
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of the reduction of one column block: channel blocks and kernel rows."""
+
+    block: int
+    blocks: int
+    ky: int
+    kernel_h: int
+
+    def words(self, kernel_w: int, rows: int) -> int:
+        return self.blocks * self.kernel_h * kernel_w * rows
+
+    def offset(self, kernel_h: int, kernel_w: int, rows: int) -> int:
+        """Weight words before it in its column block."""
+        return (self.block * kernel_h + self.ky) * kernel_w * rows
+
+
+def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[Piece]:
+    """The reduction in pieces of about ``limit`` weight words at most: whole channel blocks, or
+    kernel rows of one block where a block is larger."""
+    kh, kw = kernel
+    block_words = kh * kw * rows
+    if block_words <= limit:
+        return [Piece(b, n, 0, kh) for b, n in cuts(blocks, limit // block_words)]
+    per = max(1, limit // (kw * rows))
+    return [Piece(b, 1, ky, n) for b in range(blocks) for ky, n in cuts(kh, per)]

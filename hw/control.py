@@ -112,6 +112,7 @@ class Control(wiring.Component):
                     source.overflows[taker].eq(sink.full[giver]),
                 ]
         done = fetch.ended & fetch.idle & Cat(s.idle for s in shells.values()).all()
+        m.d.comb += csr.drained.eq(done)
 
         if self.config.trace:
             trace = Trace(self.config)

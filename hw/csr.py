@@ -106,8 +106,8 @@ class ControlStatus(wiring.Component):
 
     ``start`` pulses when a program begins; ``fetch_start`` 10 cycles later, when all counters are
     zero. ``running`` is BUSY. ``finished`` (input) says that END has been fetched and everything is
-    idle: DONE. The first valid report of ``faults`` (lowest index first) ends the program with
-    FAULT.
+    idle: DONE; ``drained`` (input) that all but the trace is, which stops the cycle counter. The
+    first valid report of ``faults`` (lowest index first) ends the program with FAULT.
 
     ``halt`` is high from a fault or soft reset on: no further command is handed out. A soft reset
     raises ``drain`` until ``axi_idle``, then ``reset`` for some cycles: everything but this unit
@@ -140,6 +140,7 @@ class ControlStatus(wiring.Component):
                 # From the machine.
                 "axi_idle": In(1),
                 "finished": In(1),
+                "drained": In(1),
                 "ended": In(ENGINES),
                 "read_beat": In(1),
                 "write_beat": In(1),
@@ -286,7 +287,7 @@ class ControlStatus(wiring.Component):
         with m.If(self.start):
             m.d.sync += [commands.eq(0), reads.eq(0), writes.eq(0), self.cycle.eq(0)]
         with m.Else():
-            with m.If(self.running):
+            with m.If(self.running & ~self.drained):
                 m.d.sync += self.cycle.eq(self.cycle + 1)
             with m.If(self.ended.any()):
                 m.d.sync += commands.eq(commands + sum(self.ended[i] for i in range(ENGINES)))

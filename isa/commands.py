@@ -76,7 +76,11 @@ class PostOp(enum.IntEnum):
     NONE = 0
     """The result is ``a``."""
     ADD = 1
-    """The result is ``clamp(round((a - za) * ma + (b - zb) * mb) / 2^shift) + zo)``."""
+    """The result is ``clamp(round(((a - za) * ma + (b - zb) * mb) / 2^shift) + zo)``."""
+    SUB = 2
+    """The result is ``clamp(round(((a - za) * ma - (b - zb) * mb) / 2^shift) + zo)``."""
+    MUL = 3
+    """The result is ``clamp(round((a - za) * (b - zb) * ma / 2^shift) + zo)``."""
 
 
 class WindowOp(enum.IntEnum):
@@ -111,6 +115,9 @@ class Field:
 
 ENGINE_BITS = 8
 """Width of the wait and signal masks; bits beyond the last engine must be zero."""
+
+TABLE_BYTES = 256
+"""Length of POST's table: one byte for every int8."""
 
 HEADER = (
     Field("opcode", 4, "what to do", enum=Opcode),
@@ -255,31 +262,41 @@ COMMANDS: dict[Opcode, Command] = {
             )
             + _output()
             + (
+                Field("out_step", 8, "words from one output column to the next (>= 1)"),
                 Field("a", 20, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"),
                 Field("a_pitch", 16, "words from one row of ``a`` to the next"),
                 Field("a_block", 20, "words from one channel block of ``a`` to the next"),
-                Field("b", 20, "op ADD: word of ``b`` (0, 0), block 0"),
+                Field("b", 20, "op not NONE: word of ``b`` (0, 0), block 0"),
                 Field("b_pitch", 16, "words from one row of ``b`` to the next"),
                 Field("b_block", 20, "words from one channel block of ``b`` to the next"),
+                Field("b_step", 1, "words from one column of ``b`` to the next"),
                 Field("params", 20, "source ACCUMULATOR: scratchpad word of the parameters"),
             )
             + _requantise()
             + (
-                Field("za", 8, "op ADD: zero point of ``a``", signed=True),
-                Field("zb", 8, "op ADD: zero point of ``b``", signed=True),
-                Field("zo", 8, "op ADD: zero point of the result", signed=True),
-                Field("low2", 8, "op ADD: lower clamp of the result", signed=True),
-                Field("high2", 8, "op ADD: upper clamp of the result", signed=True),
-                Field("ma", 24, "op ADD: multiplier of ``a``"),
-                Field("mb", 24, "op ADD: multiplier of ``b``"),
-                Field("shift", 6, "op ADD: right shift of the sum, rounding half to even (>= 1)"),
+                Field("za", 8, "op not NONE: zero point of ``a``", signed=True),
+                Field("zb", 8, "op not NONE: zero point of ``b``", signed=True),
+                Field("zo", 8, "op not NONE: zero point of the result", signed=True),
+                Field("low2", 8, "op not NONE: lower clamp of the result", signed=True),
+                Field("high2", 8, "op not NONE: upper clamp of the result", signed=True),
+                Field("ma", 24, "op ADD, SUB: multiplier of ``a``; MUL: of the product"),
+                Field("mb", 24, "op ADD, SUB: multiplier of ``b``"),
+                Field("shift", 6, "op not NONE: right shift, rounding half to even (>= 1)"),
+                Field("lut", 1, "1: results go through the table"),
+                Field("table", 20, "lut: scratchpad word of the table"),
             ),
             "For every group g (outermost) and output (oy, ox): takes ``lanes`` channels, "
             "computes, writes them at position (lane + g) mod (rows / lanes) of scratchpad word "
-            "out + ((lane + g) div (rows / lanes)) * out_block + oy * out_pitch + ox; ``a`` "
-            "(source SCRATCHPAD) and ``b`` are read from the same position and block of their own "
-            "tensors. Source ACCUMULATOR: ``a`` = requantise(acc[acc + oy * out_w + ox][g * lanes "
-            "+ i]) with the parameters at params + g * param_words.",
+            "out + ((lane + g) div (rows / lanes)) * out_block + oy * out_pitch + ox * out_step; "
+            "``a`` (source SCRATCHPAD) and ``b`` are read from the same position and block of "
+            "their own tensors, from columns 1 and ``b_step`` words apart (``b_pitch`` and "
+            "``b_step`` 0: one word of ``b`` for the whole image). Source ACCUMULATOR: ``a`` = "
+            "requantise(acc[acc + oy * out_w + ox][g * lanes + i]) with the parameters at params + "
+            "g * param_words; source SCRATCHPAD: ``a`` is taken as it is. With ``lut``, the result "
+            "r of every lane is replaced by byte r + 128 of the table: 256 bytes from byte 0 of "
+            "scratchpad word ``table``, going on into following words of ``rows`` bytes. POST "
+            "prefetches parameters and tables: they must not be written by a POST command that has "
+            "not retired.",
         ),
         Command(
             Opcode.WINDOW,

@@ -110,7 +110,12 @@ def _build() -> dict[str, Csr]:
     add("FAULT_ENGINE", "ro", "engine that failed; 15: the fetch unit or none")
     add("FAULT_ADDRESS", "ro", "DRAM_WINDOW, AXI_*: byte offset in the DRAM window (low 32 bits)")
     add("COMMANDS", "ro", "commands ended since START")
-    add("CYCLES_LO", "ro", "cycles from START to DONE (or until now)")
+    add(
+        "CYCLES_LO",
+        "ro",
+        "cycles from START until all engines have run dry (or until now), so that writing out the "
+        "trace is not counted",
+    )
     add("CYCLES_HI", "ro", "its upper 32 bits")
     add("READ_BEATS", "ro", "AXI read beats received since START")
     add("WRITE_BEATS", "ro", "AXI write beats sent since START, trace excluded")

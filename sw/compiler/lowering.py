@@ -178,7 +178,8 @@ class Lowering:
         if isinstance(op, Binary):
             return self._binary(layer, op)
         assert isinstance(op, Table)
-        return self._vector(layer, op, (op.x,), Combine(PostOp.NONE), op.values)
+        values = np.clip(op.values, op.low, op.high)
+        return self._vector(layer, op, (op.x,), Combine(PostOp.NONE), values)
 
     # Limits --------------------------------------------------------------------------------------
 

@@ -1,0 +1,270 @@
+"""Every graph operator with random parameters, compiled for random memories: the command-level
+simulator (races included) against the golden model."""
+
+import numpy as np
+import pytest
+from layer_checks import check_on
+
+from isa import Config
+from sw import golden
+from sw.device import open_device
+from sw.graph import (
+    Activation,
+    Binary,
+    Conv,
+    ConvTranspose,
+    Graph,
+    Pick,
+    Pool,
+    Port,
+    Select,
+    Table,
+    Tensor,
+)
+
+SMALL = dict(scratchpad_bytes=32768, weight_bytes=8192, accumulator_bytes=4096)
+CONFIGS = [
+    Config(),
+    Config.sized(4, 4, scratchpad_bytes=8192),
+    Config.sized(12, 20),
+    Config.sized(16, 16, **SMALL),
+    Config.sized(8, 16, window=False),
+]
+
+
+class Sketch:
+    """A graph under construction."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.tensors = {}
+        self.ops = []
+        self.inputs = []
+
+    def tensor(self, shape, zero=None):
+        name = f"t{len(self.tensors)}"
+        zero = int(self.rng.integers(-128, 128)) if zero is None else zero
+        shape = tuple(int(s) for s in shape)
+        self.tensors[name] = Tensor(name, shape, np.float32(0.1), zero, False, shape, (0, 1, 2, 3))
+        return name
+
+    def input(self, shape):
+        name = self.tensor(shape)
+        self.inputs.append(Port(name, name, "int8"))
+        return name
+
+    def shape(self, name):
+        return self.tensors[name].shape
+
+    def common(self, output):
+        low = int(self.rng.choice([-128, -100, 0]))
+        return dict(
+            name=f"op{len(self.ops)}",
+            op_type="Test",
+            output=output,
+            low=low,
+            high=int(self.rng.choice([127, 100])),
+        )
+
+    def table(self):
+        return self.rng.integers(-128, 128, 256).astype(np.int8)
+
+    def activation(self):
+        if self.rng.integers(2):
+            return None
+        return Activation(f"mid{len(self.ops)}", int(self.rng.integers(-128, 128)), self.table())
+
+    def weights(self, shape):
+        if self.rng.integers(3) == 0:
+            return self.rng.integers(-255, 255, shape).astype(np.int16)
+        return self.rng.integers(-128, 128, shape).astype(np.int8)
+
+    def scales(self, count, terms):
+        scale = self.rng.uniform(0.5, 1.5, count) / (3000 * np.sqrt(terms))
+        return scale.astype(np.float32)
+
+    def graph(self):
+        used = {x for op in self.ops for x in op.inputs}
+        outputs = [op.output for op in self.ops if op.output not in used]
+        return Graph(
+            "test", self.tensors, self.ops, self.inputs, [Port(o, o, "int8") for o in outputs]
+        )
+
+
+def some_shape(rng, channels=40, size=14):
+    return (int(rng.integers(1, 3)), *(int(v) for v in rng.integers(1, (channels, size, size))))
+
+
+def make_binary(s, rng):
+    shape = some_shape(rng)
+    a = s.input(shape)
+    b = s.input((*shape[:2], 1, 1) if rng.integers(2) else shape)
+    ratios = rng.uniform(0.2, 1.5, 2)
+    kind = str(rng.choice(["add", "sub", "mul"]))
+    if kind == "mul":
+        ratios = [ratios[0] / 50, 1.0]
+    out = s.tensor(shape)
+    s.ops.append(
+        Binary(
+            **s.common(out),
+            kind=kind,
+            a=a,
+            b=b,
+            a_ratio=float(ratios[0]),
+            b_ratio=float(ratios[1]),
+            activation=s.activation(),
+        )
+    )
+
+
+def make_table(s, rng):
+    shape = some_shape(rng)
+    out = s.tensor(shape)
+    s.ops.append(Table(**s.common(out), x=s.input(shape), values=s.table()))
+
+
+def make_conv(s, rng):
+    n, c, h, w = some_shape(rng)
+    group = int(rng.choice([1, 1, 2, c]))
+    c = -(-c // group) * group
+    o = group * int(rng.integers(1, 20 if group < 3 else 3))
+    kernel = rng.integers(1, 4, 2)
+    pads = rng.integers(0, 3, 4)
+    strides, dilations = rng.integers(1, 3, 2), rng.integers(1, 3, 2)
+    room = np.array([h, w]) + pads[:2] + pads[2:] - (kernel - 1) * dilations - 1
+    if (room < 0).any():
+        return make_conv(s, rng)
+    weights = s.weights((o, c // group, *kernel))
+    out = s.tensor((n, o, *(room // strides + 1)))
+    s.ops.append(
+        Conv(
+            **s.common(out),
+            x=s.input((n, c, h, w)),
+            weights=weights,
+            bias=rng.integers(-5000, 5000, o).astype(np.int32),
+            scale=s.scales(o, weights[0].size),
+            strides=tuple(int(v) for v in strides),
+            pads=tuple(int(v) for v in pads),
+            dilations=tuple(int(v) for v in dilations),
+            group=group,
+            activation=s.activation(),
+        )
+    )
+
+
+def make_transposed(s, rng):
+    n, c, h, w = some_shape(rng, size=9)
+    o = int(rng.integers(1, 30))
+    kernel, strides = rng.integers(1, 5, 2), rng.integers(1, 4, 2)
+    dilations = rng.integers(1, 3, 2)
+    pads = rng.integers(0, 2, 4)
+    extra = rng.integers(0, strides)
+    size = (np.array([h, w]) - 1) * strides + (kernel - 1) * dilations + 1 + extra
+    size = size - pads[:2] - pads[2:]
+    if (size < 1).any():
+        return make_transposed(s, rng)
+    pads[2:] -= extra
+    weights = s.weights((o, c, *kernel))
+    if (pads[2:] < 0).any():
+        # The golden model takes the crop as it is given; rows that no input reaches are bias.
+        pads[2:] = np.maximum(pads[2:], 0)
+        size = (np.array([h, w]) - 1) * strides + (kernel - 1) * dilations + 1
+        size = size - pads[:2] - pads[2:]
+        if (size < 1).any():
+            return make_transposed(s, rng)
+    out = s.tensor((n, o, *size))
+    s.ops.append(
+        ConvTranspose(
+            **s.common(out),
+            x=s.input((n, c, h, w)),
+            weights=weights,
+            bias=rng.integers(-5000, 5000, o).astype(np.int32),
+            scale=s.scales(o, c * kernel.prod()),
+            strides=tuple(int(v) for v in strides),
+            pads=tuple(int(v) for v in pads),
+            dilations=tuple(int(v) for v in dilations),
+            activation=s.activation(),
+        )
+    )
+
+
+def make_select(s, rng):
+    n = int(rng.integers(1, 3))
+    sources = [s.input((n, *rng.integers(1, (40, 10, 10)))) for _ in range(rng.integers(1, 4))]
+    channels = int(rng.integers(1, 70))
+    steps = tuple(int(v) for v in rng.choice([1, 1, 2, 3], 2))
+    size = [int(v) for v in rng.integers(1, 12, 2)]
+    phases = []
+    for _ in range(steps[0] * steps[1]):
+        owner = rng.integers(-1, len(sources), channels)
+        picks = []
+        for k, x in enumerate(sources):
+            if k not in owner:
+                continue
+            taken = rng.integers(0, s.shape(x)[1], channels)
+            picks.append(
+                Pick(
+                    x,
+                    np.where(owner == k, taken, -1),
+                    tuple(int(v) for v in rng.integers(1, 3, 2)),
+                    tuple(int(v) for v in rng.integers(-3, 4, 2)),
+                    float(np.float32(rng.choice([1.0, rng.uniform(0.3, 2)]))),
+                )
+            )
+        phases.append(picks)
+    if not any(phases):
+        return make_select(s, rng)
+    out = s.tensor((n, channels, *size))
+    s.ops.append(
+        Select(**s.common(out), phases=phases, steps=steps, fill=int(rng.integers(-128, 128)))
+    )
+
+
+def make_pool(s, rng):
+    n, c, h, w = some_shape(rng)
+    kernel = (int(rng.integers(1, h + 1)), int(rng.integers(1, w + 1)))
+    kind = str(rng.choice(["max", "average"]))
+    pads = (0, 0, 0, 0) if kind == "average" else tuple(int(k // 2) for k in kernel * 2)
+    strides = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+    size = [
+        (d + pads[i] + pads[i + 2] - k) // t + 1
+        for i, (d, k, t) in enumerate(zip((h, w), kernel, strides))
+    ]
+    out = s.tensor((n, c, *size))
+    s.ops.append(
+        Pool(
+            **s.common(out),
+            x=s.input((n, c, h, w)),
+            kind=kind,
+            kernel=kernel,
+            strides=strides,
+            pads=pads,
+            scale=np.float32(0.7 / (kernel[0] * kernel[1])),
+        )
+    )
+
+
+MAKERS = [make_binary, make_table, make_conv, make_transposed, make_select, make_pool]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda m: m.__name__)
+def test_operator_on_commands(make):
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        config = CONFIGS[seed % len(CONFIGS)]
+        if make is make_pool and not config.window:
+            continue
+        sketch = Sketch(rng)
+        make(sketch, rng)
+        graph = sketch.graph()
+        inputs = {
+            p.tensor: rng.integers(-128, 128, graph.tensors[p.tensor].shape).astype(np.int8)
+            for p in graph.inputs
+        }
+        expected = golden.run(graph, inputs)
+        with open_device("command", config, memory_bytes=64 << 20) as device:
+            try:
+                check_on(device, config, graph, inputs, expected)
+            except BaseException as e:
+                e.add_note(f"seed {seed}, {config.rows}x{config.cols}")
+                raise

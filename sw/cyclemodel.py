@@ -11,6 +11,8 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp, decode
 from sw.program import Program
 
@@ -21,7 +23,7 @@ REQUEST = 6
 POST_START = 6
 """Cycles from the start of POST to its first parameter, and from its last result to its end."""
 POST_DEPTH = 10
-WINDOW_DEPTH = 16
+WINDOW_DEPTH = 22
 CONV_DEPTH = 8
 """Cycles through the sequencer, the accumulators and back, the array's own latency excluded."""
 
@@ -37,16 +39,23 @@ class Timing:
 def _window_cycles(c: Mapping[str, int], config: Config) -> int:
     out_h, out_w = c["out_h"], c["out_w"]
     if c["op"] == WindowOp.IM2COL:
-        segments = c["kernel_h"] * c["kernel_w"] * (1 + c["run"] // config.rows)
-        return out_h * out_w * segments
-    width = (out_w - 1) * c["stride_x"] + c["kernel_w"]
-    height = (out_h - 1) * c["stride_y"] + c["kernel_h"]
-    small = max(c["kernel_w"], c["kernel_h"]) <= 3
-    plain = c["dilation_x"] == c["dilation_y"] == 1
+        # A run takes as many cycles as it touches words.
+        ox, kx = np.arange(out_w)[:, None], np.arange(c["kernel_w"])
+        byte = (c["x0"] + ox * c["stride_x"] + kx * c["dilation_x"]) % config.rows
+        words = (byte + c["run"] - 1) // config.rows + 1
+        return out_h * c["kernel_h"] * int(words.sum())
+    sizes, plain = [], True
+    for axis in "wh":
+        kernel, stride = c[f"kernel_{axis}"], c["stride_x" if axis == "w" else "stride_y"]
+        dilation = c["dilation_x" if axis == "w" else "dilation_y"]
+        plain &= kernel <= 3 and stride <= kernel and (dilation == 1 or kernel == 1)
+        sizes.append((c[f"out_{axis}"] - 1) * stride + kernel)
     taps = c["kernel_w"] * c["kernel_h"]
     cycles = out_h * out_w * taps
-    if small and plain and width <= config.window_width:
-        cycles = width * height
+    if plain and 2 <= sizes[0] <= config.window_width:
+        cycles = sizes[0] * sizes[1]
+    elif c["op"] == WindowOp.DEPTHWISE and taps > config.window_width:
+        cycles *= 2
     start = config.window_param_words if c["op"] != WindowOp.MAX else 0
     start += taps if c["op"] == WindowOp.DEPTHWISE else 0
     return c["blocks"] * (cycles + start)

@@ -20,6 +20,9 @@ from sw.compiler.stages import Geometry, Pass, Phase, Stage, WeightRun
 from sw.compiler.stream import CommandStream, Memory, Span, run
 from sw.compiler.weights import CHUNK_WORDS, Piece, WeightRing, pieces
 
+EAGER_PIECES = 8
+"""Commands into which the first column block of a tile is cut at most."""
+
 
 class Emitter(Mover):
     """Emits all stages into a command stream."""
@@ -49,6 +52,9 @@ class Emitter(Mover):
         """Region by region, group by group; the next region's inputs are asked for behind the first
         group, when the queues hold work enough to hide it."""
         whole = plan.split is None and bool(stage.mains)
+        # A single copy is still being read by the groups to come.
+        prepared = ("im2col", *(k for k, _ in stage.mains))
+        twice = all(plan.buffers[k][1] > 1 for k in prepared if k in plan.buffers)
         ahead: dict[int, View] | None = None
         for r, region in enumerate(plan.regions):
             views = ahead if ahead is not None else {}
@@ -67,7 +73,7 @@ class Emitter(Mover):
                 else:
                     self._vector(i, stage, region, group, views, out)
                 self.store(i, region, group, out)
-                if group == 0 and whole and r + 1 < len(plan.regions):
+                if group == 0 and whole and twice and r + 1 < len(plan.regions):
                     ahead = self._prepare(i, stage, plan.regions[r + 1])
 
     def _prepare(self, i: int, stage: Stage, region: Region) -> dict[int, View]:
@@ -170,7 +176,7 @@ class Emitter(Mover):
         if at is not None:
             return at
         rows, size = self.config.rows, self.config.weight_vector_bytes
-        words = piece.words(kernel[1], rows)
+        words = piece.words(rows)
         at = self.ring.place((key, piece), words)
         address = self.constants[(i, "weights")] + (offset + piece.offset(*kernel, rows)) * size
         fields = dict(
@@ -215,17 +221,24 @@ class Emitter(Mover):
         """One command, or one per piece of the reduction where the pieces arrive, or lie, one by
         one."""
         kernel, rows = each.geometry.kernel, self.config.rows
-        todo = pieces(weights.blocks, kernel, rows, self._piece_limit)
+        # The first column block follows its input as that is made, block by block.
+        eager = key[3] == 0
+        limit = self._piece_limit
+        if eager:
+            some = -(-weights.blocks // EAGER_PIECES)
+            limit = min(limit, max(some * kernel[0] * kernel[1], 1) * rows)
+        todo = pieces(weights.blocks, kernel, rows, limit)
         held = [self.ring.find((key, p)) for p in todo]
-        if all(a is not None for a in held) and all(
-            b == a + p.words(kernel[1], rows) for a, b, p in zip(held, held[1:], todo)
+        if (
+            not eager
+            and all(a is not None for a in held)
+            and all(b == a + p.words(rows) for a, b, p in zip(held, held[1:], todo))
         ):
-            todo, held = [Piece(0, weights.blocks, 0, kernel[0])], held[:1]
+            todo, held = [Piece(0, weights.blocks, 0, kernel[0], 0, kernel[1])], held[:1]
         else:
             held = [None] * len(todo)
         for piece, at in zip(todo, held):
-            if at is None:
-                at = self._weights(i, key, piece, kernel, weights.offset)
+            at = self._weights(i, key, piece, kernel, weights.offset) if at is None else at
             placed = replace(piece, block=piece.block + weights.block)
             self._conv_piece(i, stage, each, tile, x, placed, at, accumulate)
             accumulate = True
@@ -254,7 +267,7 @@ class Emitter(Mover):
                     x = self.load_part(i, each.source, part, tile, first, count)
                     x = replace(x, base=x.base - first * x.block)
                 for inner in pieces(count, (n, kernel[1]), rows, self._piece_limit):
-                    piece = Piece(block + inner.block, inner.blocks, ky + inner.ky, inner.kernel_h)
+                    piece = replace(inner, block=block + inner.block, ky=ky + inner.ky)
                     at = self._weights(i, key, piece, kernel, weights.offset)
                     placed = replace(piece, block=piece.block + weights.block)
                     self._conv_piece(i, stage, each, tile, x, placed, at, accumulate)
@@ -273,8 +286,8 @@ class Emitter(Mover):
     ) -> None:
         g = each.geometry
         y0 = tile.y * g.strides[0] - g.pads[0] + piece.ky * g.dilations[0] - x.y
-        x0 = tile.x * g.strides[1] - g.pads[1] - x.x
-        part = Geometry((piece.kernel_h, g.kernel[1]), g.strides, (-y0, -x0), g.dilations)
+        x0 = tile.x * g.strides[1] - g.pads[1] + piece.kx * g.dilations[1] - x.x
+        part = Geometry((piece.kernel_h, piece.kernel_w), g.strides, (-y0, -x0), g.dilations)
         fields = dict(
             accumulate=int(accumulate),
             weights=weights,
@@ -295,7 +308,7 @@ class Emitter(Mover):
             fields,
             [
                 x.span(piece.block, piece.blocks, top, left, bottom - top, right - left),
-                run(Memory.WEIGHTS, weights, piece.words(g.kernel[1], self.config.rows)),
+                run(Memory.WEIGHTS, weights, piece.words(self.config.rows)),
             ],
             [run(Memory.ACCUMULATORS, self._half, 1)],
             layer=i,

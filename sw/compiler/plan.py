@@ -24,7 +24,11 @@ TILE = 256
 """Outputs of one CONV command: long enough to hide the next tile's weights, short enough that the
 last POST of a layer is soon over."""
 
-FOLD_REGION = 512
+EARLY_REGION = {"array": 128, "vector": 128, "window": 256}
+"""Outputs per region, by kind of stage, where regions cost no transfers: small ones let the next
+stage begin early; a window stage reads the rows between two regions twice."""
+
+FOLD_REGION = 128
 """Outputs per region of a folded stage: small, so that im2col overlaps with the array."""
 
 
@@ -134,22 +138,20 @@ def grid(stage: Stage, h: int, w: int) -> list[Region]:
     ]
 
 
-def _shapes(stage: Stage) -> Iterator[tuple[int, int]]:
-    """Region shapes, largest first: whole rows, then parts of a row."""
-    limit = stage.h
-    if stage.fold is not None:
-        limit = max(1, min(limit, FOLD_REGION // stage.w))
-    pieces = -(-stage.h // limit)
+def _shapes(stage: Stage, most: int) -> Iterator[tuple[int, int]]:
+    """Region shapes of at most about ``most`` outputs, largest first: whole rows, then parts of a
+    row."""
+    pieces = -(-stage.h // max(1, min(stage.h, most // stage.w)))
     last = 0
-    while pieces <= stage.h:
+    while pieces <= stage.h and (stage.h > 1 or stage.w <= most):
         rows = -(-stage.h // pieces)
         if rows != last:
             yield rows, stage.w
             last = rows
         pieces += max(1, pieces // 4)
-    if last != 1:
+    if last > 1:
         yield 1, stage.w
-    pieces = 2
+    pieces = max(2, -(-stage.w // most))
     while pieces < 2 * stage.w:
         yield 1, -(-stage.w // pieces)
         pieces += max(1, pieces // 4)
@@ -213,8 +215,14 @@ class Planner:
         for i, p in enumerate(plans):
             for role, (words, copies) in p.buffers.items():
                 buffers += [Buffer((role, i, c), words, i, i) for c in range(copies)]
-        addresses, top = pack(buffers)
-        if top > capacity:
+        # A buffer that is reused at once makes its new user wait for the old one: leave a pause of
+        # some stages where there is room.
+        for pause in (3, 2, 1, 0):
+            spaced = [dataclasses.replace(b, last=b.last + pause) for b in buffers]
+            addresses, top = pack(spaced)
+            if top <= capacity:
+                break
+        else:
             # Fragmentation: give up the costliest tensor of the fullest moment.
             load = [
                 sum(b.words for b in buffers if b.first <= i <= b.last)
@@ -240,14 +248,15 @@ class Planner:
     ) -> StagePlan | None:
         """The largest regions whose buffers fit in ``budget`` words: doubled, so that loads and
         stores overlap; else single; else with the reduction split."""
-        whole = stage.h * stage.w
+        most = self._most(stage, resident)
+        enough = min(stage.h * stage.w, DECENT_REGION, most) // 2
 
         def fits(plan: StagePlan) -> bool:
             return sum(words * copies for words, copies in plan.buffers.values()) <= budget
 
         for copies in (2,) if decent else (2, 1):
-            for h, w in _shapes(stage):
-                if decent and h * w < min(whole, DECENT_REGION):
+            for h, w in _shapes(stage, most):
+                if decent and h * w < enough:
                     return None
                 regions = grid(stage, h, w)
                 plan = StagePlan(regions, self._buffers(stage, resident, regions, copies))
@@ -257,6 +266,16 @@ class Planner:
             return next(filter(fits, self._splits(stage, resident)), None)
         return None
 
+    def _most(self, stage: Stage, resident: set[str]) -> int:
+        """Outputs per region beyond which nothing is gained."""
+        if stage.fold is not None:
+            return FOLD_REGION
+        names = {stage.op.output, *(s.tensor for s in stage.sources)}
+        weights = 0 if stage.weights is None else len(stage.weights)
+        if names <= resident and weights <= self.config.weight_words // 2:
+            return EARLY_REGION[stage.kind]
+        return stage.h * stage.w
+
     def _splits(self, stage: Stage, resident: set[str]) -> Iterator[StagePlan]:
         """Plans with the reduction split, largest regions and pieces first."""
         passes = {(p.source, p.geometry) for phase in stage.phases for p in phase.passes}
@@ -265,9 +284,7 @@ class Planner:
         limit = min(TILE, self.config.acc_half)
         pieces = [(blocks >> i, kernel) for i in range(blocks.bit_length())]
         pieces += [(1, n) for n in range(kernel - 1, 0, -1)]
-        for h, w in _shapes(stage):
-            if h * w > limit:
-                continue
+        for h, w in _shapes(stage, limit):
             regions = grid(stage, h, w)
             buffers = self._buffers(stage, resident, regions, 2)
             for most, rows in pieces:

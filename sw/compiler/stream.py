@@ -16,6 +16,13 @@ import numpy as np
 from isa import COMMANDS, Config, Engine, Opcode, encode
 from isa.csr import TOKEN_BITS
 
+MAX_TOKENS = (1 << TOKEN_BITS) - 1
+"""Tokens a counter holds."""
+
+AHEAD = MAX_TOKENS // 2
+"""Tokens one engine may have given another that it has not taken: beyond, it waits for the other.
+Queues are in order and seldom as deep, so that this costs nothing."""
+
 
 class Memory(enum.Enum):
     """What tokens are derived for. Accumulators count in halves: CONV and POST never share one."""
@@ -88,9 +95,11 @@ class CommandStream:
         self._readers = {m: np.full((len(Engine), n), -1, np.int32) for m, n in words.items()}
         self.commands: list[Emitted] = []
         self._engine_of: list[int] = []
-        self._last = [-1] * len(Engine)
         self._known = [np.full(len(Engine), -1) for _ in Engine]
+        # By pair of engines (from, to), in order: the commands that give and take each token.
         self._waits: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        # How many of these tokens (from) knows to have been taken.
+        self._taken: dict[tuple[int, int], int] = {}
 
     def dram(self, address: int, size: int) -> Span:
         """The span of ``size`` bytes of DRAM."""
@@ -120,6 +129,21 @@ class CommandStream:
                         found[e] = max(found.get(e, -1), latest)
         return found
 
+    def _hold_back(self, me: Engine, needed: dict[int, int]) -> None:
+        """Where ``me`` may have given AHEAD tokens that nobody has taken, let its next command need
+        a taker's: half of them are gone then."""
+        for other in Engine:
+            pairs = self._waits.get((int(me), int(other)))
+            if pairs is None:
+                continue
+            taken = self._taken.get((me, other), 0)
+            while taken < len(pairs) and pairs[taken][1] <= self._known[me][other]:
+                taken += 1
+            self._taken[(me, other)] = taken
+            if len(pairs) - taken >= AHEAD:
+                taker = pairs[taken + AHEAD // 2][1]
+                needed[other] = max(needed.get(other, -1), taker)
+
     def emit(
         self,
         opcode: Opcode,
@@ -136,6 +160,7 @@ class CommandStream:
         command = Emitted(opcode, me, fields, layer)
         known = self._known[me]
         needed = self._dependencies(me, reads, writes)
+        self._hold_back(me, needed)
         # Latest first: its clock may imply the others.
         for e, producer in sorted(needed.items(), key=lambda item: -item[1]):
             if producer > known[e]:
@@ -158,16 +183,15 @@ class CommandStream:
 
         A producer may have ended while the consumer has only gone as far as what must happen before
         the producer."""
-        limit = (1 << TOKEN_BITS) - 1
         for (source, target), pairs in self._waits.items():
             consumers = np.array([c for _, c in pairs])
             for count, (producer, _) in enumerate(pairs, 1):
                 done = self.commands[producer].clock[target]
                 taken = int(np.searchsorted(consumers, done, side="right"))
-                if count - taken > limit:
+                if count - taken > MAX_TOKENS:
                     raise TokenError(
                         f"up to {count - taken} tokens from {Engine(source).name} to "
-                        f"{Engine(target).name} outstanding: a counter holds {limit}"
+                        f"{Engine(target).name} outstanding: a counter holds {MAX_TOKENS}"
                     )
 
     def words(self) -> list[int]:

@@ -38,27 +38,33 @@ class WeightRing:
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of the reduction of one column block: channel blocks and kernel rows."""
+    """Part of the reduction of one column block that lies together in its weights: whole channel
+    blocks, or kernel rows of one, or taps of one row."""
 
     block: int
     blocks: int
     ky: int
     kernel_h: int
+    kx: int
+    kernel_w: int
 
-    def words(self, kernel_w: int, rows: int) -> int:
-        return self.blocks * self.kernel_h * kernel_w * rows
+    def words(self, rows: int) -> int:
+        return self.blocks * self.kernel_h * self.kernel_w * rows
 
     def offset(self, kernel_h: int, kernel_w: int, rows: int) -> int:
         """Weight words before it in its column block."""
-        return (self.block * kernel_h + self.ky) * kernel_w * rows
+        return ((self.block * kernel_h + self.ky) * kernel_w + self.kx) * rows
 
 
 def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[Piece]:
-    """The reduction in pieces of about ``limit`` weight words at most: whole channel blocks, or
-    kernel rows of one block where a block is larger."""
+    """The reduction in pieces of at most ``limit`` weight words, at least ``rows``: whole channel
+    blocks, or kernel rows of one block where a block is larger, or taps where a row is larger."""
     kh, kw = kernel
-    block_words = kh * kw * rows
-    if block_words <= limit:
-        return [Piece(b, n, 0, kh) for b, n in cuts(blocks, limit // block_words)]
-    per = max(1, limit // (kw * rows))
-    return [Piece(b, 1, ky, n) for b in range(blocks) for ky, n in cuts(kh, per)]
+    tiles = limit // rows
+    if kh * kw <= tiles:
+        return [Piece(b, n, 0, kh, 0, kw) for b, n in cuts(blocks, tiles // (kh * kw))]
+    if kw <= tiles:
+        parts = [(ky, n, 0, kw) for ky, n in cuts(kh, tiles // kw)]
+    else:
+        parts = [(ky, 1, kx, n) for ky in range(kh) for kx, n in cuts(kw, tiles)]
+    return [Piece(b, 1, *part) for b in range(blocks) for part in parts]

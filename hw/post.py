@@ -1,8 +1,8 @@
-"""POST: accumulators or scratchpad words, requantised, added, clamped, into the scratchpad."""
+"""POST: accumulators or scratchpad words, requantised, combined, looked up, into the scratchpad."""
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -12,124 +12,34 @@ from hw.interfaces import (
     CommandPort,
     ScratchpadRead,
     ScratchpadWrite,
-    command_layout,
 )
+from hw.post_combine import PostCombine
+from hw.post_table import PostTable
 from hw.requantise import Requantise
 from isa import Config, Opcode, PostOp, PostSource
 from isa.params import PARAM_BYTES
 
 IN_FLIGHT = 16
-"""Words between being issued and being written: more than the longest way takes (12 cycles)."""
-
-TOTAL = 34
-"""Bits of ADD's sum: two products of signed 9 and unsigned 24 bits."""
-
-SUM = 12
-"""Bits of ADD's shifted and rounded sum; beyond is beyond every clamp."""
-
-
-class PostAdd(wiring.Component):
-    """ADD's arithmetic on ``lanes`` channels: ``sw.numerics.add``, in ``LATENCY`` stages.
-
-    ``a`` and ``b`` are taken with ``i_valid``, every cycle if need be; ``o`` is valid with
-    ``o_valid`` ``LATENCY`` cycles later. ``cmd`` is the POST command whose fields apply; it must
-    hold still while values are in flight. ``setup`` marks the cycle before the first in which
-    ``cmd`` is looked at; ``shift`` is the command's in that cycle.
-
-    Stages: zero points; products; sum; shift and rounding. Zero point and clamp follow the last
-    register.
-    """
-
-    LATENCY = 4
-
-    def __init__(self, *, lanes: int):
-        self.lanes = lanes
-        super().__init__(
-            {
-                "setup": In(1),
-                "shift": In(6),
-                "cmd": In(command_layout(Opcode.POST)),
-                "i_valid": In(1),
-                "a": In(8 * lanes),
-                "b": In(8 * lanes),
-                "o_valid": Out(1),
-                "o": Out(8 * lanes),
-            }
-        )
-
-    def elaborate(self, platform) -> Module:
-        m = Module()
-        valid = Signal(self.LATENCY)
-        m.d.sync += valid.eq(Cat(self.i_valid, valid))
-        m.d.comb += self.o_valid.eq(valid[-1])
-        point = Signal(6)  # position of the sum's bit worth one half
-        below = Signal(TOTAL)  # mask of the bits under it
-        with m.If(self.setup):
-            to_point = (self.shift - 1)[:6]
-            m.d.sync += [
-                point.eq(to_point),
-                below.eq(C((1 << TOTAL) - 1) >> Mux(to_point < TOTAL, TOTAL - to_point, 0)[:6]),
-            ]
-
-        for i in range(self.lanes):
-
-            def reg(name, shape, lane=i):
-                return Signal(shape, name=f"{name}_{lane}")
-
-            da, db = reg("da", signed(9)), reg("db", signed(9))
-            pa, pb = reg("pa", signed(33)), reg("pb", signed(33))
-            total, scaled = reg("total", signed(TOTAL)), reg("scaled", signed(TOTAL))
-            result = reg("result", signed(SUM))
-            with m.If(self.i_valid):
-                m.d.sync += [
-                    da.eq(_lane(self.a, i) - self.cmd.za),
-                    db.eq(_lane(self.b, i) - self.cmd.zb),
-                ]
-            with m.If(valid[0]):
-                m.d.sync += [pa.eq(da * self.cmd.ma), pb.eq(db * self.cmd.mb)]
-            with m.If(valid[1]):
-                m.d.sync += total.eq(pa + pb)
-            m.d.comb += scaled.eq(total >> point)  # in halves
-            up = scaled[0] & (scaled[1] | (total & below).any())
-            fits = ~scaled[SUM - 1 :].any() | scaled[SUM - 1 :].all()
-            limit = (1 << (SUM - 2)) - 1
-            with m.If(valid[2]):
-                m.d.sync += result.eq(
-                    Mux(
-                        fits,
-                        scaled[1:SUM].as_signed() + up,
-                        Mux(scaled[-1], Const(~limit, signed(SUM)), Const(limit, signed(SUM))),
-                    )
-                )
-            moved = reg("moved", signed(SUM + 1))
-            raised = reg("raised", signed(SUM + 1))
-            m.d.comb += [
-                moved.eq(result + self.cmd.zo),
-                raised.eq(Mux(moved < self.cmd.low2, self.cmd.low2, moved)),
-                self.o[8 * i :][:8].eq(Mux(raised > self.cmd.high2, self.cmd.high2, raised)),
-            ]
-        return m
-
-
-def _lane(vector: Value, i: int) -> Value:
-    return vector[8 * i :][:8].as_signed()
+"""Words between being issued and being written: more than the longest way takes (15 cycles)."""
 
 
 class PostEngine(wiring.Component):
     """The POST engine's core; semantics in ``isa.commands``.
 
     Rates without bank conflicts: one output word (of ``lanes`` channels) a cycle, across rows and
-    groups; two cycles a word with source SCRATCHPAD and op ADD, which needs two reads. Words are
+    groups; two cycles a word with source SCRATCHPAD and a ``b``, which needs two reads. Words are
     issued in order; ``IN_FLIGHT`` of them may be under way, so that nothing behind the issue ever
     waits except the write itself, and a result finds its place whenever the write is refused.
 
     Parameters are read ahead, before any data read: for the next group when the current one starts,
-    for the next command as soon as it is offered and the current one has started its last group. So
-    they must not be written by a POST command that has not retired when the command is offered.
-    Otherwise commands see what earlier ones wrote: a command starts when the writes before it are
-    done; only accumulator to scratchpad without ADD follows its like at once. From an idle engine
-    the first word is issued ``param_words + 2`` cycles after the command is offered (without
-    parameters: 1 cycle).
+    for the next command as soon as it is offered and the current one has started its last group. A
+    table is read when its command is offered and the current one uses none, or else when the
+    current one is done. So neither must be written by a POST command that has not retired when the
+    command is offered. Otherwise commands see what earlier ones wrote: a command starts when the
+    writes before it are done; only accumulator to scratchpad with op NONE and without a table
+    follows its like at once. From an idle engine the first word is issued 1 cycle after the command
+    is offered; with parameters or a table, their number of reads and 2 cycles (``param_words``,
+    ``PostTable.load_words``).
 
     ``lane`` must be below ``rows / lanes``.
     """
@@ -155,7 +65,8 @@ class PostEngine(wiring.Component):
             self.accumulators,
         )
         m.submodules.requantise = requantise = Requantise(lanes=lanes)
-        m.submodules.add = add = PostAdd(lanes=lanes)
+        m.submodules.combine = combine = PostCombine(lanes=lanes)
+        m.submodules.table = table = PostTable(config)
         where = data.StructLayout({"addr": 20, "place": range(max(places, 2)), "last": 1})
         # One entry for every word issued and not yet written. The others cannot overflow then.
         m.submodules.issued = issued = SyncFIFO(width=where.size, depth=IN_FLIGHT)
@@ -168,14 +79,16 @@ class PostEngine(wiring.Component):
         cmd = Signal(head.shape())
         active = Signal()  # words of cmd are still to be issued
         overlaps = Signal()  # cmd may be followed before its words are written
-        head_overlaps = (head.source == PostSource.ACCUMULATOR) & (head.op == PostOp.NONE)
+        head_overlaps = (
+            (head.source == PostSource.ACCUMULATOR) & (head.op == PostOp.NONE) & ~head.lut
+        )
         accept = Signal()
         m.d.comb += [
             offered.ready.eq(~active & (~issued.r_rdy | (overlaps & head_overlaps))),
             accept.eq(offered.valid & offered.ready),
         ]
         from_scratchpad = cmd.source == PostSource.SCRATCHPAD
-        adds = cmd.op == PostOp.ADD
+        combines = cmd.op != PostOp.NONE
 
         # Walk over words -------------------------------------------------------------------------
         issue = Signal()  # the current word goes on its way; the walk advances
@@ -210,14 +123,14 @@ class PostEngine(wiring.Component):
             with m.If(group_ends):
                 m.d.sync += [groups.eq(groups - 1), place.eq(Mux(word_ends, 0, place + 1))]
 
-        def walk(name: str, first: Value, pitch: Value, block: Value) -> Signal:
+        def walk(name: str, first: Value, step: Value | int, pitch: Value, block: Value) -> Signal:
             """The address of a tensor's current word, by running sums."""
             word, row, base = (Signal(20, name=f"{name}_{n}") for n in ("word", "row", "base"))
             with m.If(accept):
                 m.d.sync += [word.eq(first), row.eq(first), base.eq(first)]
             with m.If(issue):
                 with m.If(~row_ends):
-                    m.d.sync += word.eq(word + 1)
+                    m.d.sync += word.eq(word + step)
                 with m.Elif(~group_ends):
                     m.d.sync += [word.eq(row + pitch), row.eq(row + pitch)]
                 with m.Else():
@@ -225,9 +138,9 @@ class PostEngine(wiring.Component):
                     m.d.sync += [word.eq(next_base), row.eq(next_base), base.eq(next_base)]
             return word
 
-        out_word = walk("out", head.out, cmd.out_pitch, cmd.out_block)
-        a_word = walk("a", head.a, cmd.a_pitch, cmd.a_block)
-        b_word = walk("b", head.b, cmd.b_pitch, cmd.b_block)
+        out_word = walk("out", head.out, cmd.out_step, cmd.out_pitch, cmd.out_block)
+        a_word = walk("a", head.a, 1, cmd.a_pitch, cmd.a_block)
+        b_word = walk("b", head.b, cmd.b_step, cmd.b_pitch, cmd.b_block)
 
         # Parameters, read ahead ------------------------------------------------------------------
         count = config.param_words
@@ -261,28 +174,51 @@ class PostEngine(wiring.Component):
         with m.If(accept):
             m.d.sync += ahead.eq(0)
 
+        # Table, read ahead -----------------------------------------------------------------------
+        table_ahead = Signal()  # the reading for the offered command has begun
+        m.d.comb += [
+            table.load.eq(
+                offered.valid
+                & head.lut
+                & ~table_ahead
+                & ~(cmd.lut & (active | issued.r_rdy))  # lookups to come
+            ),
+            table.table.eq(head.table),
+            table.read.data.eq(read.data),
+        ]
+        with m.If(accept):
+            m.d.sync += table_ahead.eq(0)
+        with m.Elif(table.load):
+            m.d.sync += table_ahead.eq(1)
+
         # Issue -----------------------------------------------------------------------------------
         streaming = Signal()  # the current group has started
         going = Signal()
-        second = Signal()  # source SCRATCHPAD, op ADD: ``a`` has been read, ``b`` not yet
-        pair = from_scratchpad & adds
-        reads = from_scratchpad | adds
+        second = Signal()  # source SCRATCHPAD with ``b``: ``a`` has been read, ``b`` not yet
+        pair = from_scratchpad & combines
+        reads = from_scratchpad | combines
         m.d.comb += [
             start.eq(
-                active & ~streaming & (from_scratchpad | (params_ready & ~requantise.loading))
+                active
+                & ~streaming
+                & (from_scratchpad | (params_ready & ~requantise.loading))
+                & (~cmd.lut | table.loaded)
             ),
             going.eq((start | streaming) & issued.w_rdy),
-            ask_data.eq(going & reads & ~ask_params),
+            table.read.ready.eq(read.ready & ~ask_params),
+            ask_data.eq(going & reads & ~ask_params & ~table.read.valid),
             issue.eq(Mux(reads, ask_data & read.ready & (second | ~pair), going)),
-            read.valid.eq(ask_params | ask_data),
-            read.addr.eq(
-                Mux(ask_params, params_addr, Mux(from_scratchpad & ~second, a_word, b_word))
-            ),
+            read.valid.eq(ask_params | table.read.valid | ask_data),
+            read.addr.eq(Mux(from_scratchpad & ~second, a_word, b_word)),
             accumulators.en.eq(issue & ~from_scratchpad),
             accumulators.addr.eq(acc),
             issued.w_en.eq(issue),
             issued.w_data.eq(Cat(out_word, place, command_ends)),
         ]
+        with m.If(ask_params):
+            m.d.comb += read.addr.eq(params_addr)
+        with m.Elif(table.read.valid):
+            m.d.comb += read.addr.eq(table.read.addr)
         with m.If(start):
             m.d.sync += streaming.eq(1)
         with m.If(issue & group_ends):
@@ -331,29 +267,36 @@ class PostEngine(wiring.Component):
             requantise.high.eq(cmd.high),
         ]
 
-        # ADD: an accumulator's ``b`` waits for the requantisation; an ``a`` for its ``b`` ---------
+        # An accumulator's ``b`` waits for the requantisation; an ``a`` for its ``b`` --------------
         a = Signal(8 * lanes)
         with m.If(a_comes):
             m.d.sync += a.eq(part)
         m.d.comb += [
             addends.w_en.eq(b_comes & ~from_scratchpad),
             addends.w_data.eq(part),
-            addends.r_en.eq(requantise.o_valid & adds),
-            add.setup.eq(accept),
-            add.shift.eq(head.shift),
-            add.cmd.eq(cmd),
-            add.i_valid.eq(adds & Mux(from_scratchpad, b_comes, requantise.o_valid)),
-            add.a.eq(Mux(from_scratchpad, a, requantise.o)),
-            add.b.eq(Mux(from_scratchpad, part, addends.r_data)),
+            addends.r_en.eq(requantise.o_valid & combines),
+            combine.setup.eq(accept),
+            combine.shift.eq(head.shift),
+            combine.cmd.eq(cmd),
+            combine.i_valid.eq(combines & Mux(from_scratchpad, b_comes, requantise.o_valid)),
+            combine.a.eq(Mux(from_scratchpad, a, requantise.o)),
+            combine.b.eq(Mux(from_scratchpad, part, addends.r_data)),
         ]
 
         # Results ---------------------------------------------------------------------------------
-        with m.If(adds):
-            m.d.comb += [results.w_en.eq(add.o_valid), results.w_data.eq(add.o)]
+        result, result_comes = Signal(8 * lanes), Signal()
+        with m.If(combines):
+            m.d.comb += [result_comes.eq(combine.o_valid), result.eq(combine.o)]
         with m.Elif(from_scratchpad):
-            m.d.comb += [results.w_en.eq(a_comes), results.w_data.eq(part)]
+            m.d.comb += [result_comes.eq(a_comes), result.eq(part)]
         with m.Else():
-            m.d.comb += [results.w_en.eq(requantise.o_valid), results.w_data.eq(requantise.o)]
+            m.d.comb += [result_comes.eq(requantise.o_valid), result.eq(requantise.o)]
+        m.d.comb += [
+            table.i_valid.eq(result_comes & cmd.lut),
+            table.i.eq(result),
+            results.w_en.eq(Mux(cmd.lut, table.o_valid, result_comes)),
+            results.w_data.eq(Mux(cmd.lut, table.o, result)),
+        ]
         target = data.View(where, issued.r_data)
         written = write.valid & write.ready
         m.d.comb += [

@@ -13,7 +13,7 @@ from typing import Any
 
 import cocotb
 from cocotb.clock import Clock
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotb.triggers import ClockCycles, RisingEdge, Timer, with_timeout
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam, AxiResp
 
 from isa import CSRS, DEVICE_ID, VERSION, Config, Control, Irq, Status
@@ -38,13 +38,15 @@ class Bench:
     def __init__(self, dut: Any):
         self.dut = dut
         self.rng = random.Random(cocotb.RANDOM_SEED)
-        cocotb.start_soon(Clock(dut.clk, PERIOD_NS, unit="ns").start())
+        dut.clk.value = 0
         dut.rst.value = 1
         self.host = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil_"), dut.clk, dut.rst)
         self.ram = AxiRam(AxiBus.from_prefix(dut, "m_axi_"), dut.clk, dut.rst, size=1 << 20)
 
     async def start(self) -> None:
-        """Release the reset."""
+        """Start the clock, once the models drive their ports, and release the reset."""
+        await Timer(PERIOD_NS, "ns")
+        cocotb.start_soon(Clock(self.dut.clk, PERIOD_NS, unit="ns").start())
         await ClockCycles(self.dut.clk, 4)
         self.dut.rst.value = 0
         await ClockCycles(self.dut.clk, 2)
@@ -79,10 +81,10 @@ async def csr_map(dut: Any) -> None:
     bench = Bench(dut)
     await bench.start()
     bench.stall(0.3)
-    constants = {"ID": DEVICE_ID, "VERSION": VERSION, "CONFIG_HASH": CONFIG.hash}
+    reset = {"ID": DEVICE_ID, "VERSION": VERSION, "CONFIG_HASH": CONFIG.hash, "FAULT_ENGINE": 15}
     keeps = {"DRAM_BASE_LO": ~4095, "PROGRAM": ~63, "TRACE_ADDR": ~63}
     for name in CSRS:
-        assert await bench.read(name) == constants.get(name, 0), name
+        assert await bench.read(name) == reset.get(name, 0), name
     patterns = {}
     for name, csr in CSRS.items():
         if name != "CONTROL":
@@ -92,7 +94,7 @@ async def csr_map(dut: Any) -> None:
             await bench.write(name, Control.IRQ_ENABLE)
         assert csr.offset == 4 * list(CSRS).index(name)
     for name, csr in CSRS.items():
-        expected = constants.get(name, 0)
+        expected = reset.get(name, 0)
         if name == "CONTROL":
             expected = Control.IRQ_ENABLE
         elif csr.access == "rw":

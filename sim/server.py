@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import cocotb
+from cocotb.clock import Clock
 from cocotb.triggers import ReadOnly, Timer
 
 WRITE, READ, WAIT, RUN, RESET = range(5)
@@ -83,6 +84,8 @@ async def serve(dut: Any) -> None:
     """Serve requests until ``close`` or until the other end is gone."""
     pipe = Connection(int(os.environ["SYSTOLE_PIPE"]))
     host = Host(dut)
+    if os.environ.get("SYSTOLE_PYTHON_CLOCK"):
+        cocotb.start_soon(Clock(dut.clk, 2, "ns").start())
     while True:
         try:
             request = pipe.recv()

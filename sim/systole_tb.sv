@@ -46,11 +46,14 @@ module systole_tb #(
     logic error_read  /* verilator public_flat_rw */ = 0;
     logic error_write  /* verilator public_flat_rw */ = 0;
 
+`ifdef PYTHON_CLOCK  // for comparison only: cocotb drives the clock
+    logic clk  /* verilator public_flat_rw */ = 0;
+`else
     logic clk = 0;
+    always #1 clk = !clk;
+`endif
     logic rst = 1;
     logic irq;
-
-    always #1 clk = !clk;
 
 `ifndef VERILATOR
     string waves;

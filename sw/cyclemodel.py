@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp, decode
+from isa.commands import TABLE_BYTES
 from sw.program import Program
 
 HANDOVER = 3
@@ -67,9 +68,11 @@ def _conv_cycles(c: Mapping[str, int], config: Config) -> int:
 
 
 def _post_cycles(c: Mapping[str, int], config: Config) -> int:
-    rate = 2 if c["source"] == PostSource.SCRATCHPAD and c["op"] == PostOp.ADD else 1
+    rate = 2 if c["source"] == PostSource.SCRATCHPAD and c["op"] != PostOp.NONE else 1
     params = config.param_words if c["source"] == PostSource.ACCUMULATOR else 0
-    return c["groups"] * (c["out_w"] * c["out_h"] * rate + params) + POST_START
+    # A table is read in words of 16 bytes at most, behind the command before.
+    table = c["lut"] * (-(-TABLE_BYTES // config.rows) * -(-config.rows // 16) + POST_DEPTH)
+    return c["groups"] * (c["out_w"] * c["out_h"] * rate + params) + table + POST_START
 
 
 def _beats(c: Mapping[str, int], config: Config) -> int:

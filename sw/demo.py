@@ -21,6 +21,7 @@ from sw.device import DeviceError, open_device
 from sw.driver import Driver
 from sw.execute import execute, load, memory_needed
 from sw.load import load as load_model
+from sw.partition import partition
 from sw.run import CLOCK_MHZ, READ_LATENCY, Options, make_console, run_model, show
 
 FOLDER = Path(__file__).parent / "digits"
@@ -74,13 +75,13 @@ def main(
     try:
         accuracy(count, console, progress)
         model = FOLDER / "digits.onnx"
-        graph = load_model(model)
+        options = Options(Config())
+        plan = partition(model, options.config)
         with np.load(FOLDER / "test.npz") as data:
             image, label = data["x"][0], int(data["y"][0])
         console.print(f"one of them, a {label}:\n{picture(image[0])}", highlight=False)
-        report = run_model(
-            model, graph, {graph.inputs[0].name: image[None]}, Options(Config()), progress
-        )
+        arrays = {plan.inputs.inputs[0].name: image[None]}
+        report = run_model(plan, arrays, options, progress)
     except DeviceError as e:
         progress.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from isa import Config, LoadTarget, Opcode, PostOp, PostSource, WindowOp
+from isa.commands import TABLE_BYTES
 from isa.params import PARAM_BYTES, REQUANT_PARAMS
 from sw import numerics
 from sw.races import Box, CommandError, Memory, Tracker, progressions, span
@@ -27,7 +28,7 @@ _AT_LEAST_1 = {
     Opcode.LOAD: ("count0", "count1", "count2"),
     Opcode.STORE: ("count0", "count1", "count2"),
     Opcode.CONV: ("blocks", *_WINDOW_COUNTS),
-    Opcode.POST: ("groups", "out_w", "out_h"),
+    Opcode.POST: ("groups", "out_w", "out_h", "out_step"),
     Opcode.WINDOW: ("blocks", *_WINDOW_COUNTS),
 }
 
@@ -258,11 +259,12 @@ class Engines:
         x = x[:, :, 0]
         return np.where(y >= 0, y * c.src_pitch, OUTSIDE), np.where(x >= 0, x, OUTSIDE)
 
-    def _outputs(self, c: SimpleNamespace, blocks: int) -> np.ndarray:
-        """Checks the writes of ``out``; its words (blocks, out_h, out_w)."""
-        box = Box(c.out, (blocks, c.out_h, c.out_w), (c.out_block, c.out_pitch, 1))
-        self._write(Memory.SCRATCHPAD, box, "out")
-        return _grid(c.out, c.out_block, c.out_pitch, np.arange(blocks), c)
+    def _outputs(self, c: SimpleNamespace, blocks: int, column: int = 1) -> np.ndarray:
+        """Checks the writes of ``out``, ``column`` words from one column to the next; its words
+        (blocks, out_h, out_w)."""
+        steps = (c.out_block, c.out_pitch, column)
+        self._write(Memory.SCRATCHPAD, Box(c.out, (blocks, c.out_h, c.out_w), steps), "out")
+        return _grid(c.out, steps, np.arange(blocks), c)
 
     def _conv(self, c: SimpleNamespace) -> None:
         rows, pad_word = self.config.rows, self.config.scratchpad_words
@@ -372,43 +374,50 @@ class Engines:
         blocks = int(block[-1]) + 1
         position = position[:, None, None]
 
-        def place(start: int, step: int, pitch: int) -> np.ndarray:
-            """Groups of a tensor (groups, out_h, out_w), counted through the scratchpad."""
-            return _grid(start, step, pitch, block, c) * per_word + position
-
-        def operand(name: str) -> np.ndarray:
-            """Where an operand's groups are; checks that they may be read."""
+        def operand(name: str, column: int) -> np.ndarray:
+            """Where an operand's groups are (groups, out_h, out_w), counted through the scratchpad;
+            checks that they may be read."""
             start, pitch, step = (getattr(c, name + end) for end in ("", "_pitch", "_block"))
-            box = Box(start, (blocks, c.out_h, c.out_w), (step, pitch, 1))
+            steps = (step, pitch, column)
+            box = Box(start, (blocks, c.out_h, c.out_w), steps)
             self._read(Memory.SCRATCHPAD, box, name)
-            return place(start, step, pitch)
+            return _grid(start, steps, block, c) * per_word + position
 
-        sources = {}
+        sources, constants = {}, {}
         if c.source == PostSource.SCRATCHPAD:
-            sources["a"] = operand("a")
+            sources["a"] = operand("a", 1)
         else:
             parameters, acc = self._accumulators(c)
-        if c.op == PostOp.ADD:
+            constants["params"] = span(c.params, c.groups * config.param_words)
+        if c.op != PostOp.NONE:
             if c.shift < 1:
-                raise self.tracker.error(Illegal, "shift", "must be at least 1 for ADD")
-            sources["b"] = operand("b")
-        out = place(c.out, c.out_block, c.out_pitch)
-        self._outputs(c, blocks)
+                raise self.tracker.error(Illegal, "shift", f"must be at least 1 for {c.op.name}")
+            sources["b"] = operand("b", c.b_step)
+        if c.lut:
+            constants["table"] = span(c.table, -(-TABLE_BYTES // config.rows))
+            self._read(Memory.SCRATCHPAD, constants["table"], "table")
+        out = self._outputs(c, blocks, c.out_step)[block] * per_word + position
         for name, words in sources.items():
             self._refuse_own_results(words, out, name, in_place=True)
+        for name, box in constants.items():
+            words = np.arange(box.start, box.last + 1)
+            self._refuse_own_results(words, out // per_word, name)
 
         groups = self.memories.scratchpad.reshape(-1, config.lanes)
         if c.source == PostSource.SCRATCHPAD:
             a = groups[sources["a"]]
         else:
-            constants = np.arange(c.params, c.params + c.groups * config.param_words)
-            self._refuse_own_results(constants, out // per_word, "params")
             each = (p[:, None, :] for p in parameters)
             a = numerics.requantise(acc, *each, c.zero, c.low, c.high)
             a = a.reshape(*out.shape, config.lanes)
-        if c.op == PostOp.ADD:
-            b = groups[sources["b"]]
-            a = numerics.add(a, b, c.za, c.zb, c.zo, c.ma, c.mb, c.shift, c.low2, c.high2)
+        if c.op != PostOp.NONE:
+            b, kind = groups[sources["b"]], c.op.name.lower()
+            fields = (c.za, c.zb, c.zo, c.ma, c.mb, c.shift, c.low2, c.high2)
+            a = numerics.combine(kind, a, b, *fields)
+        if c.lut:
+            first = c.table * config.rows
+            table = self.memories.scratchpad.reshape(-1)[first : first + TABLE_BYTES]
+            a = numerics.lookup(a, table)
         groups[out] = a
 
     def _accumulators(self, c: SimpleNamespace) -> tuple[list[np.ndarray], np.ndarray]:
@@ -427,7 +436,10 @@ class Engines:
         return parameters, acc.transpose(1, 0, 2)
 
 
-def _grid(start: int, step: int, pitch: int, block: np.ndarray, c: SimpleNamespace) -> np.ndarray:
-    """Words (block, out_h, out_w) of a tensor."""
+def _grid(
+    start: int, steps: tuple[int, int, int], block: np.ndarray, c: SimpleNamespace
+) -> np.ndarray:
+    """Words (block, out_h, out_w) of a tensor; ``steps`` in words: block, row, column."""
+    step, pitch, column = steps
     row = np.arange(c.out_h)[:, None] * pitch
-    return start + block[:, None, None] * step + row + np.arange(c.out_w)
+    return start + block[:, None, None] * step + row + np.arange(c.out_w) * column

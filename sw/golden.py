@@ -11,17 +11,30 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from sw import numerics
-from sw.graph import Binary, Conv, Graph, Op, Pool, Port, Tensor
+from sw.graph import (
+    Activation,
+    Binary,
+    Conv,
+    ConvTranspose,
+    Graph,
+    Op,
+    Pool,
+    Port,
+    Select,
+    Table,
+    Tensor,
+)
 
 CHUNK = 1 << 22
 """Elements of the largest intermediate (im2col) array, to bound memory."""
-FLOAT32_TERMS = (1 << 24) // (255 * 128)
-"""Terms of a product sum of int8 weights and zero-shifted int8 that stay exact in float32."""
+FLOAT32_REACH = (1 << 24) // 255
+"""Product sums of zero-shifted int8 stay exact in float32 while their weights' magnitudes are not
+more than this together."""
 
 
 def run(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All tensors as int8 (N, C, H, W), given those behind the graph's input ports. The
-    intermediate of a fused residual is among them, under its ``mid_name``."""
+    intermediates of fused residuals and activations are among them, under their ``mid_name``."""
     tensors = {}
     for port in graph.inputs:
         array = np.asarray(inputs[port.tensor])
@@ -40,52 +53,63 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
     """The tensors that one operator makes of those it reads."""
     if isinstance(op, Conv):
         return _conv(op, graph, tensors)
+    if isinstance(op, ConvTranspose):
+        return _activated(op, op.activation, _transposed(op, graph, tensors[op.x]))
     if isinstance(op, Pool):
         return {op.output: _pool(op, graph, tensors[op.x])}
+    if isinstance(op, Select):
+        return {op.output: _select(op, graph, tensors)}
+    if isinstance(op, Table):
+        return {op.output: np.clip(numerics.lookup(tensors[op.x], op.values), op.low, op.high)}
     assert isinstance(op, Binary)
-    return {
-        op.output: _add(
-            graph,
-            (op.a, graph.tensors[op.a].zero, op.a_ratio),
-            (op.b, graph.tensors[op.b].zero, op.b_ratio),
-            op,
-            tensors,
-        )
-    }
+    a, b = (
+        (name, graph.tensors[name].zero, ratio)
+        for name, ratio in ((op.a, op.a_ratio), (op.b, op.b_ratio))
+    )
+    zero = op.activation.zero if op.activation else graph.tensors[op.output].zero
+    return _activated(op, op.activation, _binary(op.kind, a, b, zero, op, tensors))
 
 
-def _add(
-    graph: Graph,
+def _activated(op: Op, activation: Activation | None, made: np.ndarray) -> dict[str, np.ndarray]:
+    """``op``'s own result, and what its activation makes of it."""
+    if activation is None:
+        return {op.output: made}
+    return {activation.mid_name: made, op.output: numerics.lookup(made, activation.values)}
+
+
+def _binary(
+    kind: str,
     a: tuple[str, int, float],
     b: tuple[str, int, float],
+    zero: int,
     op: Op,
     tensors: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """The sum of two (tensor, zero point, ratio), as ``op``'s output."""
-    (ma, mb), shift = numerics.split_ratios(a[2], b[2])
-    zero = graph.tensors[op.output].zero
-    return numerics.add(
-        tensors[a[0]], tensors[b[0]], a[1], b[1], zero, ma, mb, shift, op.low, op.high
-    )
+    """Two (tensor, zero point, ratio) combined, as ``op``'s own result with zero point ``zero``."""
+    ratios = (a[2],) if kind == "mul" else (a[2], b[2])
+    (ma, *mb), shift = numerics.split_ratios(*ratios)
+    operands = (tensors[a[0]], tensors[b[0]], a[1], b[1], zero, ma, *(mb or [0]), shift)
+    return numerics.combine(kind, *operands, op.low, op.high)
 
 
 def _conv(op: Conv, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     x, residual = tensors[op.x], op.residual
     multiplier, shift = numerics.split_scale(op.scale)
     out = np.empty(graph.tensors[op.output].shape, np.int8)
+    final = op.activation.zero if op.activation else graph.tensors[op.output].zero
+    zero, low, high = final, op.low, op.high
     if residual:
         zero, low, high = residual.mid_zero, residual.mid_low, residual.mid_high
-    else:
-        zero, low, high = graph.tensors[op.output].zero, op.low, op.high
     for n, rows, acc in accumulate(op, x, graph.tensors[op.x].zero):
         result = numerics.requantise(acc, op.bias, multiplier, shift, zero, low, high)
         out[n, :, rows] = np.moveaxis(result, -1, 0)
     if not residual:
-        return {op.output: out}
+        return _activated(op, op.activation, out)
     made = {residual.mid_name: out}
     other = (residual.other, graph.tensors[residual.other].zero, residual.other_ratio)
     mid = (residual.mid_name, residual.mid_zero, residual.conv_ratio)
-    return made | {op.output: _add(graph, mid, other, op, {**tensors, **made})}
+    total = _binary("add", mid, other, final, op, {**tensors, **made})
+    return made | _activated(op, op.activation, total)
 
 
 def accumulate(op: Conv, x: np.ndarray, zero: int) -> Iterator[tuple[int, slice, np.ndarray]]:
@@ -117,7 +141,8 @@ def _sums(op: Conv, taps: np.ndarray) -> np.ndarray:
                 acc += tap * op.weights[:, 0, ky, kx, None, None]
         return np.moveaxis(acc, 0, -1)
     terms = depth * kh * kw
-    kind = np.float32 if terms <= FLOAT32_TERMS else np.float64
+    reach = np.abs(op.weights.reshape(outputs, terms).astype(np.int64)).sum(axis=1).max()
+    kind = np.float32 if reach <= FLOAT32_REACH else np.float64
     weights = op.weights.reshape(op.group, outputs // op.group, terms).astype(kind)
     acc = np.empty((rows * columns, outputs), np.int64)
     for g, w in enumerate(weights):
@@ -163,6 +188,63 @@ def _pool(op: Pool, graph: Graph, x: np.ndarray) -> np.ndarray:
             )
         else:
             out[n] = np.clip(taps.max(axis=(1, 2)), op.low, op.high)
+    return out
+
+
+def _transposed(op: ConvTranspose, graph: Graph, x: np.ndarray) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    zero = op.activation.zero if op.activation else tensor.zero
+    multiplier, shift = numerics.split_scale(op.scale)
+    outputs, depth, kh, kw = op.weights.shape
+    (sy, sx), (dy, dx) = op.strides, op.dilations
+    (top, left, bottom, right), (n, _, out_h, out_w) = op.pads, tensor.shape
+    h, w = x.shape[2:]
+    out = np.empty(tensor.shape, np.int8)
+    for i in range(n):
+        image = (x[i].astype(np.float64) - graph.tensors[op.x].zero).reshape(depth, h * w)
+        acc = np.zeros((outputs, top + out_h + bottom, left + out_w + right), np.int64)
+        for ky in range(kh):
+            for kx in range(kw):
+                part = op.weights[:, :, ky, kx].astype(np.float64) @ image
+                rows = slice(ky * dy, ky * dy + (h - 1) * sy + 1, sy)
+                columns = slice(kx * dx, kx * dx + (w - 1) * sx + 1, sx)
+                acc[:, rows, columns] += part.reshape(outputs, h, w).astype(np.int64)
+        acc = np.moveaxis(acc[:, top : top + out_h, left : left + out_w], 0, -1)
+        result = numerics.requantise(acc, op.bias, multiplier, shift, zero, op.low, op.high)
+        out[i] = np.moveaxis(result, -1, 0)
+    return out
+
+
+def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    sy, sx = op.steps
+    out = np.full(tensor.shape, np.clip(op.fill, op.low, op.high), np.int8)
+    for at, picks in enumerate(op.phases):
+        phase = out[:, :, at // sx :: sy, at % sx :: sx]
+        for pick in picks:
+            multiplier, shift = numerics.split_scale(np.float32(pick.scale))
+            source = tensors[pick.x]
+            rows, columns = (
+                np.arange(count) * stride + offset
+                for count, stride, offset in zip(
+                    phase.shape[2:], pick.strides, pick.offsets, strict=True
+                )
+            )
+            inside = [
+                (places >= 0) & (places < size)
+                for places, size in zip((rows, columns), source.shape[2:], strict=True)
+            ]
+            taken = np.flatnonzero(pick.channels >= 0)
+            moved = np.zeros((len(out), len(taken), *phase.shape[2:]), np.int64)
+            moved[:, :, inside[0][:, None] & inside[1]] = (
+                source[:, pick.channels[taken]][:, :, rows[inside[0]]][..., columns[inside[1]]]
+                .astype(np.int64)
+                .reshape(len(out), len(taken), -1)
+                - graph.tensors[pick.x].zero
+            )
+            phase[:, taken] = numerics.requantise(
+                moved, np.int64(0), multiplier, shift, tensor.zero, op.low, op.high
+            )
     return out
 
 

@@ -16,6 +16,9 @@ import numpy as np
 class ModelError(ValueError):
     """A model that cannot be taken: one sentence naming node, attribute, value and limit."""
 
+    node: str | None = None
+    """Name of the first output of the node it is about, where known."""
+
 
 @dataclass(frozen=True)
 class Tensor:

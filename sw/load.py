@@ -1,6 +1,6 @@
 """The loader: an ONNX file to the quantised graph that everything else works on.
 
-Taken are models quantised to int8 or uint8 activations and int8 symmetric weights, in QDQ form or
+Taken are models quantised to int8 or uint8 activations and weights, in QDQ form or
 with onnxruntime's fused operators; ``sw.passes.operators`` says what of each operator.
 """
 
@@ -10,12 +10,12 @@ import os
 
 from sw.graph import Graph
 from sw.passes.check import check_limits
-from sw.passes.fuse import fuse_clamps, fuse_residuals
+from sw.passes.fuse import drop_unused, fuse_activations, fuse_clamps, fuse_residuals
 from sw.passes.lower import Lowering
 from sw.passes.operators import OPERATORS
 from sw.passes.read import read
 
-PASSES = (fuse_clamps, fuse_residuals, check_limits)
+PASSES = (drop_unused, fuse_clamps, fuse_residuals, fuse_activations, check_limits)
 """What follows lowering, in order; each maps a graph to a graph."""
 
 

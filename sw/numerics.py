@@ -6,6 +6,8 @@ Sources: IEEE 754 binary32; onnxruntime's QLinearConv/QLinearMatMul requantisati
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 MULTIPLIER_BITS = 24
@@ -81,7 +83,8 @@ def split_ratios(*ratios: float) -> tuple[tuple[int, ...], int]:
     return tuple(round(r * 2.0**shift) for r in ratios), shift
 
 
-def add(
+def combine(
+    kind: Literal["add", "sub", "mul"],
     a: np.ndarray,
     b: np.ndarray,
     za: int,
@@ -93,6 +96,13 @@ def add(
     low: int,
     high: int,
 ) -> np.ndarray:
-    """int8 + int8 to int8 with scales as integer ratios (POST's ADD)."""
-    total = (np.asarray(a, np.int64) - za) * ma + (np.asarray(b, np.int64) - zb) * mb
+    """int8 a + b, a - b or a * b (broadcast) to int8, with scales as integer ratios under 2^24
+    (POST's ADD, SUB, MUL; the last has one ratio, ``ma``)."""
+    da, db = np.asarray(a, np.int64) - za, np.asarray(b, np.int64) - zb
+    total = da * db * ma if kind == "mul" else da * ma + db * (mb if kind == "add" else -mb)
     return np.clip(shift_half_even(total, shift) + zo, low, high).astype(np.int8)
+
+
+def lookup(x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """``table[x + 128]`` for int8 ``x``; ``table`` has 256 entries (POST's table)."""
+    return table[np.asarray(x, np.int16) + 128]

@@ -27,23 +27,33 @@ from sw.graph import Port, Tensor
 
 @dataclass(frozen=True)
 class Comparison:
-    """Element by element, in quantised units."""
+    """Element by element, in quantised units unless it is said otherwise."""
 
     elements: int
     equal: int
-    max_abs_diff: int
+    max_abs_diff: float | None
 
     @property
     def exact(self) -> bool:
         return self.elements == self.equal
 
 
-def session(model: str | os.PathLike | onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session that runs the integer kernels."""
+def session(
+    model: str | os.PathLike | onnx.ModelProto,
+    *,
+    optimise: bool = True,
+    profile: str | os.PathLike | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session, which runs the integer kernels if it may ``optimise``. ``profile``: prefix of the
+    file for onnxruntime's own profile."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -125,13 +125,21 @@ class Program:
         body = data[_HEAD.size :]
         if hashlib.sha256(body).digest() != digest:
             raise ProgramError(f"program {path}: checksum mismatch, the file is damaged")
-        header = json.loads(body[:length])
+        try:
+            return cls._parse(path, json.loads(body[:length]), body[length:])
+        except ProgramError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ProgramError(f"program {path}: its header is damaged") from None
+
+    @classmethod
+    def _parse(cls, path: str | Path, header: dict, image: bytes) -> Program:
         if header.pop("isa_version") != isa.VERSION:
             raise ProgramError(f"program {path}: made for another version of the command set")
         return cls(
             model=header["model"],
             config=Config.from_dict(header["config"]),
-            image=body[length:],
+            image=image,
             command_offset=header["command_offset"],
             command_words=header["command_words"],
             memory_bytes=header["memory_bytes"],

@@ -1,13 +1,18 @@
 """The main job: compile a model, run it on the simulated RTL, compare, report.
 
 python -m sw.run MODEL.onnx [--input X.npz|.npy|.png|.jpg] [--rows R --cols C | --config F.toml]
+
+What the accelerator cannot do runs on the host, in onnxruntime; the report says what and why. Exit
+status: 0 all layers equal the golden model, 1 a mismatch, 2 bad input (one sentence on stderr).
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,17 +21,24 @@ import typer
 from rich.console import Console
 
 from isa import Config, ConfigError
-from sw import golden, oracle
+from sw import golden, host, oracle
 from sw.compiler import compile_graph
 from sw.cyclemodel import predict
-from sw.device import DeviceError, open_device
+from sw.dataflow import run_reference
+from sw.device import Device, DeviceError, open_device
 from sw.driver import Driver
 from sw.execute import Execution, compare, describe, execute, load, memory_needed
 from sw.files import write_atomically
-from sw.graph import Graph, ModelError
+from sw.graph import ModelError, Port, Tensor
+from sw.host import HostOp
 from sw.inputs import InputError, random_inputs, read_inputs
-from sw.load import load as load_model
+from sw.partition import AcceleratorSegment, HostSegment, Partition, partition
 from sw.program import Program
+from sw.quantisation.pipeline import Options as Quantisation
+from sw.quantisation.pipeline import quantise
+from sw.quantisation.prepare import input_shapes, prepare
+from sw.quantisation.samples import Chosen, Preprocessing, read_samples
+from sw.quantize import SAMPLES, parse_dims
 from sw.report import LayerReport, layers, table, utilisation
 from sw.timeline import write_timeline
 
@@ -51,16 +63,17 @@ class Report:
     dram_write_bytes: int | None = None
     golden_mismatches: int = 0
     """Elements, over all layers."""
-    ort: dict[str, int] = field(default_factory=dict)
-    """elements, equal, max_abs_diff of the final outputs, in quantised units."""
+    ort: dict[str, float | None] = field(default_factory=dict)
+    """elements, equal, max_abs_diff of the final outputs: in quantised units where the accelerator
+    made an output, else (made on the host) in the output's own. The difference is null when shapes
+    that depend on values differ, or it is not finite."""
     compile_seconds: float = 0.0
     build_seconds: float | None = None
     sim_seconds: float | None = None
     sim_cycles_per_second: float | None = None
     layers: list[LayerReport] = field(default_factory=list)
-    host_ops: list[dict[str, Any]] = field(default_factory=list)
-    """Operators run on the host: always empty, the accelerator takes all or the model is
-    refused."""
+    host_ops: list[HostOp] = field(default_factory=list)
+    """Operators run on the host, in the order in which they ran."""
     first_mismatch: str | None = None
 
 
@@ -77,36 +90,150 @@ class Options:
 
 
 def run_model(
-    model: Path, graph: Graph, arrays: dict[str, np.ndarray], options: Options, console: Console
+    plan: Partition, arrays: dict[str, np.ndarray], options: Options, console: Console
 ) -> Report:
-    """Compile, run, compare. ``arrays``: the model's inputs by name, in its own types.
+    """Run a model partitioned for ``options.config``, compare. ``arrays``: the model's inputs by
+    name, in its own types.
 
     Raises :class:`ModelError`, :class:`DeviceError`."""
-    report = Report(model.name, options.config.to_dict(), options.simulator)
-    inputs = {
-        p.tensor: golden.quantise_input(p, graph.tensors[p.tensor], arrays[p.name])
-        for p in graph.inputs
-    }
-    with console.status("golden model and onnxruntime"):
-        expected = golden.run(graph, inputs)
-        reference = oracle.run(model, arrays)
-    with console.status("compiling"):
-        start = time.perf_counter()
-        program = compile_graph(graph, options.config)
+    report = Report(plan.path.name, options.config.to_dict(), options.simulator)
+    report.compile_seconds = plan.compile_seconds
+    with console.status("onnxruntime"):
+        reference = run_reference(plan.path, arrays)
+    programs = [s.program for s in plan.segments if isinstance(s, AcceleratorSegment)]
+    report.predicted_cycles = 0
+    for program in programs:
         timings = predict(program, read_latency=options.read_latency)
-        report.compile_seconds = time.perf_counter() - start
-    report.predicted_cycles = timings[-1].end if timings else 0
-    report.macs = sum(layer.macs for layer in program.layers)
-    if options.simulator == "golden":
-        tensors = expected
-        report.layers = layers(program, None, None)
-    else:
-        tensors = _simulate(program, graph, inputs, expected, report, options, console)
-    _compare_outputs(graph, tensors, reference, report)
+        report.predicted_cycles += timings[-1].end if timings else 0
+    report.macs = sum(layer.macs for program in programs for layer in program.layers)
+    values: dict[str, np.ndarray] = dict(arrays)
+    quantised: dict[str, tuple[Port, Tensor, np.ndarray]] = {}
+    with _Machine(plan, options, report, console) as machine:
+        for segment in plan.segments:
+            if isinstance(segment, HostSegment):
+                made, ran = host.run(segment, values, len(report.layers))
+                values.update(made)
+                report.host_ops += ran
+                continue
+            tensors = machine.run(segment, values)
+            for port in segment.graph.outputs:
+                tensor, array = segment.graph.tensors[port.tensor], tensors[port.tensor]
+                quantised[port.name] = port, tensor, array
+                values[port.name] = golden.dequantise_output(port, tensor, array)
+        machine.finish()
+    results = [
+        oracle.compare(*quantised[name], wanted)
+        if name in quantised
+        else host.compare(values[name], wanted)
+        for name, wanted in reference.items()
+    ]
+    differences = [r.max_abs_diff for r in results]
+    report.ort = {
+        "elements": sum(r.elements for r in results),
+        "equal": sum(r.equal for r in results),
+        "max_abs_diff": None if None in differences else max(differences),
+    }
     return report
 
 
-def _open(options: Options, memory_bytes: int):
+class _Machine:
+    """The accelerator that runs all of a model's programs, one after the other, and what it
+    measures. Without a program (``golden``) the golden model stands for it."""
+
+    def __init__(self, plan: Partition, options: Options, report: Report, console: Console):
+        self.options, self.report, self.console = options, report, console
+        self.rtl = options.simulator in ("verilator", "icarus")
+        segments = [s for s in plan.segments if isinstance(s, AcceleratorSegment)]
+        self.checked = {
+            id(s): compile_graph(s.graph, options.config, dump=True)
+            for s in segments
+            if options.check_layers and options.simulator != "golden"
+        }
+        self.programs = [s.program for s in segments]
+        self.runs: list[Execution] = []
+        self.device: Device | None = None
+
+    def __enter__(self) -> _Machine:
+        simulator = self.options.simulator
+        if simulator == "golden":
+            return self
+        needed = [memory_needed(p) for p in (*self.programs, *self.checked.values())]
+        start = time.perf_counter()
+        with self.console.status(f"building the {simulator} simulator (once per configuration)"):
+            self.device = _open(self.options, -(-max(needed) // 4096) * 4096)
+        self.report.build_seconds = time.perf_counter() - start
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device is not None:
+            self.device.close()
+
+    def run(
+        self, segment: AcceleratorSegment, values: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """One segment on arrays by value name: int8 (N, C, H, W) by tensor name. It is compared
+        with the golden model on the same inputs; with ``check_layers`` a second run stores every
+        layer for that."""
+        graph, program, report = segment.graph, segment.program, self.report
+        inputs = {
+            p.tensor: golden.quantise_input(p, graph.tensors[p.tensor], values[p.name])
+            for p in graph.inputs
+        }
+        with self.console.status("golden model"):
+            expected = golden.run(graph, inputs)
+        if self.device is None:
+            report.layers += layers(program, None, None)
+            return expected
+        driver = Driver(self.device)
+        load(driver, program)
+        with self.console.status(f"running on {self.options.simulator}"):
+            measured = execute(driver, program, inputs, trace=self.rtl)
+        if id(segment) in self.checked:
+            checked = self.checked[id(segment)]
+            load(driver, checked)
+            with self.console.status("running again with every layer stored"):
+                second = execute(driver, checked, inputs, trace=False)
+            _note_mismatches(report, checked, *compare(checked, second.tensors, expected))
+        _note_mismatches(report, program, *compare(program, measured.tensors, expected))
+        report.layers += layers(program, measured.events, measured.cycles if self.rtl else None)
+        self.runs.append(measured)
+        return measured.tensors
+
+    def finish(self) -> None:
+        """Totals of all programs, and the timeline."""
+        report, runs = self.report, self.runs
+        if not runs:
+            return
+        report.sim_seconds = sum(run.seconds for run in runs)
+        if not self.rtl:
+            return
+        beat = self.options.config.beat_bytes
+        report.cycles = sum(run.cycles for run in runs)
+        report.utilisation = utilisation(report.macs, report.cycles, self.programs[0])
+        report.dram_read_bytes = sum(run.counters["READ_BEATS"] for run in runs) * beat
+        report.dram_write_bytes = sum(run.counters["WRITE_BEATS"] for run in runs) * beat
+        report.sim_cycles_per_second = report.cycles / report.sim_seconds
+        if self.options.trace_file is not None:
+            write_timeline(self.options.trace_file, *_joined(self.programs, runs))
+
+
+def _joined(programs: list[Program], runs: list[Execution]) -> tuple[Program, np.ndarray]:
+    """Programs as if they were one, for the timeline; their events one after the other."""
+    rows, command_layers, events, cycles = [], [], [], 0
+    for program, run in zip(programs, runs, strict=True):
+        if run.events is not None:
+            part = run.events.copy()
+            part["index"] += len(command_layers)
+            part["cycle"] += cycles
+            events.append(part)
+        command_layers += [layer + len(rows) for layer in program.command_layers]
+        rows += program.layers
+        cycles += run.cycles
+    joined = replace(programs[0], layers=rows, command_layers=command_layers)
+    return joined, np.concatenate(events) if events else np.zeros(0)
+
+
+def _open(options: Options, memory_bytes: int) -> Device:
     if options.simulator == "commands":
         return open_device("command", options.config, memory_bytes=memory_bytes)
     from sim.device import MemoryModel
@@ -120,78 +247,12 @@ def _open(options: Options, memory_bytes: int):
     )
 
 
-def _simulate(
-    program: Program,
-    graph: Graph,
-    inputs: dict[str, np.ndarray],
-    expected: dict[str, np.ndarray],
-    report: Report,
-    options: Options,
-    console: Console,
-) -> dict[str, np.ndarray]:
-    """The measured run; then, with ``check_layers``, a second one that stores every layer."""
-    rtl = options.simulator in ("verilator", "icarus")
-    checked = compile_graph(graph, options.config, dump=True) if options.check_layers else program
-    memory = -(-max(memory_needed(program), memory_needed(checked)) // 4096) * 4096
-    start = time.perf_counter()
-    with console.status(f"building the {options.simulator} simulator (once per configuration)"):
-        device = _open(options, memory)
-    report.build_seconds = time.perf_counter() - start
-    with device:
-        driver = Driver(device)
-        load(driver, program)
-        with console.status(f"running on {options.simulator}"):
-            measured = execute(driver, program, inputs, trace=rtl)
-        if options.check_layers:
-            load(driver, checked)
-            with console.status("running again with every layer stored"):
-                second = execute(driver, checked, inputs, trace=False)
-            count, first = compare(checked, second.tensors, expected)
-            _note_mismatches(report, checked, count, first)
-        count, first = compare(program, measured.tensors, expected)
-        _note_mismatches(report, program, count, first)
-    _note_measurements(report, program, measured, rtl)
-    if options.trace_file is not None and measured.events is not None:
-        write_timeline(options.trace_file, program, measured.events)
-    return measured.tensors
-
-
 def _note_mismatches(report: Report, program: Program, count: int, first) -> None:
     report.golden_mismatches += count
     if first is not None and report.first_mismatch is None:
         report.first_mismatch = str(first)
         if first.command is not None:
             report.first_mismatch += f": {describe(program, first.command)}"
-
-
-def _note_measurements(report: Report, program: Program, run: Execution, rtl: bool) -> None:
-    report.layers = layers(program, run.events, run.cycles if rtl else None)
-    report.sim_seconds = run.seconds
-    if not rtl:
-        return
-    beat = program.config.beat_bytes
-    report.cycles = run.cycles
-    report.utilisation = utilisation(report.macs, run.cycles, program)
-    report.dram_read_bytes = run.counters["READ_BEATS"] * beat
-    report.dram_write_bytes = run.counters["WRITE_BEATS"] * beat
-    report.sim_cycles_per_second = run.cycles / run.seconds
-
-
-def _compare_outputs(
-    graph: Graph,
-    tensors: dict[str, np.ndarray],
-    reference: dict[str, np.ndarray],
-    report: Report,
-) -> None:
-    results = [
-        oracle.compare(p, graph.tensors[p.tensor], tensors[p.tensor], reference[p.name])
-        for p in graph.outputs
-    ]
-    report.ort = {
-        "elements": sum(r.elements for r in results),
-        "equal": sum(r.equal for r in results),
-        "max_abs_diff": max(r.max_abs_diff for r in results),
-    }
 
 
 def show(report: Report, console: Console, clock_mhz: float, latency: int) -> None:
@@ -201,7 +262,14 @@ def show(report: Report, console: Console, clock_mhz: float, latency: int) -> No
         f"{report.model} on {config['rows']}x{config['cols']}, {report.simulator}; memory: "
         f"{config['axi_data_bits']}-bit AXI, one beat a cycle, {latency} cycles read latency"
     )
-    console.print(table(report.layers, title))
+    rows: list[LayerReport] = list(report.layers)
+    for op in reversed(report.host_ops):
+        took = {"host us": round(1e6 * op.seconds)}
+        row = LayerReport(op.name, f"{op.op} on host", (), 0, stalls=took)
+        rows.insert(op.after_layers, row)
+    console.print(table(rows, title))
+    for op in report.host_ops:
+        console.print(f"on the host: {op.op} {op.name!r}: {op.reason}", markup=False)
     parts = [f"MACs {report.macs:,}"]
     if report.cycles:
         parts += [
@@ -229,9 +297,10 @@ def show(report: Report, console: Console, clock_mhz: float, latency: int) -> No
     elif report.simulator != "golden":
         console.print("every layer's output equals the golden model")
     ort = report.ort
+    difference = "not a number" if ort["max_abs_diff"] is None else ort["max_abs_diff"]
     console.print(
         f"onnxruntime: {ort['equal']:,} of {ort['elements']:,} output elements equal, largest "
-        f"difference {ort['max_abs_diff']}"
+        f"difference {difference}"
     )
 
 
@@ -252,8 +321,42 @@ def choose_config(rows: int | None, cols: int | None, file: Path | None) -> Conf
     return Config.sized(rows or cols or 0, cols or rows or 0)
 
 
+def check_writable(path: Path | None) -> None:
+    """Raises :class:`InputError` unless a file can be made at ``path``."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"output {path}: is a folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"output {path}: its folder does not exist")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as e:
+        raise InputError(f"output {path}: its folder cannot be written: {e.strerror}") from None
+
+
+def calibrated(model: Path, samples: Path, dims: Mapping[str, int], folder: Path) -> Path:
+    """A float model quantised as ``python -m sw.quantize`` does by default, in ``folder``."""
+    prepared = prepare(model, dims)
+    found, _ = read_samples(samples, input_shapes(prepared), Preprocessing())
+    path = folder / model.name
+    path.write_bytes(
+        quantise(prepared, Chosen(found, SAMPLES), Quantisation(dims=dims)).SerializeToString()
+    )
+    return path
+
+
+def save_programs(plan: Partition, path: Path) -> None:
+    """The program file; of a model in several segments NAME.0.EXT, NAME.1.EXT and so on."""
+    programs = [s.program for s in plan.segments if isinstance(s, AcceleratorSegment)]
+    for i, program in enumerate(programs):
+        numbered = path.with_name(f"{path.stem}.{i}{path.suffix}")
+        program.save(path if len(programs) == 1 else numbered)
+
+
 def main(
-    model: Annotated[Path, typer.Argument(help="quantised ONNX model")],
+    model: Annotated[Path, typer.Argument(help="ONNX model; quantised, or with --calibrate")],
     input: Annotated[
         Path | None, typer.Option(help=".npz, .npy, .png or .jpg; else seeded random")
     ] = None,
@@ -271,11 +374,26 @@ def main(
         str, typer.Option(help="layers: a second run stores and compares every layer | outputs")
     ] = "layers",
     program_file: Annotated[
-        Path | None, typer.Option("--program", help="also write the program file")
+        Path | None,
+        typer.Option("--program", help="also write the program file (of several: NAME.0.EXT ...)"),
+    ] = None,
+    fallback: Annotated[
+        bool,
+        typer.Option(
+            "--fallback/--no-fallback", help="whether the host runs what the accelerator cannot"
+        ),
+    ] = True,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="bind an open dimension: NAME=N or INPUT:AXIS=N")
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="quantise a float model first: .npz, .npy or folder of pictures"),
     ] = None,
 ) -> None:
-    """Compile a quantised ONNX model, run it on the simulated accelerator, compare and report."""
+    """Compile an ONNX model, run it on the simulated accelerator, compare and report."""
     console, progress = make_console(), Console(stderr=True)
+    folder = tempfile.TemporaryDirectory()
     try:
         for name, value, known in (
             ("--sim", sim, SIMULATORS),
@@ -284,25 +402,30 @@ def main(
             if value not in known:
                 raise InputError(f"{name} {value}: must be one of {', '.join(known)}")
         for path in (json_file, trace, waves, program_file):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise InputError(f"output {path}: its folder does not exist")
+            check_writable(path)
         chosen = choose_config(rows, cols, config)
-        with progress.status("loading the model"):
-            graph = load_model(model)
+        dims = parse_dims(dim or [])
+        if calibrate is not None:
+            with progress.status("quantising the model"):
+                model, dims = calibrated(model, calibrate, dims, Path(folder.name)), {}
+        with progress.status("loading and compiling the model"):
+            plan = partition(model, chosen, dims=dims, fallback=fallback)
         if input is None:
-            progress.print(f"no --input: seeded random input (seed {seed})")
-            arrays = random_inputs(graph, seed)
+            console.print(f"no --input: seeded random input (seed {seed})")
+            arrays = random_inputs(plan.inputs, seed)
         else:
-            arrays = read_inputs(input, graph)
+            arrays = read_inputs(input, plan.inputs)
         options = Options(chosen, sim, latency, trace, waves, check == "layers")
-        report = run_model(model, graph, arrays, options, progress)
+        report = run_model(plan, arrays, options, progress)
         if program_file is not None:
-            compile_graph(graph, chosen).save(program_file)
+            save_programs(plan, program_file)
+        if json_file is not None:
+            write_atomically(json_file, (json.dumps(asdict(report), indent=1) + "\n").encode())
     except (ModelError, ConfigError, InputError, DeviceError) as e:
         progress.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    if json_file is not None:
-        write_atomically(json_file, (json.dumps(asdict(report), indent=1) + "\n").encode())
+    finally:
+        folder.cleanup()
     show(report, console, clock_mhz, latency)
     if report.golden_mismatches:
         raise typer.Exit(1)

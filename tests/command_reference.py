@@ -154,14 +154,22 @@ class Reference:
                             acc = self.accumulators[c.acc + oy * c.out_w + ox][g * lanes + i]
                             params = self.params(c.params + g * self.config.param_words, i)
                             a = requantise(acc, params, c)
-                        if c.op == PostOp.ADD:
-                            word = c.b + block * c.b_block + oy * c.b_pitch + ox
+                        if c.op != PostOp.NONE:
+                            word = c.b + block * c.b_block + oy * c.b_pitch + ox * c.b_step
                             b = self.scratchpad[word][lane]
-                            total = (a - c.za) * c.ma + (b - c.zb) * c.mb
+                            if c.op == PostOp.ADD:
+                                total = (a - c.za) * c.ma + (b - c.zb) * c.mb
+                            elif c.op == PostOp.SUB:
+                                total = (a - c.za) * c.ma - (b - c.zb) * c.mb
+                            else:
+                                total = (a - c.za) * (b - c.zb) * c.ma
                             a = clamp(round_half_even(total, c.shift) + c.zo, c.low2, c.high2)
+                        if c.lut:
+                            word, byte = divmod(a + 128, self.config.rows)
+                            a = self.scratchpad[c.table + word][byte]
                         values.append(a)
-                    word = self.scratchpad[c.out + block * c.out_block + oy * c.out_pitch + ox]
-                    word[position * lanes : (position + 1) * lanes] = values
+                    word = c.out + block * c.out_block + oy * c.out_pitch + ox * c.out_step
+                    self.scratchpad[word][position * lanes : (position + 1) * lanes] = values
 
     def window(self, c) -> None:
         rows = self.config.rows

@@ -202,3 +202,162 @@ def random_gemm_model(
             attributes = {"transB": int(across), "alpha": float(rng.choice([1.0, 0.5]))}
             y = model.node("QGemm", names, "y", domain="com.microsoft", **attributes)
     return model.done(y, dtype, [m, n])
+
+
+class _Graph:
+    """A QDQ model in the making; every value is a dequantised activation (name, shape, scale,
+    zero) of one element type."""
+
+    def __init__(self, rng: np.random.Generator, values: int):
+        self.rng = rng
+        self.model = Model()
+        self.dtype = np.dtype(rng.choice(["int8", "uint8"]))
+        shape = (1, int(rng.integers(1, 20)), *rng.integers(3, 18, 2).tolist())
+        scale, zero = self._quant(1.0)
+        self.model.input("x", self.dtype, shape)
+        self.values = [(self.model.dq("x", scale, zero), shape, scale, zero)]
+        while len(self.values) < values:
+            self.values.append(self._next())
+
+    def _quant(self, reach: float, low: bool = False):
+        """Scale and zero point such that about +-``reach`` fits; ``low``: 0 to ``reach``."""
+        info = np.iinfo(self.dtype)
+        scale = np.float32(reach / 127 * self.rng.uniform(0.7, 1.5))
+        middle = (info.min + info.max) // 2 + self.rng.integers(-20, 20)
+        return scale, np.array(info.min if low else middle, self.dtype)
+
+    def _pick(self):
+        """A value, the latest more often."""
+        return self.values[self.rng.integers(len(self.values), size=3).max()]
+
+    def _store(self, real: str, shape, quant=None):
+        scale, zero = quant or self._quant(1.0)
+        name = self.model.q(real, scale, zero, f"q{len(self.model.nodes)}")
+        return self.model.dq(name, scale, zero), tuple(int(d) for d in shape), scale, zero
+
+    def _node(self, op_type: str, inputs, **attributes) -> str:
+        return self.model.node(op_type, inputs, f"v{len(self.model.nodes)}", **attributes)
+
+    def _const(self, array) -> str:
+        return self.model.const(f"c{len(self.model.constants)}", array)
+
+    def _next(self):
+        kinds = ["conv", "conv", "depthwise", "pool", "binary", "binary", "function", "function"]
+        kinds += ["concat", "gate", "move", "transposed", "residual"]
+        return getattr(self, f"_{self.rng.choice(kinds)}")(self._pick())
+
+    def _weights(self, shape, x_scale, terms: int, axis: int):
+        scale = np.float32(0.04 / np.sqrt(terms))
+        w = self._const(random_array(self.rng, np.int8, shape))
+        names = [self.model.dq(w, scale, np.int8(0))]
+        if self.rng.integers(2):
+            b = self._const(self.rng.integers(-2000, 2000, shape[axis]).astype(np.int32))
+            names.append(self.model.dq(b, np.float32(x_scale) * scale, np.int32(0)))
+        return names
+
+    def _conv(self, x, depthwise=False):
+        name, (n, c, h, w), scale, _ = x
+        rng = self.rng
+        kernel = np.minimum(rng.choice([1, 2, 3], 2), (h, w))
+        stride = rng.choice([1, 1, 2], 2)
+        pads = rng.integers(0, np.tile(kernel, 2))
+        group = c if depthwise else 1
+        outputs = c if depthwise or rng.integers(2) else int(rng.integers(1, 24))
+        if not depthwise and rng.integers(3) == 0:  # same shape, for residuals
+            kernel, stride, pads = np.array([1, 1]), np.array([1, 1]), np.zeros(4, int)
+        size = (np.array([h, w]) + pads[:2] + pads[2:] - kernel) // stride + 1
+        names = self._weights((outputs, c // group, *kernel), scale, c // group * kernel.prod(), 0)
+        attributes = {"pads": pads.tolist(), "strides": stride.tolist(), "group": group}
+        real = self._node("Conv", [name, *names], **attributes)
+        if relu := bool(rng.integers(2)):
+            real = self._node("Relu", [real])
+        return self._store(real, (n, outputs, *size), self._quant(1.0, low=relu))
+
+    def _depthwise(self, x):
+        return self._conv(x, depthwise=True)
+
+    def _transposed(self, x):
+        name, (n, c, h, w), scale, _ = x
+        if max(h, w) > 12:
+            return self._pool(x)
+        outputs = int(self.rng.integers(1, 9))
+        kernel, stride = self.rng.integers(1, 4, 2), self.rng.integers(1, 3, 2)
+        names = self._weights((c, outputs, *kernel), scale, c * kernel.prod(), 1)
+        real = self._node("ConvTranspose", [name, *names], strides=stride.tolist())
+        return self._store(real, (n, outputs, *((np.array([h, w]) - 1) * stride + kernel)))
+
+    def _pool(self, x):
+        name, (n, c, h, w), scale, zero = x
+        kernel = np.minimum(self.rng.integers(1, 4, 2), (h, w))
+        stride = self.rng.integers(1, 3, 2)
+        size = (np.array([h, w]) - kernel) // stride + 1
+        attributes = {"kernel_shape": kernel.tolist(), "strides": stride.tolist()}
+        if self.rng.integers(2):
+            real = self._node("AveragePool", [name], **attributes)
+            return self._store(real, (n, c, *size))
+        return self._store(
+            self._node("MaxPool", [name], **attributes), (n, c, *size), (scale, zero)
+        )
+
+    def _binary(self, x):
+        same = [v for v in self.values if v[1] == x[1] and v is not x]
+        if not same:
+            other = self._store(self._node("Tanh", [x[0]]), x[1])
+            self.values.append(other)
+            same = [other]
+        other = same[self.rng.integers(len(same))]
+        kind = self.rng.choice(["Add", "Add", "Sub", "Mul"])
+        quant = self._quant(0.3) if kind == "Mul" else None
+        return self._store(self._node(kind, [x[0], other[0]]), x[1], quant)
+
+    def _residual(self, x):
+        name, (_, c, _, _), scale, _ = x
+        sums = self._node("Conv", [name, *self._weights((c, c, 1, 1), scale, c, 0)])
+        return self._store(self._node("Add", [self._store(sums, x[1])[0], name]), x[1])
+
+    def _gate(self, x):
+        mean = self._node("GlobalAveragePool", [x[0]])
+        mean = self._store(mean, (*x[1][:2], 1, 1), self._quant(0.3))
+        return self._store(self._node("Mul", [x[0], mean[0]]), x[1], self._quant(0.1))
+
+    def _function(self, x):
+        kind = self.rng.choice(["Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "SiLU"])
+        if kind == "SiLU":
+            return self._store(self._node("Mul", [x[0], self._node("Sigmoid", [x[0]])]), x[1])
+        return self._store(self._node(kind, [x[0]]), x[1])
+
+    def _concat(self, x):
+        fitting = [v for v in self.values if v[1][2:] == x[1][2:]]
+        other = fitting[self.rng.integers(len(fitting))]
+        shape = (1, x[1][1] + other[1][1], *x[1][2:])
+        return self._store(self._node("Concat", [x[0], other[0]], axis=1), shape)
+
+    def _move(self, x):
+        name, (n, c, h, w), *quant = x
+        quant = quant if self.rng.integers(2) else None
+        kind = self.rng.integers(4)
+        if kind == 0 and max(h, w) < 16:
+            scales = self._const(np.array([1, 1, 2, 2], np.float32))
+            real = self._node("Resize", [name, "", scales], mode="nearest")
+            return self._store(real, (n, c, 2 * h, 2 * w), quant)
+        if kind == 1:
+            pads = self.rng.integers(0, 3, 4).tolist()
+            real = self._node("Pad", [name, self._const([0, 0, *pads[:2], 0, 0, *pads[2:]])])
+            return self._store(real, (n, c, h + pads[0] + pads[2], w + pads[1] + pads[3]), quant)
+        if kind == 2 and h % 2 == w % 2 == 0:
+            real = self._node("SpaceToDepth", [name], blocksize=2)
+            return self._store(real, (n, 4 * c, h // 2, w // 2), quant)
+        first = int(self.rng.integers(c))
+        ends = [self._const([v]) for v in (first, c, 1)]
+        return self._store(self._node("Slice", [name, *ends]), (n, c - first, h, w), quant)
+
+
+def random_graph_model(rng: np.random.Generator, values: int = 12) -> onnx.ModelProto:
+    """A random QDQ graph of about ``values`` activations of up to some 20 rows, columns and
+    channels and more behind concatenations: convolutions of all sorts, pools, arithmetic (also
+    residual and gating), functions, concatenation, movement, of mixed scales. Its output is the
+    last value."""
+    graph = _Graph(rng, values)
+    name, shape, _, _ = graph.values[-1]
+    producer = next(n for n in graph.model.nodes if n.output[0] == name)
+    return graph.model.done(producer.input[0], graph.dtype, shape)

@@ -76,13 +76,18 @@ def random_command(rng: random.Random, config: Config, kind: str) -> tuple[Opcod
         width, height = rng.randint(1, 5), rng.randint(1, 5)
         fields = {"source": source, "op": op, "groups": groups, "lane": rng.randrange(per_word)}
         fields |= {"out_w": width, "out_h": height, "acc": rng.randrange(64 - 25)}
-        fields |= output_fields(rng, width, height) | clamp_fields(rng)
+        fields["out_step"] = step = rng.choice([1, 1, 2, 3])
+        fields |= output_fields(rng, width * step, height) | clamp_fields(rng)
         for name in "ab":
             fields |= {name: rng.randrange(40), f"{name}_pitch": rng.randint(5, 8)}
             fields[f"{name}_block"] = rng.randrange(50)
+        fields["b_step"] = rng.randrange(2)
+        if fields["b_step"] == 0 and rng.randrange(2):
+            fields["b_pitch"] = 0
         if rng.randrange(3) == 0:  # in place
             fields |= {"b": fields["out"], "b_pitch": fields["out_pitch"]}
-            fields["b_block"] = fields["out_block"]
+            fields |= {"b_block": fields["out_block"], "b_step": 1, "out_step": 1}
+        fields |= {"lut": rng.randrange(2), "table": rng.randrange(200)}
         fields |= {name: rng.randint(-128, 127) for name in ("za", "zb", "zo")}
         fields |= {"low2": rng.choice([-128, -9]), "high2": rng.choice([127, 99])}
         fields |= {"ma": rng.randrange(1 << 24), "mb": rng.randrange(1 << 24)}

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from hw.post import PostAdd, PostEngine
+from hw.post import PostEngine
+from hw.post_combine import PostCombine
+from hw.post_table import PostTable
 from isa import COMMANDS, Config, Opcode, PostOp, PostSource
-from sw.numerics import add, requantise
+from isa.commands import TABLE_BYTES
+from sw.numerics import combine, requantise
 
 PARAM_AREA = 1024
-"""Scratchpad words under this hold parameters; tensors lie above."""
-WORDS = 4096
+"""Scratchpad words under this hold parameters; tensors lie above, tables behind them."""
+AREA = 512
+"""Words in which a tensor lies."""
+TABLE_AREA = PARAM_AREA + 6 * AREA
+WORDS = TABLE_AREA + 512
 ACC_WORDS = 256
 
-SHAPES = [(4, 4), (8, 4), (4, 8), (12, 20)]
+SHAPES = [(4, 4), (8, 4), (4, 8), (12, 20), (20, 8)]
+KINDS = list(itertools.product(PostSource, PostOp, (0, 1)))
+"""Source, op, lut."""
 
 
 def fields(**values: int) -> dict[str, int]:
     """A whole POST command; fields not named get the value of a plain one-word command."""
     out = {f.name: 0 for f in COMMANDS[Opcode.POST].fields}
     out |= {"groups": 1, "out_w": 1, "out_h": 1, "out": PARAM_AREA, "shift": 1}
+    out |= {"out_step": 1, "b_step": 1, "table": TABLE_AREA}
     out |= {"low": -128, "high": 127, "low2": -128, "high2": 127}
     return out | values
 
@@ -58,9 +68,10 @@ class Memories:
             part = slice(place * lanes, (place + 1) * lanes)
             for oy in range(c["out_h"]):
                 for ox in range(c["out_w"]):
+                    steps = {"out": c["out_step"], "a": 1, "b": c["b_step"]}
                     word = {
-                        n: c[n] + block * c[f"{n}_block"] + oy * c[f"{n}_pitch"] + ox
-                        for n in ("out", "a", "b")
+                        n: c[n] + block * c[f"{n}_block"] + oy * c[f"{n}_pitch"] + ox * step
+                        for n, step in steps.items()
                     }
 
                     if c["source"] == PostSource.ACCUMULATOR:
@@ -69,21 +80,25 @@ class Memories:
                         a = requantise(acc, *params, c["zero"], c["low"], c["high"])
                     else:
                         a = self.words[word["a"], part]
-                    if c["op"] == PostOp.ADD:
+                    if c["op"] != PostOp.NONE:
                         b = self.words[word["b"], part]
                         names = ("za", "zb", "zo", "ma", "mb", "shift", "low2", "high2")
-                        a = add(a, b, *(c[n] for n in names))
+                        a = combine(PostOp(c["op"]).name.lower(), a, b, *(c[n] for n in names))
+                    if c["lut"]:
+                        a = self.words[c["table"] :].ravel()[a.astype(int) + 128]
                     self.words[word["out"], part] = a
 
 
-def random_command(rng: np.random.Generator, config: Config, earlier: list[dict]) -> dict:
+def random_command(
+    rng: np.random.Generator, config: Config, kind: tuple[int, int, int], earlier: list[dict]
+) -> dict:
     """A legal command, often reading or overwriting what an earlier one wrote."""
+    source, op, lut = kind
     places = config.rows // config.lanes
 
     def of(low: int, high: int) -> int:
         return int(rng.integers(low, high))
 
-    source, op = PostSource(of(0, 2)), PostOp(of(0, 2))
     w, h = (of(1, 9), of(1, 5)) if rng.random() < 0.7 else (of(1, 3), of(1, 3))
     lane = of(0, places)
     groups = of(1, config.groups + 1)
@@ -99,24 +114,28 @@ def random_command(rng: np.random.Generator, config: Config, earlier: list[dict]
         c |= {"low": -128, "high": 127, "low2": -128, "high2": 127}
     c |= {n: of(-128, 128) for n in ("zero", "za", "zb", "zo")}
     c["shift"] = of(1, 64) if rng.random() < 0.3 else of(16, 28)
+    c["lut"], c["table"] = lut, of(TABLE_AREA, WORDS - TABLE_BYTES // 4)
+    c["out_step"] = of(2, 5) if rng.random() < 0.4 else 1
     for n in ("ma", "mb"):
         c[n] = of(0, 1 << 24) if rng.random() < 0.5 else 1 << min(c["shift"] - 1, 23)
     areas = rng.permutation(6)
     for n, area in zip(("out", "a", "b"), areas):
-        pitch = w + of(0, 3)
-        c |= {n: PARAM_AREA + 512 * int(area) + of(0, 8), f"{n}_pitch": pitch}
+        pitch = (w * c["out_step"] if n == "out" else w) + of(0, 3)
+        c |= {n: PARAM_AREA + AREA * int(area) + of(0, 8), f"{n}_pitch": pitch}
         c[f"{n}_block"] = h * pitch + of(0, 3)
     if earlier:  # read the last result, or work in place
         last = earlier[-1]
         name = ("a", "b")[of(0, 2)]
-        if rng.random() < 0.5 and not PARAM_AREA <= c["out"] - (last["out"] & ~511) < 512:
+        if rng.random() < 0.5 and c["out"] // AREA != last["out"] // AREA:
             c |= {f"{name}{n}": last[f"out{n}"] for n in ("", "_pitch", "_block")}
         elif rng.random() < 0.3:
             c |= {f"out{n}": c[f"{name}{n}"] for n in ("", "_pitch", "_block")}
-        if c["out"] >> 9 in (c["a"] >> 9, c["b"] >> 9):  # in place exactly, or not at all
-            for n in ("a", "b"):
-                if c[n] >> 9 == c["out"] >> 9:
-                    c |= {f"{n}{k}": c[f"out{k}"] for k in ("", "_pitch", "_block")}
+        for n in ("a", "b"):
+            if c[n] // AREA == c["out"] // AREA:  # in place exactly, or not at all
+                c |= {f"{n}{k}": c[f"out{k}"] for k in ("", "_pitch", "_block")}
+                c["out_step"] = 1
+    if rng.random() < 0.4 and c["b"] // AREA != c["out"] // AREA:
+        c |= {"b_step": 0, "b_pitch": c["b_pitch"] * of(0, 2)}
     return c
 
 
@@ -216,18 +235,21 @@ def test_random_commands(shape: tuple[int, int], refuse: float, hold: float):
     config = Config.sized(*shape)
     rng = np.random.default_rng(sum(shape) + int(10 * refuse))
     commands: list[dict] = []
-    for _ in range(40):
-        commands.append(random_command(rng, config, commands))
-    assert len({(c["source"], c["op"]) for c in commands}) == 4
+    for kind in rng.permutation(KINDS * 3).tolist():
+        commands.append(random_command(rng, config, kind, commands))
+    assert {c["out_step"] for c in commands} == {1, 2, 3, 4}
+    assert any(c["op"] and not c["b_step"] and not c["b_pitch"] for c in commands)
     result = run(config, commands, seed=1, refuse=refuse, hold=hold)
     assert (result.stalled > 0) == (refuse > 0)
 
 
-def test_add_equals_numpy():
-    """PostAdd over all shifts and multipliers; many sums are exact ties, or one off a tie."""
+@pytest.mark.parametrize("kind", ["add", "sub", "mul"])
+def test_combine_equals_numpy(kind: str):
+    """PostCombine over all shifts and multipliers; many totals are exact ties, or one off a tie."""
     lanes, vectors = 16, 24
     rng = np.random.default_rng(6)
-    dut = PostAdd(lanes=lanes)
+    dut = PostCombine(lanes=lanes)
+    latency = dut.LATENCY + (kind == "mul")
     got: list[int] = []
     expected: list[int] = []
     ties = 0
@@ -244,13 +266,14 @@ def test_add_equals_numpy():
             za, zb, zo, x, y = (int(v) for v in rng.integers(-128, 128, 5))
             low, high = (min(x, y), max(x, y)) if trial % 4 == 0 else (-128, 127)
             c = fields(za=za, zb=zb, zo=zo, ma=ma, mb=mb, shift=shift, low2=low, high2=high)
+            c["op"] = PostOp[kind.upper()]
             ctx.set(dut.setup, 1)
             ctx.set(dut.shift, shift)
             await ctx.tick()
             ctx.set(dut.setup, 0)
             ctx.set(dut.shift, int(rng.integers(64)))
             ctx.set(dut.cmd, c)
-            for i in range(vectors + dut.LATENCY):
+            for i in range(vectors + latency):
                 a, b = rng.integers(-128, 128, (2, lanes)).astype(np.int8)
                 if i % 2:
                     b[: lanes // 2] = zb
@@ -260,9 +283,11 @@ def test_add_equals_numpy():
                 if ctx.get(dut.o_valid):
                     got.append(ctx.get(dut.o))
                 if i < vectors:
-                    r = add(a, b, za, zb, zo, ma, mb, shift, low, high)
+                    r = combine(kind, a, b, za, zb, zo, ma, mb, shift, low, high)
                     expected.append(int.from_bytes(r.tobytes(), "little"))
-                    total = (a.astype(np.int64) - za) * ma + (b.astype(np.int64) - zb) * mb
+                    da, db = a.astype(np.int64) - za, b.astype(np.int64) - zb
+                    total = da * ma + db * (mb if kind == "add" else -mb)
+                    total = da * db * ma if kind == "mul" else total
                     ties += int((total & ((1 << shift) - 1) == 1 << (shift - 1)).sum())
                 await ctx.tick()
 
@@ -270,11 +295,11 @@ def test_add_equals_numpy():
     sim.add_clock(1e-6)
     sim.add_testbench(bench)
     sim.run()
-    assert got == expected and ties > 1000
+    assert got == expected and ties > 800
 
 
 def tensor(name: str, area: int, width: int, height: int) -> dict[str, int]:
-    base = PARAM_AREA + 512 * area
+    base = PARAM_AREA + AREA * area
     return {name: base, f"{name}_pitch": width, f"{name}_block": width * height}
 
 
@@ -285,20 +310,18 @@ def test_rates():
     common = {"out_w": 6, "out_h": 10, "ma": 1 << 20, "mb": 3 << 19, "shift": 21}
     for n, area in (("out", 0), ("a", 1), ("b", 2)):
         common |= tensor(n, area, 6, 10)
-    for source, op, pace in (
-        (PostSource.ACCUMULATOR, PostOp.NONE, 1),
-        (PostSource.ACCUMULATOR, PostOp.ADD, 1),
-        (PostSource.SCRATCHPAD, PostOp.NONE, 1),
-        (PostSource.SCRATCHPAD, PostOp.ADD, 2),
-    ):
-        r = run(config, [fields(source=source, op=op, **common)], seed=2)
+    depths = {PostOp.NONE: 8, PostOp.ADD: 12, PostOp.SUB: 12, PostOp.MUL: 13}
+    for source, op, lut in KINDS:
+        pace = 2 if source == PostSource.SCRATCHPAD and op != PostOp.NONE else 1
+        r = run(config, [fields(source=source, op=op, lut=lut, **common)], seed=2)
         assert r.accepted == [0]
         assert len(r.written) == words
         assert r.written[-1] - r.written[0] == pace * (words - 1), (source, op)
         assert r.retired == r.written[-1:]
         if source == PostSource.ACCUMULATOR:
-            assert r.issued[0] == config.param_words + 2
-            assert r.written[0] - r.issued[0] == (8 if op == PostOp.NONE else 12)
+            table = TABLE_BYTES // 8 if lut else 0
+            assert r.issued[0] == config.param_words + table + 2
+            assert r.written[0] - r.issued[0] == depths[op] + (PostTable.LATENCY if lut else 0)
         assert r.stalled == 0
 
 

@@ -109,8 +109,8 @@ def test_text_form():
         ("CONV wait=LOAD,ALU", "line 2: CONV: wait: 'ALU' is no engine"),
         ("CONV engine=POST", "line 2: CONV: engine"),
         ("CONV engine=9", "line 2: CONV: engine"),
-        ("POST op=MUL", "line 2: POST: op: 'MUL' is none of NONE, ADD"),
-        ("POST op=3", "line 2: POST: op: 3 is not a valid PostOp"),
+        ("POST op=DIV", "line 2: POST: op: 'DIV' is none of NONE, ADD, SUB, MUL"),
+        ("POST op=4", "line 2: POST: op: 4 is not a valid PostOp"),
     ],
 )
 def test_assembler_errors_name_line_and_field(line, message):

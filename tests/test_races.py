@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from command_reference import image, tiny
 
-from isa import Opcode, assembler, encode
+from isa import assembler
 from isa.csr import TOKEN_BITS
 from sw.commandsim import run_program
 from sw.engines import Illegal, OwnResult
@@ -24,7 +24,7 @@ ONE = (
     "kernel_w=1 kernel_h=1 stride_x=1 stride_y=1 dilation_x=1 dilation_y=1 blocks=1 in_h=1 out_h=1"
 )
 CONV = f"CONV {{}} in_w=8 out_w=8 {ONE} {{}}\n"
-POST = "POST {} out_w=8 out_h=1 groups=1 out=100 params=40 {}\n"
+POST = "POST {} out_w=8 out_h=1 groups=1 out=100 out_step=1 params=40 {}\n"
 MOVE = "{} count0={} count1=1 count2=1 {}\n"
 
 RACES = {
@@ -209,8 +209,26 @@ WIN = "WINDOW wait=LOAD op={} in_w=4 src_pitch=4 out_w=4 out=80 params=32 out_bl
             "scratchpad word 1027",
         ),
         (LOAD8 + POST.format("wait=LOAD", "source=1 lane=1"), Illegal, "lane", "has 1 groups"),
-        (LOAD8 + "POST groups=2 out_w=1 out_h=1", Illegal, "groups", "has 1 groups"),
+        (LOAD8 + "POST groups=2 out_w=1 out_h=1 out_step=1", Illegal, "groups", "has 1 groups"),
         (LOAD8 + POST.format("wait=LOAD", "source=1 op=ADD"), Illegal, "shift", "at least 1"),
+        (
+            LOAD8 + POST.format("wait=LOAD", "source=1").replace("out_step=1", "out_step=0"),
+            Illegal,
+            "out_step",
+            "at least 1",
+        ),
+        (
+            LOAD8 + POST.format("wait=LOAD", "source=1 lut=1 table=40"),
+            UninitialisedRead,
+            "table",
+            "word 64",
+        ),
+        (
+            LOAD8 + POST.format("wait=LOAD", "source=1 lut=1").replace("out=100", "out=31"),
+            OwnResult,
+            "table",
+            "itself writes",
+        ),
         (
             LOAD8 + POST.format("wait=LOAD", "source=1").replace("out=100", "out=1020"),
             Illegal,
@@ -257,10 +275,3 @@ def test_token_overflow():
     with pytest.raises(TokenOverflow, match="token 256 of LOAD; its counter has 8 bits") as e:
         run(load * (limit + 1) + "END")
     assert e.value.index == limit
-
-
-def test_illegal_enumeration_values():
-    words = encode(Opcode.POST, out_w=1, out_h=1, groups=1)
-    words[0] |= 3 << 25
-    with pytest.raises(Illegal, match="illegal op 3"):
-        run_program(tiny(4, 4), image(words), 0, len(words))

@@ -199,12 +199,6 @@ class Lowering:
             ):
                 if max(values) > limit:
                     raise ModelError(f"node {op.name}: {what} {tuple(values)} exceeds {limit}")
-            room = self.config.weight_words // self.config.rows
-            if not isinstance(op, Pool) and kernel[1] > room:
-                raise ModelError(
-                    f"node {op.name}: kernel width {kernel[1]} exceeds the {room} tiles of the "
-                    "weight buffer"
-                )
 
     def _split(self, op: Op, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isa.commands import COMMANDS, Opcode
-from sw.graph import Conv, Graph, ModelError, Pool
+from sw.graph import Conv, ConvTranspose, Graph, ModelError, Pool, Select
 
 _LIMITS = {f.name: f.high for f in COMMANDS[Opcode.WINDOW].fields}
 
@@ -15,9 +15,16 @@ def check_limits(graph: Graph) -> Graph:
             if size > _LIMITS["in_w"]:
                 raise ModelError(f"tensor {tensor.name!r}: {what} {size} exceeds {_LIMITS['in_w']}")
     for op in graph.ops:
-        if not isinstance(op, Conv | Pool):
+        if isinstance(op, Select):
+            strides = [s for picks in op.phases for p in picks for s in p.strides]
+            if max(strides, default=1) > _LIMITS["stride_x"]:
+                raise ModelError(
+                    f"{op.op_type} {op.name!r}: takes every {max(strides)}th row or column; "
+                    f"{_LIMITS['stride_x']} is the limit"
+                )
+        if not isinstance(op, Conv | ConvTranspose | Pool):
             continue
-        kernel = op.weights.shape[2:] if isinstance(op, Conv) else op.kernel
+        kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
         for what, sizes, limit in (
             ("kernel_shape", kernel, _LIMITS["kernel_w"]),
             ("strides", op.strides, _LIMITS["stride_x"]),

@@ -1,13 +1,16 @@
-"""Passes 3 and 4 on the graph: operators that need no pass over memory of their own.
+"""Passes on the graph: operators that need no pass over memory of their own.
 
-Neither changes a result: the golden model gives the same bits with and without them.
+None changes a result: the golden model gives the same bits with and without them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from sw.graph import Binary, Conv, Graph, Op, Pool, Residual
+import numpy as np
+
+from sw import numerics
+from sw.graph import Activation, Binary, Conv, ConvTranspose, Graph, Op, Pool, Residual, Table
 
 
 def _uses(graph: Graph) -> dict[str, int]:
@@ -25,9 +28,20 @@ def _with_ops(graph: Graph, ops: list[Op]) -> Graph:
     return replace(graph, ops=ops, tensors=tensors)
 
 
+def drop_unused(graph: Graph) -> Graph:
+    """Without the operators whose result nothing reads."""
+    wanted = {p.tensor for p in graph.outputs}
+    ops: list[Op] = []
+    for op in reversed(graph.ops):
+        if op.output in wanted:
+            ops.append(op)
+            wanted.update(op.inputs)
+    return _with_ops(graph, ops[::-1])
+
+
 def fuse_clamps(graph: Graph) -> Graph:
     """A 1x1 maximum pool (a clamp alone) of a tensor that nothing else reads joins the clamp of the
-    operator that makes it."""
+    operator that makes it, or the values of the table."""
     uses = _uses(graph)
     ops: list[Op] = []
     place: dict[str, int] = {}
@@ -37,7 +51,11 @@ def fuse_clamps(graph: Graph) -> Graph:
             at = place[op.x]
             before = ops[at]
             low, high = (min(max(v, op.low), op.high) for v in (before.low, before.high))
-            ops[at] = replace(before, output=op.output, low=low, high=high)
+            if isinstance(before, Table):
+                values = np.clip(before.values, op.low, op.high)
+                ops[at] = replace(before, output=op.output, values=values)
+            else:
+                ops[at] = replace(before, output=op.output, low=low, high=high)
             place[op.output] = at
         else:
             place[op.output] = len(ops)
@@ -46,18 +64,20 @@ def fuse_clamps(graph: Graph) -> Graph:
 
 
 def fuse_residuals(graph: Graph) -> Graph:
-    """An addition joins the ungrouped convolution whose output it alone reads, of two the later
-    one, so that the other operand is ready. The convolution moves to the addition's place."""
+    """An addition (of equal shapes) joins the ungrouped convolution whose output it alone reads, of
+    two the later one, so that the other operand is ready. The convolution moves to the addition's
+    place."""
     uses = _uses(graph)
     ops: list[Op | None] = list(graph.ops)
     place = {op.output: i for i, op in enumerate(graph.ops)}
     for i, op in enumerate(graph.ops):
         if not isinstance(op, Binary) or op.kind != "add":
             continue
+        same = graph.tensors[op.a].shape == graph.tensors[op.b].shape
         candidates = [
             (place[name], name)
             for name in (op.a, op.b)
-            if uses[name] == 1 and name in place and _fusible(ops[place[name]])
+            if same and uses[name] == 1 and name in place and _fusible(ops[place[name]])
         ]
         if candidates:
             at, name = max(candidates)
@@ -84,9 +104,36 @@ def _fused(graph: Graph, conv: Conv, op: Binary, mid: str) -> Conv:
     )
     return replace(
         conv,
-        op_type=f"{conv.op_type}+{op.op_type}",
+        op_type=_both(conv, op),
         output=op.output,
         low=op.low,
         high=op.high,
         residual=residual,
     )
+
+
+def fuse_activations(graph: Graph) -> Graph:
+    """A table of a tensor that nothing else reads joins the convolution or arithmetic that makes
+    it; behind another table it becomes one with it."""
+    uses = _uses(graph)
+    ops: list[Op] = []
+    place: dict[str, int] = {}
+    for op in graph.ops:
+        at = place.get(op.x) if isinstance(op, Table) and uses[op.x] == 1 else None
+        before = None if at is None else ops[at]
+        if isinstance(before, Table):
+            values = numerics.lookup(before.values, op.values)
+            ops[at] = replace(before, op_type=_both(before, op), output=op.output, values=values)
+        elif isinstance(before, Conv | ConvTranspose | Binary) and before.activation is None:
+            activation = Activation(op.x, graph.tensors[op.x].zero, op.values)
+            types = {"op_type": _both(before, op), "output": op.output}
+            ops[at] = replace(before, **types, activation=activation)
+        else:
+            at = len(ops)
+            ops.append(op)
+        place[op.output] = at
+    return _with_ops(graph, ops)
+
+
+def _both(first: Op, second: Op) -> str:
+    return f"{first.op_type}+{second.op_type}"

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 Atom = tuple[int, int]
 """Size and stride."""
 
@@ -71,6 +73,16 @@ class View:
                 need //= size
             dims.append(merge(dim))
         return View(tuple(shape), tuple(dims))
+
+    def indices(self) -> np.ndarray:
+        """For each element of the value its place in the base array."""
+        out = np.zeros((), np.int32)
+        for dim in self.dims:
+            axis = np.zeros(1, np.int32)
+            for size, stride in dim:
+                axis = np.add.outer(axis, np.arange(size, dtype=np.int32) * stride).reshape(-1)
+            out = np.add.outer(out, axis)
+        return out
 
     def rebase(self, stored: View) -> View:
         """This view in strides of ``stored`` made contiguous; both are views of the same base."""
@@ -136,3 +148,16 @@ def output_perm(value: View) -> tuple[int, ...]:
         raise LayoutError("an axis joins two that do not follow each other")
     strides = [dim[0][1] if dim else math.inf for dim in value.dims]
     return tuple(sorted(range(len(strides)), key=lambda i: -strides[i]))
+
+
+def default_layout(view: View) -> View:
+    """The (N, C, H, W) form of a value by its rank: (N, C, H, W) itself, (N, C, W) with H = 1, a
+    matrix of rows and features as (1, features, 1, rows)."""
+    d, s = view.dims, view.shape
+    if len(s) == 4:
+        return view
+    if len(s) == 3:
+        return View((s[0], s[1], 1, s[2]), (d[0], d[1], (), d[2]))
+    rows = View(s[:-1], d[:-1]).reshape((math.prod(s[:-1]),)) if len(s) > 1 else View((1,), ((),))
+    features = s[-1] if s else 1
+    return View((1, features, 1, rows.shape[0]), ((), d[-1] if s else (), (), rows.dims[0]))

@@ -1,151 +1,48 @@
 """Pass 2, lower: the folded model to a ``sw.graph.Graph``.
 
-The nodes are interpreted in topological order with symbolic values:
-
-* ``Const``       a constant array;
-* ``QuantConst``  a dequantised constant: weights or a bias;
-* ``Quantised``   an int8/uint8 activation, as a view of a stored tensor;
-* ``Dequantised`` the same in real numbers: what arithmetic operators take;
-* ``RealInput``   a float graph input, not quantised yet;
-* ``Pending``     an operator's real result, waiting for the QuantizeLinear that gives it a scale.
-
-So a QDQ graph and a graph of fused operators (QLinearConv ...) come out the same: the latter is
+The nodes are interpreted in topological order with the symbolic values of ``sw.passes.values``. So
+a QDQ graph and a graph of fused operators (QLinearConv ...) come out the same: the latter is
 dequantise, operator, quantise in one node. ``sw.passes.operators`` has the operators.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from sw.graph import Binary, Conv, Graph, ModelError, Op, Pool, Port, Tensor
-from sw.passes.layout import LayoutError, View, input_perm, output_perm
-
-
-@dataclass(frozen=True, eq=False)
-class Const:
-    array: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class QuantConst:
-    """``(array - zero) * scale``; ``scale`` and ``zero`` are scalars or run along ``axis``."""
-
-    array: np.ndarray
-    scale: np.ndarray
-    zero: np.ndarray
-    axis: int
-
-
-@dataclass(frozen=True)
-class Quantised:
-    tensor: str
-    view: View
-
-
-@dataclass(frozen=True)
-class Dequantised:
-    tensor: str
-    view: View
-    scale: np.float32
-
-
-@dataclass(frozen=True)
-class RealInput:
-    name: str
-    view: View
-
-
-@dataclass(frozen=True, eq=False)
-class Pending:
-    """``op`` with the scale of its result taken as 1 and no clamp; ``shape`` is the stored shape of
-    the result, ``view`` its model form, ``low``/``high`` the clamps met so far."""
-
-    op: Op
-    shape: tuple[int, int, int, int]
-    view: View
-    low: float = -math.inf
-    high: float = math.inf
-
-
-Value = Const | QuantConst | Quantised | Dequantised | RealInput | Pending
-
-
-@dataclass(frozen=True)
-class Quant:
-    """Quantisation of an activation; ``zero`` in the int8 domain."""
-
-    scale: np.float32
-    zero: int
-    unsigned: bool
-
-    def value(self, x: float) -> int:
-        """The int8 of a real number (a clamp's bound)."""
-        if math.isinf(x):
-            return -128 if x < 0 else 127
-        return int(np.clip(np.rint(np.float32(x) / self.scale) + self.zero, -128, 127))
-
-
-@dataclass
-class Stored:
-    """A tensor in the making. Graph inputs get scale and layout from their first consumers."""
-
-    unsigned: bool
-    quant: Quant | None
-    shape: tuple[int, int, int, int] | None
-    onnx_shape: tuple[int, ...] | None = None
-    perm: tuple[int, ...] | None = None
-    layout: View | None = None
-    """Graph inputs: the stored form as a view of the model's array, once bound."""
-
-
-class Node:
-    """An ONNX node with checked attribute access and errors that name it."""
-
-    def __init__(self, raw: ir.Node):
-        self.raw = raw
-        self.op_type = raw.op_type
-        self.name = raw.name or (raw.outputs[0].name if raw.outputs else "") or ""
-        self.output = raw.outputs[0].name or "" if raw.outputs else ""
-
-    def fail(self, why: str) -> ModelError:
-        return ModelError(f"{self.op_type} {self.name!r}: {why}")
-
-    def _attribute(self, name: str, types: tuple[ir.AttributeType, ...], default: Any) -> Any:
-        attribute = self.raw.attributes.get(name)
-        if attribute is None:
-            return default
-        if attribute.type not in types:
-            raise self.fail(f"attribute {name} has type {attribute.type.name}")
-        return attribute.value
-
-    def int(self, name: str, default: int | None) -> int | None:
-        return self._attribute(name, (ir.AttributeType.INT,), default)
-
-    def float(self, name: str, default: float) -> float:
-        return float(self._attribute(name, (ir.AttributeType.FLOAT, ir.AttributeType.INT), default))
-
-    def string(self, name: str, default: str) -> str:
-        return self._attribute(name, (ir.AttributeType.STRING,), default)
-
-    def ints(
-        self, name: str, default: Sequence[int] | None, low: int | None = None, count: int = 0
-    ) -> tuple[int, ...] | None:
-        """``count`` (0: any number of) integers, each at least ``low``."""
-        values = self._attribute(name, (ir.AttributeType.INTS,), default)
-        if values is None:
-            return None
-        values = tuple(values)
-        if count and len(values) != count:
-            raise self.fail(f"{name} = {list(values)} has {len(values)} values, {count} needed")
-        if low is not None and any(v < low for v in values):
-            raise self.fail(f"{name} = {list(values)}: each must be at least {low}")
-        return values
+from sw.graph import (
+    Binary,
+    Conv,
+    ConvTranspose,
+    Graph,
+    ModelError,
+    Op,
+    Pool,
+    Port,
+    Select,
+    Table,
+    Tensor,
+)
+from sw.passes import finish, moves
+from sw.passes.layout import LayoutError, View, default_layout, input_perm, output_perm
+from sw.passes.values import (
+    Const,
+    Dequantised,
+    Function,
+    Node,
+    Pending,
+    Quant,
+    Quantised,
+    RealInput,
+    Stored,
+    Value,
+)
 
 
 class Lowering:
@@ -156,6 +53,11 @@ class Lowering:
         self.values: dict[str, Value] = {}
         self.tensors: dict[str, Stored] = {}
         self.ops: list[Op] = []
+        self.made: dict[str, Op] = {}
+        """The operator that makes each tensor."""
+        self.opsets: dict[str, int] = dict(model.graph.opset_imports)
+        self.settled: dict[Any, str] = {}
+        """Tensors of results that got no scale of their own, by operator or by origin."""
         self.input_types: dict[str, str] = {}
         self.ports: dict[str, str] = {}
         """Tensor of each float input once quantised, of each int8/uint8 input from the start."""
@@ -170,9 +72,12 @@ class Lowering:
             node = Node(raw)
             handler = operators.get((raw.domain, raw.op_type))
             if handler is None:
-                names = ", ".join(sorted(name for _, name in operators))
+                names = ", ".join(sorted({name for _, name in operators}))
                 raise node.fail(f"operator not supported; supported are {names}")
-            self.values[node.output] = handler(self, node)
+            made = handler(self, node)
+            results = made if isinstance(made, tuple) else (made,)
+            for output, value in zip(raw.outputs, results, strict=False):
+                self.values[output.name] = value
         outputs = [self._output(value.name) for value in graph.outputs]
         return self._graph(outputs)
 
@@ -202,13 +107,15 @@ class Lowering:
                 f"output {name!r} is not quantised: only an int8 or uint8 tensor or the "
                 "DequantizeLinear of one can be returned"
             )
-        stored = self.tensors[value.tensor]
-        if value.tensor in self.ports.values():
-            raise ModelError(f"output {name!r} is a graph input passed through")
         try:
             perm = output_perm(value.view)
-        except LayoutError as e:
-            raise ModelError(f"output {name!r}: layout cannot be stored: {e}") from None
+        except LayoutError:
+            producer = next(v for v in self.model.graph.outputs if v.name == name).producer()
+            value = self.plain(Node(producer), value)
+            perm = output_perm(value.view)
+        if value.tensor in self.ports.values():
+            raise ModelError(f"output {name!r} is a graph input passed through")
+        stored = self.tensors[value.tensor]
         form = (value.view.shape, perm)
         if stored.onnx_shape is not None and (stored.onnx_shape, stored.perm) != form:
             raise ModelError(f"output {name!r} is returned in two shapes")
@@ -253,7 +160,7 @@ class Lowering:
             return None
         name = inputs[index].name
         if name not in self.values:
-            raise node.fail(f"input {name!r} is an output other than a node's first")
+            raise node.fail(f"input {name!r} is an output that its node does not give here")
         return self.values[name]
 
     def const(self, node: Node, index: int, what: str) -> np.ndarray | None:
@@ -310,15 +217,77 @@ class Lowering:
         return Dequantised(value.tensor, value.view, quant.scale)
 
     def activation(self, node: Node, index: int) -> Dequantised:
-        value = self.operand(node, index)
+        return self.real(node, self.operand(node, index), index)
+
+    def real(self, node: Node, value: Value | None, index: int) -> Dequantised:
+        """``value``, input ``index`` of the node, which must be a dequantised activation."""
+        if isinstance(value, Pending):
+            value = self._settle(value) or value
         if isinstance(value, Dequantised):
             return value
-        if isinstance(value, Pending | RealInput):
+        if isinstance(value, Pending | Function | RealInput):
             raise node.fail(
                 f"operand {node.raw.inputs[index].name!r} is float32: a QuantizeLinear and "
                 "DequantizeLinear are needed before it (quantise the model first)"
             )
         raise node.fail(f"operand {index} must be a dequantised activation")
+
+    def _settle(self, value: Pending) -> Dequantised | None:
+        """A result that fits the scale and zero point of its operands, in these; else None."""
+        quants = {self.tensors[x].quant for x in value.op.inputs}
+        op = finish.unscaled(value, *quants) if len(quants) == 1 else None
+        if op is None:
+            return None
+        (quant,) = quants
+        if value.op not in self.settled:
+            name = f"{op.name}:{len(self.settled)}"
+            self.settled[value.op] = self._emit(op, value, quant, -128, 127, name)
+        return Dequantised(self.settled[value.op], value.view, quant.scale)
+
+    def function(self, node: Node, value: Value | None) -> Function | None:
+        """An activation, clamped or not, as a function of its elements; None if it is none."""
+        if isinstance(value, Dequantised):
+            value = self.pointwise(node, value)
+        if isinstance(value, Pending) and isinstance(value.op, Select):
+            (name, *others), shape = value.op.inputs, value.shape
+            if not others and moves.is_identity(value.op.steps, value.op.phases, shape):
+                scale = np.float32(value.op.phases[0][0].scale)
+                real = np.arange(-128, 128) - self.tensors[name].quant.zero
+                real = real.astype(np.float32) * scale
+                return Function(name, value.view, np.clip(real, value.low, value.high))
+        return value if isinstance(value, Function) else None
+
+    def functions_behind(self, name: str) -> list[Table | Pool]:
+        """The tables and clamps that tensor ``name`` comes from, the last one first."""
+        out = []
+        op = self.made.get(name)
+        while isinstance(op, Table) or (isinstance(op, Pool) and op.kind == "max" and op.pointwise):
+            out.append(op)
+            op = self.made.get(op.x)
+        return out
+
+    def origins(self, f: Function) -> list[Function]:
+        """``f`` itself and as a function of the tensors that its own is a function of."""
+        out = [f]
+        for op in self.functions_behind(f.tensor):
+            codes = op.values if isinstance(op, Table) else np.arange(-128, 128)
+            inner = np.clip(codes.astype(np.int16), op.low, op.high)
+            types = (*op.op_type.split("+"), *out[-1].op_types)
+            out.append(Function(op.x, f.view, out[-1].values[inner + 128], types))
+        return out
+
+    def may_be_one_function(self, values: Sequence[Value | None]) -> bool:
+        """Whether the activations among ``values`` come from one tensor by functions alone."""
+        origins = []
+        for value in values:
+            if isinstance(value, Dequantised | Function):
+                name = value.tensor
+            elif isinstance(value, Pending) and isinstance(value.op, Select):
+                name = value.op.inputs[0]
+            else:
+                continue
+            origins.append({name, *(op.x for op in self.functions_behind(name))})
+        return bool(origins) and bool(set.intersection(*origins))
 
     def known_quant(self, node: Node, value: Quantised) -> Quant:
         """Of an operator on int8 or uint8 itself, which says nothing of scales."""
@@ -332,29 +301,111 @@ class Lowering:
     def bound(self, node: Node, x: Quantised | Dequantised, view: View | None) -> View:
         """``x.view`` over the stored (N, C, H, W) array. A graph input not yet laid out is stored
         as ``view``, an (N, C, H, W) view of it (None: ``x`` itself, or rows and features)."""
-        stored = self.tensors[x.tensor]
         try:
-            if stored.shape is None:
-                layout = view or default_layout(x.view)
-                stored.perm = input_perm(stored.onnx_shape, layout)
-                stored.shape, stored.layout = layout.shape, layout
-            return x.view.rebase(stored.layout) if stored.layout else x.view
+            if view is None:
+                self._lay_out(x)
+            return self.bind(x, view)
         except LayoutError as e:
             raise node.fail(f"the layout of {x.tensor!r} cannot be stored: {e}") from None
 
-    def spatial(self, node: Node, x: Quantised | Dequantised) -> tuple[int, int, int, int]:
-        """The stored shape of ``x``, which must be an image (N, C, H, W) or (N, C, W)."""
+    def bind(self, x: Quantised | Dequantised, layout: View | None) -> View:
+        """As ``bound``, but raises :class:`LayoutError`; None: it has its layout."""
+        stored = self.tensors[x.tensor]
+        if stored.shape is None:
+            stored.perm = input_perm(stored.onnx_shape, layout)
+            stored.shape, stored.layout = layout.shape, layout
+        return x.view.rebase(stored.layout) if stored.layout else x.view
+
+    def _lay_out(self, x: Quantised | Dequantised) -> None:
+        """Stores a graph input not yet laid out in the default layout of ``x``, or where it has
+        none in its own."""
+        if self.tensors[x.tensor].shape is not None:
+            return
+        if len(x.view.shape) <= 4:
+            with contextlib.suppress(LayoutError):
+                self.bind(x, default_layout(x.view))
+                return
+        whole = View.contiguous(self.tensors[x.tensor].onnx_shape)
+        self.bind(replace(x, view=whole), default_layout(whole))
+
+    def image(
+        self, node: Node, x: Quantised | Dequantised
+    ) -> tuple[Quantised | Dequantised, tuple[int, int, int, int]]:
+        """``x``, an image (N, C, H, W) or (N, C, W), in a tensor of that layout, and the tensor's
+        shape."""
         if len(x.view.shape) not in (3, 4):
             raise node.fail(f"operand of rank {len(x.view.shape)}; 3 or 4 is needed")
-        image = default_layout(x.view)
-        view = self.bound(node, x, image)
-        stored = self.tensors[x.tensor].shape
-        if stored != image.shape or default_layout(view) != View.contiguous(stored):
-            raise node.fail(
-                f"{x.tensor!r} is stored as {list(stored)} and cannot be read as "
-                f"{list(image.shape)} without moving data"
-            )
-        return stored
+        x = self.plain(node, x)
+        return x, self.tensors[x.tensor].shape
+
+    def plain(self, node: Node, x: Quantised | Dequantised) -> Quantised | Dequantised:
+        """``x`` in a tensor stored in the default layout of ``x``: its own, or one that its
+        elements are moved to."""
+        wanted = default_layout(x.view)
+        try:
+            view = self.bind(x, wanted)
+            layout = default_layout(view)
+            stored = self.tensors[x.tensor].shape
+            if stored == layout.shape and layout == View.contiguous(stored):
+                return x
+        except LayoutError:
+            pass
+        return self.rearranged(node, x, self.positions(x))
+
+    def positions(self, x: Quantised | Dequantised) -> np.ndarray:
+        """For each element of ``x``, in its shape, the place in the stored array."""
+        stored = self.tensors[x.tensor]
+        self._lay_out(x)
+        if stored.layout is None:
+            return x.view.indices()
+        places = np.argsort(stored.layout.indices(), axis=None).astype(np.int32)
+        return places[x.view.indices()]
+
+    def rearranged(
+        self, node: Node, x: Quantised | Dequantised, index: np.ndarray
+    ) -> Quantised | Dequantised:
+        """The elements of ``x``'s tensor at ``index``, in a tensor in default layout."""
+        scale = x.scale if isinstance(x, Dequantised) else self.known_quant(node, x).scale
+        key = (x.tensor, index.shape, index.tobytes())
+        quant = self.tensors[x.tensor].quant
+        if key not in self.settled:
+            source = Dequantised(x.tensor, x.view, quant.scale)
+            moved = self._settle(self.moved(node, [source], index))
+            self.settled[key] = moved.tensor
+        name = self.settled[key]
+        view = self._result_view(index.shape, self.tensors[name].shape)
+        return (
+            Dequantised(name, view, scale) if isinstance(x, Dequantised) else Quantised(name, view)
+        )
+
+    def moved(
+        self, node: Node, parts: Sequence[Dequantised], index: np.ndarray, fill: float = 0.0
+    ) -> Pending:
+        """The elements at ``index`` of the tensors of ``parts`` put end to end (-1: the real number
+        ``fill``), as the result of an operator in default layout."""
+        sources = [(p.tensor, float(p.scale), self.tensors[p.tensor].shape) for p in parts]
+        layouts = [default_layout(View.contiguous(index.shape))]
+        if index.ndim == 2:
+            layouts.append(View.contiguous(index.shape).reshape((*index.shape, 1, 1)))
+        for layout in layouts:
+            found = moves.fit(index.reshape(-1)[layout.indices()], sources, fill == 0)
+            if found:
+                steps, phases = found
+                fields = {"name": node.name, "op_type": node.op_type, "output": ""}
+                clamps = {"low": -128, "high": 127}
+                op = Select(**fields, **clamps, phases=phases, steps=steps, fill=fill)
+                return Pending(op, layout.shape, self._result_view(index.shape, layout.shape))
+        raise node.fail(
+            f"its result {list(index.shape)} takes elements of "
+            f"{', '.join(f'{name!r} {list(shape)}' for name, _, shape in sources)} in no regular "
+            f"order ({moves.MAX_PHASES} phases, {moves.MAX_PICKS} picks are the limit)"
+        )
+
+    def _result_view(self, shape: tuple[int, ...], stored: tuple[int, int, int, int]) -> View:
+        """The view of ``shape`` on a tensor in default layout, or (rows, features, 1, 1)."""
+        whole = View.contiguous(shape)
+        layout = default_layout(whole)
+        return whole.rebase(layout if layout.shape == stored else whole.reshape(stored))
 
     # Results -------------------------------------------------------------------------------------
 
@@ -363,56 +414,59 @@ class Lowering:
         if isinstance(value, RealInput):
             return self._quantise_input(node, value, quant)
         if isinstance(value, Dequantised):
-            self.bound(node, value, None)
             value = self.pointwise(node, value)
+        if isinstance(value, Function):
+            value = finish.table(node, value, self.tensors[value.tensor].shape, quant)
         if not isinstance(value, Pending):
             raise node.fail("its operand is neither an activation nor a float input")
         op, low, high = value.op, quant.value(value.low), quant.value(value.high)
-        if isinstance(op, Conv):
-            op = replace(op, scale=self._checked(node, op.scale / quant.scale))
+        if isinstance(op, Conv | ConvTranspose):
+            op = replace(op, scale=finish.checked(node, op.scale / quant.scale))
         elif isinstance(op, Binary):
-            ratios = [np.float32(r) / quant.scale for r in (op.a_ratio, op.b_ratio)]
-            if not all(2.0**-22 <= r < 2.0**22 for r in ratios):
-                raise node.fail(f"scale ratios {ratios[0]}, {ratios[1]} outside 2^-22..2^22")
-            op = replace(op, a_ratio=float(ratios[0]), b_ratio=float(ratios[1]))
-        elif op.kind == "average":
+            op = finish.scaled_binary(node, op, quant)
+        elif isinstance(op, Select):
+            op = self._finish_select(node, value, quant, (low, high) == (-128, 127))
+            if op is None:
+                return Quantised(value.op.inputs[0], value.view)
+        elif isinstance(op, Pool) and op.kind == "average":
             window = np.float32(math.prod(op.kernel))
-            op = replace(op, scale=self._checked(node, op.scale / (quant.scale * window)))
-        else:
-            source = self.tensors[op.x].quant
-            kept = Quant(op.scale, source.zero, source.unsigned)
-            if quant == kept and (low, high) == (-128, 127) and op.pointwise:
-                return Quantised(op.x, value.view)
-            op = self._finish_maximum(node, value, kept, quant)
+            op = replace(op, scale=finish.checked(node, op.scale / (quant.scale * window)))
+        elif isinstance(op, Pool):
+            op = self._finish_maximum(node, value, quant)
         name = self._emit(op, value, quant, low, high, node.output)
         return Quantised(name, value.view)
 
-    def _finish_maximum(self, node: Node, value: Pending, source: Quant, quant: Quant) -> Op:
-        """A maximum to another scale or zero point: first the maximum in its operand's, ``source``,
-        then an average over one element, which changes the scale. (They commute.)"""
+    def _finish_select(
+        self, node: Node, value: Pending, quant: Quant, unclamped: bool
+    ) -> Select | Pool | None:
+        """With scales and fill of the result; if it only clamps a maximum of one, if it does
+        nothing None."""
         op = value.op
+        scaled = finish.scaled_select(node, op, quant)
+        if moves.is_identity(op.steps, op.phases, value.shape) and scaled.phases[0][0].scale == 1:
+            source = self.tensors[op.inputs[0]].quant
+            if (source.zero, source.unsigned, unclamped) == (quant.zero, quant.unsigned, True):
+                return None
+            if source.zero == quant.zero:
+                return finish.clamp(op)
+        return scaled
+
+    def _finish_maximum(self, node: Node, value: Pending, quant: Quant) -> Op:
+        """A maximum to another scale or zero point: first the maximum in its operand's, then the
+        change of scale. (They commute.)"""
+        op, own = value.op, self.tensors[value.op.x].quant
+        source = Quant(op.scale, own.zero, own.unsigned)
+        op = replace(op, scale=np.float32(1))
         if (source.scale, source.zero) == (quant.scale, quant.zero):
-            return replace(op, scale=np.float32(1))
-        scale = self._checked(node, op.scale / quant.scale)
-        if not op.pointwise:
-            inner = self._emit(replace(op, scale=np.float32(1)), value, source, -128, 127)
-            ones = {"kernel": (1, 1), "strides": (1, 1), "dilations": (1, 1)}
-            op = replace(op, x=inner, pads=(0, 0, 0, 0), **ones)
-        return replace(op, kind="average", scale=scale)
+            return op
+        inner = self._emit(op, value, source, -128, 127, f"{op.name}:before requantisation")
+        scale = float(finish.checked(node, source.scale / quant.scale))
+        return finish.whole(node, inner, value.shape, scale)
 
-    def _checked(self, node: Node, scale: np.ndarray) -> np.ndarray:
-        if not (np.isfinite(scale).all() and (scale > 0).all() and (scale < 2.0**24).all()):
-            raise node.fail(
-                f"requantisation scale {np.min(scale)}..{np.max(scale)} is outside 0..2^24"
-            )
-        return scale
-
-    def _emit(
-        self, op: Op, pending: Pending, quant: Quant, low: int, high: int, name: str = ""
-    ) -> str:
-        name = name or f"{op.name}:before requantisation"
+    def _emit(self, op: Op, pending: Pending, quant: Quant, low: int, high: int, name: str) -> str:
         self.tensors[name] = Stored(quant.unsigned, quant, pending.shape)
-        self.ops.append(replace(op, output=name, low=low, high=high))
+        self.made[name] = replace(op, output=name, low=low, high=high)
+        self.ops.append(self.made[name])
         return name
 
     def _quantise_input(self, node: Node, value: RealInput, quant: Quant) -> Quantised:
@@ -428,33 +482,8 @@ class Lowering:
     def pointwise(self, node: Node, x: Dequantised) -> Pending:
         """``x`` as the result of an operator that changes nothing, to clamp or requantise it."""
         view = self.bound(node, x, None)
-        op = Pool(
-            name=node.name,
-            op_type=node.op_type,
-            output="",
-            low=-128,
-            high=127,
-            x=x.tensor,
-            kind="max",
-            kernel=(1, 1),
-            strides=(1, 1),
-            pads=(0, 0, 0, 0),
-            scale=x.scale,
-        )
-        return Pending(op, self.tensors[x.tensor].shape, view)
-
-
-def default_layout(view: View) -> View:
-    """The (N, C, H, W) form of a value by its rank: (N, C, H, W) itself, (N, C, W) with H = 1, a
-    matrix of rows and features as (1, features, 1, rows)."""
-    d, s = view.dims, view.shape
-    if len(s) == 4:
-        return view
-    if len(s) == 3:
-        return View((s[0], s[1], 1, s[2]), (d[0], d[1], (), d[2]))
-    rows = View(s[:-1], d[:-1]).reshape((math.prod(s[:-1]),)) if len(s) > 1 else View((1,), ((),))
-    features = s[-1] if s else 1
-    return View((1, features, 1, rows.shape[0]), ((), d[-1] if s else (), (), rows.dims[0]))
+        shape = self.tensors[x.tensor].shape
+        return Pending(finish.whole(node, x.tensor, shape, float(x.scale)), shape, view)
 
 
 def _array(value: ir.Value) -> np.ndarray:

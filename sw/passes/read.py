@@ -1,7 +1,8 @@
 """Pass 1, read: an ONNX file to a checked, constant-folded onnx-ir model.
 
 1. Parse; refuse external data that is missing, short or outside the model's folder.
-2. Fix the input shapes: an unknown first dimension (the batch) becomes 1.
+2. Fix the input shapes: dimensions get the values asked for; an unknown first dimension (the
+   batch) becomes 1.
 3. Inline functions, fold constants (quantised weights stay quantised), lift constants.
 4. Sort topologically; refuse cycles and values that nothing defines.
 """
@@ -9,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,8 +25,9 @@ FOLD_LIMIT = 1 << 24
 """Elements of the largest constant that is folded."""
 
 
-def read(path: str | os.PathLike) -> ir.Model:
-    """The model in ``path``, ready to lower. Raises :class:`ModelError`."""
+def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.Model:
+    """The model in ``path``, ready to lower; ``dims`` are values of its open dimensions, by
+    their name or as ``INPUT:AXIS``. Raises :class:`ModelError`."""
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
@@ -36,7 +38,7 @@ def read(path: str | os.PathLike) -> ir.Model:
     _check_defined(model.graph)
     _attempt(f"{path}: its functions cannot be inlined", lambda: common.InlinePass()(model))
     common.RemoveInitializersFromInputsPass()(model)
-    _fix_shapes(model.graph)
+    _fix_shapes(model.graph, dims or {})
     _attempt(
         f"{path}: its nodes cannot be sorted",
         lambda: common.TopologicalSortPass()(model),
@@ -99,17 +101,26 @@ def _check_defined(graph: ir.Graph) -> None:
             raise ModelError(f"output {value.name!r} is defined by no node, input or initialiser")
 
 
-def _fix_shapes(graph: ir.Graph) -> None:
+def _fix_shapes(graph: ir.Graph, given: Mapping[str, int]) -> None:
+    known: set[str] = set()
     for value in graph.inputs:
         if value.shape is None:
             raise ModelError(f"input {value.name!r} has no shape; a fixed one is needed")
         dims = list(value.shape.dims)
-        if dims and not isinstance(dims[0], int):
-            dims[0] = 1
         for i, dim in enumerate(dims):
-            if not isinstance(dim, int) or dim < 1:
+            names = [f"{value.name}:{i}"]
+            if not isinstance(dim, int):
+                names = [n for n in (dim.value, *names) if n]
+                known.update(names)
+                dims[i] = next((given[n] for n in names if n in given), 1 if i == 0 else dim)
+            if not isinstance(dims[i], int) or dims[i] < 1:
                 raise ModelError(
-                    f"input {value.name!r}: dimension {i} is {dim}; it must be a fixed positive "
-                    "number (only the first, the batch, may be open and becomes 1)"
+                    f"input {value.name!r}: dimension {i} is {dims[i]}; it must be a fixed "
+                    f"positive number: bind an open one with --dim {names[0]}=N (only the first, "
+                    "the batch, may stay open and becomes 1)"
                 )
         value.shape = ir.Shape(dims)
+    unknown = sorted(set(given) - known)
+    if unknown:
+        have = ", ".join(sorted(known)) or "none"
+        raise ModelError(f"no open dimension {unknown[0]}: the model's are {have}")

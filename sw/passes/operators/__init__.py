@@ -2,7 +2,26 @@
 is refused by name, attribute, value and limit. ``OPERATORS`` is the table.
 """
 
-from sw.passes.operators import elementwise, fused, pools, products, quantisation, relayout
+from sw.passes.operators import (
+    elementwise,
+    functions,
+    fused,
+    movement,
+    pools,
+    products,
+    quantisation,
+    relayout,
+)
 from sw.passes.operators.registry import OPERATORS
 
-__all__ = ["OPERATORS", "elementwise", "fused", "pools", "products", "quantisation", "relayout"]
+__all__ = [
+    "OPERATORS",
+    "elementwise",
+    "functions",
+    "fused",
+    "movement",
+    "pools",
+    "products",
+    "quantisation",
+    "relayout",
+]

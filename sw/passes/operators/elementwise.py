@@ -1,61 +1,86 @@
-"""Addition and clamps."""
+"""Arithmetic on two operands, and clamps."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Binary, Conv
+from sw.graph import Binary, Conv, Select
 from sw.passes.layout import LayoutError, View
-from sw.passes.lower import (
+from sw.passes.lower import Lowering
+from sw.passes.operators.functions import elementwise, function_of
+from sw.passes.operators.products import bias
+from sw.passes.operators.registry import operator
+from sw.passes.values import (
     Const,
     Dequantised,
-    Lowering,
+    Function,
     Node,
     Pending,
     QuantConst,
     Quantised,
     Value,
 )
-from sw.passes.operators.products import bias
-from sw.passes.operators.registry import operator
+
+KINDS = {"Add": "add", "Sub": "sub", "Mul": "mul"}
 
 
 @operator("Add")
 def add(state: Lowering, node: Node) -> Value:
-    """Of two activations of equal shape, or of a constant per channel to a product or convolution
-    (its bias)."""
+    """Of two activations, of equal shape or one of them the same for a whole image, (N, C, 1, 1);
+    of a constant per channel to a product or convolution (its bias); of one constant value to an
+    activation."""
     a, b = state.operand(node, 0), state.operand(node, 1)
     for x, y in ((a, b), (b, a)):
-        if isinstance(x, Pending) and isinstance(y, Const | QuantConst):
+        if (
+            isinstance(x, Pending)
+            and not isinstance(x.op, Select)
+            and isinstance(y, Const | QuantConst)
+        ):
             return _add_bias(node, x, y)
-    return addition(state, node, state.activation(node, 0), state.activation(node, 1))
+    return arithmetic_of(state, node, "Add", [a, b])
 
 
-def addition(state: Lowering, node: Node, a: Dequantised, b: Dequantised) -> Pending:
-    if a.view.shape != b.view.shape:
-        raise node.fail(f"operands {list(a.view.shape)} and {list(b.view.shape)} differ in shape")
-    first, second = state.tensors[a.tensor], state.tensors[b.tensor]
-    if first.shape is None and second.shape is not None and second.layout is None:
-        # A graph input follows the layout of the computed operand.
-        try:
-            stored = _inverse(a.view, b.view, second.shape)
-        except LayoutError as e:
-            raise node.fail(f"the layout of {a.tensor!r} cannot be stored: {e}") from None
-        view_a, view_b = state.bound(node, a, stored), b.view
-    elif second.shape is None and first.shape is not None and first.layout is None:
-        return addition(state, node, b, a)
+@operator("Sub", "Mul")
+def arithmetic(state: Lowering, node: Node) -> Value:
+    """Of two activations, of equal shape or one of them (Sub: the second) the same for a whole
+    image, (N, C, 1, 1); of an activation and one constant value."""
+    operands = [state.operand(node, i) for i in (0, 1)]
+    return arithmetic_of(state, node, node.op_type, operands)
+
+
+def arithmetic_of(state: Lowering, node: Node, op_type: str, operands: list[Value | None]) -> Value:
+    """The node as ``op_type`` of ``operands``."""
+    function = function_of(state, node, operands, op_type=op_type, domain="")
+    if function is not None:
+        return function
+    a, b = (state.real(node, value, i) for i, value in enumerate(operands))
+    return binary(state, node, KINDS[op_type], a, b)
+
+
+def binary(state: Lowering, node: Node, kind: str, a: Dequantised, b: Dequantised) -> Pending:
+    """``kind`` of two activations; (N, C, 1, 1) is brought to the second place."""
+    rank = max(len(a.view.shape), len(b.view.shape))
+    a, b = (_of_rank(x, rank) for x in (a, b))
+    shape = _broadcast(node, a, b)
+    if a.view.shape == b.view.shape:
+        a, b = _aligned(state, node, a, b)
     else:
-        view_a, view_b = state.bound(node, a, None), state.bound(node, b, None)
-    if first.shape != second.shape or view_a != view_b:
-        raise node.fail(
-            f"{a.tensor!r} and {b.tensor!r} are stored in different layouts "
-            f"({list(first.shape)} and {list(second.shape)})"
-        )
+        if a.view.shape != shape:
+            a, b = b, a
+            if kind == "sub" or a.view.shape != shape:
+                raise node.fail(
+                    f"operands {list(b.view.shape)} and {list(a.view.shape)}: only "
+                    f"{'the second' if kind == 'sub' else 'one'} may be broadcast"
+                )
+        a = state.plain(node, a)
+        b = _spread(state, node, a, b)
+    view = state.bound(node, a, None)
     op = Binary(
-        kind="add",
+        kind=kind,
         name=node.name,
         op_type=node.op_type,
         output="",
@@ -63,10 +88,62 @@ def addition(state: Lowering, node: Node, a: Dequantised, b: Dequantised) -> Pen
         high=127,
         a=a.tensor,
         b=b.tensor,
-        a_ratio=float(a.scale),
+        a_ratio=float(a.scale * b.scale if kind == "mul" else a.scale),
         b_ratio=float(b.scale),
     )
-    return Pending(op, first.shape, view_a)
+    return Pending(op, state.tensors[a.tensor].shape, view)
+
+
+def _of_rank(x: Dequantised, rank: int) -> Dequantised:
+    shape = (1,) * (rank - len(x.view.shape)) + x.view.shape
+    return replace(x, view=x.view.reshape(shape))
+
+
+def _broadcast(node: Node, a: Dequantised, b: Dequantised) -> tuple[int, ...]:
+    try:
+        return np.broadcast_shapes(a.view.shape, b.view.shape)
+    except ValueError:
+        raise node.fail(
+            f"operands {list(a.view.shape)} and {list(b.view.shape)} differ in shape"
+        ) from None
+
+
+def _aligned(
+    state: Lowering, node: Node, a: Dequantised, b: Dequantised
+) -> tuple[Dequantised, Dequantised]:
+    """Two operands of equal shape in tensors of equal layout."""
+    first, second = state.tensors[a.tensor], state.tensors[b.tensor]
+    for x, y in ((a, b), (b, a)):
+        mine, other = state.tensors[x.tensor], state.tensors[y.tensor]
+        if mine.shape is None and other.shape is not None and other.layout is None:
+            # A graph input follows the layout of the computed operand.
+            with contextlib.suppress(LayoutError):
+                state.bind(x, _inverse(x.view, y.view, other.shape))
+    view_a, view_b = (state.bound(node, x, None) for x in (a, b))
+    if first.shape == second.shape and view_a == view_b:
+        return a, b
+    return state.plain(node, a), state.plain(node, b)
+
+
+def _spread(state: Lowering, node: Node, a: Dequantised, b: Dequantised) -> Dequantised:
+    """``b``, which is broadcast to ``a`` (in default layout), as a tensor (N, C, 1, 1), or else of
+    the shape of ``a``."""
+    n, c, h, w = state.tensors[a.tensor].shape
+    view = state.bound(node, a, None)
+    index = state.positions(b)
+    # Where a's first row and column are is a (N, C) choice of the elements of b, if b is the same
+    # all over the image.
+    whole = np.broadcast_to(index, a.view.shape)
+    stored = np.empty(n * c * h * w, np.int32)
+    stored[view.indices().reshape(-1)] = whole.reshape(-1)
+    stored = stored.reshape(n, c, h * w)
+    if (stored == stored[:, :, :1]).all():
+        wanted = np.ascontiguousarray(stored[:, :, :1]).reshape(n, c, 1, 1)
+        other = state.tensors[b.tensor]
+        if other.shape == (n, c, 1, 1) and np.array_equal(wanted.reshape(-1), np.arange(n * c)):
+            return b
+        return state.rearranged(node, b, wanted)
+    return state.rearranged(node, b, stored.reshape(n, c, h, w))
 
 
 def _inverse(value: View, like: View, shape: tuple[int, int, int, int]) -> View:
@@ -101,13 +178,18 @@ def _add_bias(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
 
 @operator("Relu")
 def relu(state: Lowering, node: Node) -> Value:
-    """Fused as a clamp."""
+    """Fused as a clamp; of a function of an activation, part of its table."""
+    if isinstance(state.operand(node, 0), Function):
+        return elementwise(state, node)
     return clamp(state, node, 0.0, math.inf)
 
 
 @operator("Clip")
 def clip(state: Lowering, node: Node) -> Value:
-    """Fused as a clamp; constant bounds, as inputs or attributes."""
+    """Fused as a clamp; of a function of an activation, part of its table; constant bounds, as
+    inputs or attributes."""
+    if isinstance(state.operand(node, 0), Function):
+        return elementwise(state, node)
     bounds = []
     for index, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
         given = state.const(node, index, name)

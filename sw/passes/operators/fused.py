@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from sw.passes.lower import Const, Dequantised, Lowering, Node, QuantConst, Value
-from sw.passes.operators.elementwise import addition
+from sw.passes.lower import Lowering
+from sw.passes.operators.elementwise import arithmetic_of
 from sw.passes.operators.pools import mean, pool
 from sw.passes.operators.products import convolution, general_product, product
 from sw.passes.operators.quantisation import quant_const
 from sw.passes.operators.registry import MICROSOFT, operator
+from sw.passes.values import Const, Dequantised, Node, QuantConst, Value
 
 
 def _activation(state: Lowering, node: Node, index: int) -> Dequantised:
@@ -63,13 +64,17 @@ def qgemm(state: Lowering, node: Node) -> Value:
     return state.quantise(node, pending, state.quant(node, 7))
 
 
-@operator("QLinearAdd", domain=MICROSOFT)
-def qlinear_add(state: Lowering, node: Node) -> Value:
-    """Of two activations of equal shape."""
-    for index in (0, 3):
-        if isinstance(state.operand(node, index), Const):
-            raise node.fail("a constant operand is not supported")
-    pending = addition(state, node, _activation(state, node, 0), _activation(state, node, 3))
+@operator("QLinearAdd", "QLinearMul", domain=MICROSOFT)
+def qlinear_arithmetic(state: Lowering, node: Node) -> Value:
+    """As Add and Mul of two activations, or of an activation and one constant value."""
+    operands = [
+        _weights(state, node, i, 0)
+        if isinstance(state.operand(node, i), Const)
+        else _activation(state, node, i)
+        for i in (0, 3)
+    ]
+    op_type = node.op_type.removeprefix("QLinear")
+    pending = arithmetic_of(state, node, op_type, operands)
     return state.quantise(node, pending, state.quant(node, 6))
 
 

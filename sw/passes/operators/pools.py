@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sw.graph import Pool
-from sw.passes.lower import Dequantised, Lowering, Node, Pending, Quantised, Value
+from sw.passes.lower import Lowering
 from sw.passes.operators.registry import operator
 from sw.passes.operators.window import image_result, pair, window
+from sw.passes.values import Dequantised, Node, Pending, Quantised, Value
 
 
 @operator("MaxPool")
@@ -31,7 +32,7 @@ def average_pool(state: Lowering, node: Node) -> Value:
 
 
 def pool(state: Lowering, node: Node, x: Dequantised, kind: str) -> Pending:
-    n, c, *image = state.spatial(node, x)
+    x, (n, c, *image) = state.image(node, x)
     rank = len(x.view.shape) - 2
     kernel = node.ints("kernel_shape", None, 1, rank)
     if kernel is None:
@@ -66,7 +67,7 @@ def reduce_mean(state: Lowering, node: Node) -> Value:
 
 
 def mean(state: Lowering, node: Node, x: Dequantised, keep: bool) -> Pending:
-    n, c, h, w = state.spatial(node, x)
+    x, (n, c, h, w) = state.image(node, x)
     op = _pool(node, x, "average", (h, w), (1, 1), (0, 0, 0, 0), (1, 1))
     pending = image_result(op, (n, c, 1, 1), len(x.view.shape) - 2)
     return pending if keep else replace(pending, view=pending.view.reshape((n, c)))

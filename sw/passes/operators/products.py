@@ -8,34 +8,35 @@ from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Conv
+from sw.graph import Conv, ConvTranspose
 from sw.passes.layout import View, merge
-from sw.passes.lower import Const, Dequantised, Lowering, Node, Pending, QuantConst, Value
+from sw.passes.lower import Lowering
 from sw.passes.operators.registry import operator
-from sw.passes.operators.window import image_result, pair, window
+from sw.passes.operators.window import image_result, pair, transposed_window, window
+from sw.passes.values import Const, Dequantised, Node, Pending, QuantConst, Value
 
 BIAS_TOLERANCE = 1e-4
 """Relative difference up to which a bias' scale counts as x_scale * w_scale."""
 
 
 def weights(node: Node, value: Value | None, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 weights and their float32 scales along axis ``channels``. Symmetric: zero point 0 for
-    int8, 128 for uint8."""
+    """Weights less their zero points, int8 or (where that does not suffice) int16, and their
+    float32 scales along axis ``channels``."""
     if not isinstance(value, QuantConst):
         raise node.fail("its weights must be a quantised constant (quantise the model first)")
-    array, zero = value.array, value.zero
+    array = value.array
     if array.dtype not in (np.int8, np.uint8):
         raise node.fail(f"weights of type {array.dtype}; int8 or uint8 is needed")
-    middle = 128 if array.dtype == np.uint8 else 0
-    if (zero != middle).any():
-        bad = int(zero[zero != middle][0])
-        raise node.fail(f"weight zero point {bad}; only symmetric weights ({middle}) are supported")
-    if middle:
-        array = (array.astype(np.int16) - middle).astype(np.int8)
-    if value.scale.size > 1 and value.axis != channels % array.ndim:
+    if max(value.scale.size, value.zero.size) > 1 and value.axis != channels % array.ndim:
         raise node.fail(
             f"weight scales along axis {value.axis}; output channels are axis {channels}"
         )
+    zero = value.zero.astype(np.int16)
+    if zero.size > 1:
+        zero = zero.reshape([-1 if i == value.axis else 1 for i in range(array.ndim)])
+    array = array.astype(np.int16) - zero
+    if array.min(initial=0) >= -128 and array.max(initial=0) <= 127:
+        array = array.astype(np.int8)
     return array, np.broadcast_to(value.scale, (array.shape[channels],))
 
 
@@ -67,7 +68,7 @@ def convolution(
     state: Lowering, node: Node, x: Dequantised, w: Value | None, b: Value | None
 ) -> Pending:
     array, w_scale = weights(node, w, 0)
-    n, c, *image = state.spatial(node, x)
+    x, (n, c, *image) = state.image(node, x)
     rank = len(x.view.shape) - 2
     if array.ndim != rank + 2:
         raise node.fail(f"weights of rank {array.ndim}; {rank + 2} is needed")
@@ -101,16 +102,23 @@ def convolution(
 
 
 def matrix_product(
-    state: Lowering, node: Node, x: Dequantised, array: np.ndarray, scale: np.ndarray, b: np.ndarray
+    state: Lowering,
+    node: Node,
+    x: Dequantised,
+    array: np.ndarray,
+    scale: np.ndarray,
+    b: np.ndarray,
+    rows: tuple[int, ...] | None = None,
 ) -> Pending:
     """``x`` (..., K) times ``array`` (K, O): a 1x1 convolution where the K features are the stored
-    channels; a convolution over the whole image where they are the flattened image."""
+    channels; a convolution over the whole image where they are the flattened image; else they are
+    moved first. ``rows`` is the leading shape of the result, if not that of ``x``."""
     features, outputs = array.shape
     lead = x.view.shape[:-1]
     if x.view.shape[-1] != features:
         raise node.fail(f"operand has {x.view.shape[-1]} columns, the constant {features} rows")
-    rows = View(x.view.shape[:-1], x.view.dims[:-1]).reshape((math.prod(lead),)).dims
-    layout = View((1, features, 1, math.prod(lead)), ((), x.view.dims[-1], (), rows[0]))
+    flat = View(lead, x.view.dims[:-1]).reshape((math.prod(lead),)).dims
+    layout = View((1, features, 1, math.prod(lead)), ((), x.view.dims[-1], (), flat[0]))
     view = state.bound(node, x, layout)
     n, _, h, w = stored = state.tensors[x.tensor].shape
     axes = View.contiguous(stored).dims
@@ -123,9 +131,9 @@ def matrix_product(
             if across == axes[0] and along == merge(*(axes[i] for i in order)):
                 break
         else:
-            raise node.fail(
-                f"its operand, a view of {x.tensor!r} {list(stored)}, is neither channels nor a "
-                "flattened image"
+            index = state.positions(x).reshape(math.prod(lead), features)
+            return matrix_product(
+                state, node, state.rearranged(node, x, index), array, scale, b, lead
             )
         split = array.T.reshape(outputs, *(stored[i] for i in order))
         kernel = split.transpose(0, *(1 + order.index(i) for i in (1, 2, 3)))
@@ -144,7 +152,7 @@ def matrix_product(
         pads=(0, 0, 0, 0),
         dilations=(1, 1),
     )
-    result = View.contiguous(shape).transpose((0, 2, 3, 1)).reshape((*lead, outputs))
+    result = View.contiguous(shape).transpose((0, 2, 3, 1)).reshape((*(rows or lead), outputs))
     return Pending(op, shape, result)
 
 
@@ -194,3 +202,41 @@ def general_product(
     scale = alpha * x.scale * w_scale
     b = bias(node, c if beta else None, scale)
     return matrix_product(state, node, x, array.T if across else array, scale, b)
+
+
+@operator("ConvTranspose")
+def conv_transpose(state: Lowering, node: Node) -> Value:
+    """1-D and 2-D, group 1; any stride, dilation, padding, ``output_padding``, ``output_shape``,
+    ``auto_pad``; constant weights."""
+    array, w_scale = weights(node, state.operand(node, 1), 1)
+    x, (n, c, *image) = state.image(node, state.activation(node, 0))
+    rank = len(x.view.shape) - 2
+    if array.ndim != rank + 2:
+        raise node.fail(f"weights of rank {array.ndim}; {rank + 2} is needed")
+    if node.int("group", 1) != 1:
+        raise node.fail(f"group = {node.int('group', 1)}: it must be 1")
+    if array.shape[0] != c:
+        raise node.fail(f"weights {list(array.shape)} do not fit {c} input channels")
+    kernel = node.ints("kernel_shape", array.shape[2:], 1, rank)
+    if kernel != array.shape[2:]:
+        raise node.fail(f"kernel_shape = {list(kernel)} but weights {list(array.shape)}")
+    strides, pads, dilations, out, missing = transposed_window(node, kernel, tuple(image))
+    outputs = array.shape[1]
+    array = array.transpose(1, 0, *range(2, rank + 2)).reshape(outputs, c, *pair(kernel))
+    array = np.pad(array, ((0, 0), (0, 0), *((0, m) for m in missing)))
+    scale = np.float32(x.scale) * w_scale
+    op = ConvTranspose(
+        name=node.name,
+        op_type=node.op_type,
+        output="",
+        low=-128,
+        high=127,
+        x=x.tensor,
+        weights=np.ascontiguousarray(array),
+        bias=bias(node, state.operand(node, 2), scale),
+        scale=scale,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+    )
+    return image_result(op, (n, outputs, *out), rank)

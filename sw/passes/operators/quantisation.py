@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sw.passes.lower import Const, Lowering, Node, QuantConst, Quantised, Value
+from sw.passes.lower import Lowering
 from sw.passes.operators.registry import operator
+from sw.passes.values import Const, Node, QuantConst, Quantised, Value
 
 
 @operator("QuantizeLinear")
@@ -37,6 +38,8 @@ def quant_const(
     zero = np.zeros((), array.dtype) if zero is None else zero
     if array.dtype not in (np.int8, np.uint8, np.int32):
         raise node.fail(f"constant of type {array.dtype}; int8, uint8 or int32 is needed")
+    if zero.dtype != array.dtype:
+        raise node.fail(f"zero point is {zero.dtype}, its constant {array.dtype}")
     if node.int("block_size", 0):
         raise node.fail(f"block_size = {node.int('block_size', 0)}: blocks are not supported (0)")
     axis = axis % array.ndim if array.ndim else 0

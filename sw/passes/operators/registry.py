@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sw.passes.lower import Lowering, Node, Value
+from sw.passes.lower import Lowering
+from sw.passes.values import Node, Value
 
 Handler = Callable[[Lowering, Node], Value]
 OPERATORS: dict[tuple[str, str], Handler] = {}

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sw.passes.layout import LayoutError, View
-from sw.passes.lower import (
+from sw.passes.lower import Lowering
+from sw.passes.operators.registry import operator
+from sw.passes.values import (
     Const,
     Dequantised,
-    Lowering,
+    Function,
     Node,
     Pending,
     QuantConst,
@@ -18,12 +20,11 @@ from sw.passes.lower import (
     RealInput,
     Value,
 )
-from sw.passes.operators.registry import operator
 
 
 def relayout(node: Node, value: Value | None, change: Callable[[View], View]) -> Value:
     """An activation seen in another shape; no data move."""
-    if not isinstance(value, Quantised | Dequantised | RealInput | Pending):
+    if not isinstance(value, Quantised | Dequantised | Function | RealInput | Pending):
         raise node.fail("its operand must be an activation")
     try:
         return replace(value, view=change(value.view))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sw.graph import Conv, Pool
+from sw.graph import Conv, ConvTranspose, Pool
 from sw.passes.layout import View
-from sw.passes.lower import Node, Pending
+from sw.passes.values import Node, Pending
 
 
 def pair(values: tuple[int, ...]) -> tuple[int, int]:
@@ -12,7 +12,9 @@ def pair(values: tuple[int, ...]) -> tuple[int, int]:
     return (1, values[0]) if len(values) == 1 else values
 
 
-def image_result(op: Conv | Pool, shape: tuple[int, int, int, int], rank: int) -> Pending:
+def image_result(
+    op: Conv | ConvTranspose | Pool, shape: tuple[int, int, int, int], rank: int
+) -> Pending:
     view = View.contiguous(shape)
     return Pending(op, shape, view if rank == 2 else view.reshape((*shape[:2], shape[3])))
 
@@ -58,3 +60,43 @@ def window(
     one, none = (1,) * (2 - rank), (0,) * (2 - rank)
     pads = (*none, *before, *none, *after)
     return (*one, *strides), pads, (*one, *dilations), (*one, *out)
+
+
+def transposed_window(
+    node: Node, kernel: tuple[int, ...], image: tuple[int, int]
+) -> tuple[
+    tuple[int, int], tuple[int, int, int, int], tuple[int, int], tuple[int, int], tuple[int, int]
+]:
+    """Strides, pads (top, left, bottom, right; none negative), dilations and output size of a
+    transposed convolution, and the zeros that its kernel needs behind it to reach that far."""
+    rank = len(kernel)
+    ones, zeros = (1,) * rank, (0,) * (2 * rank)
+    strides = node.ints("strides", ones, 1, rank)
+    dilations = node.ints("dilations", ones, 1, rank)
+    given = node.ints("pads", zeros, 0, 2 * rank)
+    extra = node.ints("output_padding", zeros[:rank], 0, rank)
+    wanted = node.ints("output_shape", None, 1, rank)
+    auto = node.string("auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise node.fail(f"auto_pad = {auto!r}: NOTSET, VALID, SAME_UPPER or SAME_LOWER")
+    before, after, out, missing = [], [], [], []
+    for i, size in enumerate(image[-rank:]):
+        full = (size - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+        if wanted or auto.startswith("SAME"):
+            count = wanted[i] if wanted else size * strides[i]
+            total = max(full + extra[i] - count, 0)
+            first = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        else:
+            first, last = (0, 0) if auto == "VALID" else (given[i], given[rank + i])
+            count = full + extra[i] - first - last
+        if count < 1:
+            raise node.fail(f"pads leave {count} of its output")
+        # What lies beyond the full extent is reached by zeros behind the kernel.
+        zero = max(-(-(first + count - full) // dilations[i]), 0)
+        before.append(first)
+        after.append(full + zero * dilations[i] - first - count)
+        out.append(count)
+        missing.append(zero)
+    one, none = (1,) * (2 - rank), (0,) * (2 - rank)
+    pads = (*none, *before, *none, *after)
+    return (*one, *strides), pads, (*one, *dilations), (*one, *out), (*none, *missing)

@@ -1,0 +1,67 @@
+"""How fast the simulation runs, and what clocking it from Python would cost.
+
+python -m sim.speed [--rows R --cols C]
+
+Runs one program (a 256x256x256 matrix product) on the same RTL twice in one go: with the clock in
+the testbench, as everything here does, and with cocotb driving the clock; prints both rates.
+cocotb's own clock is compiled code: a clock toggled by a Python coroutine would be slower still.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnx
+import typer
+
+from isa import Config
+from sim.device import RtlDevice
+from sw.compiler import compile_graph
+from sw.driver import Driver
+from sw.execute import execute, load, memory_needed
+from sw.load import load as load_model
+from sw.zoo import build
+
+
+def rate(config: Config, size: int, *, python_clock: bool) -> tuple[int, float]:
+    """Cycles of the program and cycles per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gemm.onnx"
+        onnx.save(build("gemm", m=size, k=size, n=size), path)
+        graph = load_model(path)
+    program = compile_graph(graph, config)
+    memory = -(-memory_needed(program) // 4096) * 4096
+    inputs = {
+        p.tensor: np.random.default_rng(0)
+        .integers(-128, 128, graph.tensors[p.tensor].shape)
+        .astype(np.int8)
+        for p in graph.inputs
+    }
+    with RtlDevice(config, memory_bytes=memory, python_clock=python_clock) as device:
+        driver = Driver(device)
+        load(driver, program)
+        run = execute(driver, program, inputs, trace=False)
+    return run.cycles, run.cycles / run.seconds
+
+
+def main(
+    rows: Annotated[int, typer.Option()] = 16,
+    cols: Annotated[int, typer.Option()] = 16,
+    size: Annotated[int, typer.Option(help="of the matrices")] = 256,
+) -> None:
+    """Measure the simulation rate with the clock in the testbench and in Python."""
+    config = Config() if (rows, cols) == (16, 16) else Config.sized(rows, cols)
+    cycles, fast = rate(config, size, python_clock=False)
+    same, slow = rate(config, size, python_clock=True)
+    assert cycles == same, f"{cycles} cycles and {same} cycles"
+    print(
+        f"{rows}x{cols}, {cycles:,} cycles: clock in the testbench {fast:,.0f} cycles/s, ", end=""
+    )
+    print(f"clock from cocotb {slow:,.0f} cycles/s, ratio {fast / slow:.1f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

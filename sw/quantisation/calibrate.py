@@ -1,0 +1,184 @@
+"""Ranges of the activations over samples, and the QDQ model made of them: onnxruntime's quantiser,
+int8 activations per tensor, int8 symmetric weights per output channel, int32 biases."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorData, TensorsData, create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from sw.graph import ModelError
+from sw.inputs import InputError
+from sw.quantisation.fold import attribute
+
+Feeds = Mapping[str, np.ndarray]
+"""One sample: the model's inputs by name."""
+Ranges = dict[str, tuple[float, float]]
+
+METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+
+MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split")
+"""Operators that only move data: their result has the scale of their operand."""
+
+QUANTISED = (
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Max", "Min"),
+    *("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
+    *("Abs", "Elu", "Celu", "Selu", "Gelu", "Erf", "Mish", "Softplus", "Softsign"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"),
+    *("Concat", "Pad", "Resize", "DepthToSpace", "SpaceToDepth"),
+    *MOVES,
+)
+"""Operators that are quantised: those with a meaning in integers. Softmax and the rest stay float;
+the accelerator leaves them to the host."""
+
+HISTOGRAM_CHUNK = 8
+"""Samples whose intermediate results are held at a time."""
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, samples: Sequence[Feeds]):
+        self._feeds = iter(samples)
+
+    def get_next(self) -> dict | None:
+        feeds = next(self._feeds, None)
+        return None if feeds is None else dict(feeds)
+
+
+def activation_ranges(
+    model: onnx.ModelProto, samples: Sequence[Feeds], method: str, percentile: float
+) -> Ranges:
+    """Lowest and highest value of every activation around the quantised operators; a tensor that
+    is zero in all ``samples`` gets 0..1, so that a Relu whose clamp is left to the range still
+    clamps. Raises :class:`InputError` where values are not finite."""
+    extra = {"symmetric": False}
+    if method == "percentile":
+        extra["percentile"] = percentile
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        file = Path(folder) / "model.onnx"
+        onnx.save(model, file)
+        calibrator = create_calibrator(
+            file,
+            list(QUANTISED),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=METHODS[method],
+            extra_options=extra,
+        )
+        step = len(samples) if method == "minmax" else HISTOGRAM_CHUNK
+        try:
+            for start in range(0, len(samples), step):
+                chunk = [samples[i] for i in range(start, min(start + step, len(samples)))]
+                calibrator.collect_data(_Reader(chunk))
+            found = calibrator.compute_data()
+        except ValueError as e:
+            raise InputError(f"calibration failed, on values that are not finite?: {e}") from None
+    ranges = {}
+    for name, data in found.items():
+        low, high = (float(np.min(v)) for v in data.range_value)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise InputError(f"tensor {name!r} takes values that are not finite on these samples")
+        ranges[name] = (low, high) if min(low, 0.0) < max(high, 0.0) else (0.0, 1.0)
+    return ranges
+
+
+def to_qdq(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str]) -> onnx.ModelProto:
+    """``model`` quantised, without the nodes named in ``excluded``."""
+    data = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in ranges.items()
+    }
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        with _quiet():
+            quantiser = QDQQuantizer(
+                copy,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QInt8,
+                tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+                nodes_to_quantize=[],
+                nodes_to_exclude=sorted(set(excluded) | _floating_moves(model, excluded)),
+                op_types_to_quantize=list(QUANTISED),
+                extra_options={
+                    "ForceQuantizeNoInputCheck": True,
+                    "TensorQuantOverrides": _dead_channels(model),
+                },
+            )
+            quantiser.quantize_model()
+            quantiser.model.topological_sort()
+    except Exception as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ModelError(f"onnxruntime cannot quantise the model: {reason}") from None
+    result = quantiser.model.model
+    if not any(node.op_type == "QuantizeLinear" for node in result.graph.node):
+        raise ModelError("the model holds no operator that is quantised")
+    return result
+
+
+def _floating_moves(model: onnx.ModelProto, excluded: Collection[str]) -> set[str]:
+    """Nodes that only move an input or what a float operator made: the results are quantised where
+    an operator that computes reads them."""
+    floating, names = {value.name for value in model.graph.input}, set()
+    for node in model.graph.node:
+        moved = node.op_type in MOVES and node.input[0] in floating
+        if moved:
+            names.add(node.name)
+        if moved or node.op_type not in QUANTISED or node.name in excluded:
+            floating.update(node.output)
+    return names
+
+
+def _dead_channels(model: onnx.ModelProto) -> dict[str, list[dict]]:
+    """Ranges for output channels whose weights are all zero. They have a bias nevertheless, and
+    onnxruntime's scale of 1 would round it to whole multiples of the input's scale: they take the
+    median scale of the layer instead."""
+    arrays = {i.name: i for i in model.graph.initializer}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    overrides = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or node.input[1] not in arrays:
+            continue
+        name = node.input[1]
+        w = numpy_helper.to_array(arrays[name])
+        axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
+        peaks = np.abs(np.moveaxis(w, axis, 0)).reshape(w.shape[axis], -1).max(axis=1)
+        if uses[name] > 1 or (peaks > 0).all():
+            continue
+        # Shape () as onnxruntime's own ranges have.
+        usual = np.array(np.median(peaks[peaks > 0]) if peaks.any() else 1.0, np.float32)
+        overrides[name] = [
+            {"axis": axis, "rmin": -usual, "rmax": usual} if peak == 0 else {"axis": axis}
+            for peak in peaks
+        ]
+    return overrides
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's quantiser logs advice on steps that are done here, prints its progress,
+    and lets numpy warn of the values that are refused here."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,94 @@
+"""All steps in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sw.graph import ModelError
+from sw.inputs import InputError
+from sw.quantisation.calibrate import METHODS, Feeds, activation_ranges, to_qdq
+from sw.quantisation.correct import add_biases, correct_biases
+from sw.quantisation.equalise import equalise
+from sw.quantisation.prepare import input_shapes, prepare
+from sw.quantisation.samples import ArraySamples
+
+CORRECTION_SAMPLES = 64
+"""Bias correction runs the model once a layer on so many; means need no more."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to quantise. ``exclude``: names of nodes, or operator types, that stay float."""
+
+    method: str = "minmax"
+    percentile: float = 99.999
+    exclude: Sequence[str] = ()
+    equalise: bool = False
+    bias_correction: bool = False
+    dims: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"--method {self.method}: must be one of {', '.join(METHODS)}")
+        if not 50 < self.percentile <= 100:
+            raise InputError(f"--percentile {self.percentile}: must be above 50, at most 100")
+
+
+def quantise_model(
+    model_path: str | Path,
+    calibration: Mapping[str, np.ndarray],
+    options: Options | None = None,
+) -> onnx.ModelProto:
+    """The float model in ``model_path`` as an int8 QDQ model. ``calibration``: arrays by input
+    name, samples along the first axis. Raises :class:`sw.graph.ModelError` about the model,
+    :class:`sw.inputs.InputError` about the samples and options."""
+    options = options or Options()
+    model = prepare(model_path, options.dims)
+    samples = ArraySamples(calibration, input_shapes(model))
+    return quantise(model, samples, options)[1]
+
+
+def quantise(
+    model: onnx.ModelProto, samples: Sequence[Feeds], options: Options
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Of a ``model`` from :func:`prepare`, which is left as it is: the float model that was
+    quantised, with equalised weights if asked for, and the quantised one."""
+    original, model = model, onnx.ModelProto()
+    model.CopyFrom(original)
+    excluded = excluded_nodes(model, options.exclude)
+    if options.bias_correction:
+        add_biases(model)
+    if options.equalise:
+        equalise(model, samples)
+    ranges = activation_ranges(model, samples, options.method, options.percentile)
+    quantised = to_qdq(model, ranges, excluded)
+    if options.bias_correction:
+        few = [samples[i] for i in range(0, len(samples), -(-len(samples) // CORRECTION_SAMPLES))]
+        correct_biases(model, quantised, few)
+    quantised.producer_name = "systole"
+    onnx.checker.check_model(quantised)
+    return model, quantised
+
+
+def excluded_nodes(model: onnx.ModelProto, exclude: Sequence[str]) -> set[str]:
+    """The names of the nodes that ``exclude`` means: by node, by operator type, or by a node's
+    output."""
+    names = set()
+    for wanted in exclude:
+        found = {
+            node.name
+            for node in model.graph.node
+            if wanted in (node.name, node.op_type, *node.output)
+        }
+        if not found:
+            raise ModelError(
+                f"--exclude {wanted}: no such node, output or operator type (after folding, the "
+                f"operators are {', '.join(sorted({n.op_type for n in model.graph.node}))})"
+            )
+        names |= found
+    return names

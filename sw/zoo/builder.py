@@ -1,0 +1,379 @@
+"""Builds QDQ int8 models layer by layer, each calibrated while it is added.
+
+A random sample runs through the network's own integer arithmetic during the build. Convolutions
+take their weight scales and biases from it as a folded batch normalisation would have them, so that
+deep networks neither saturate nor vanish, and every output scale fits what its layer produces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sw import golden, numerics
+from sw.graph import Conv
+
+OPSET = 21
+IR_VERSION = 10
+SPREAD = 8.0
+"""A range covers at most this many root mean squares on either side of zero."""
+MARGIN = 1.25
+"""Room beyond the sample's own extremes, within ``SPREAD``."""
+SAMPLE = 600_000
+"""Input elements to calibrate with, in whole inputs (at least 1, at most ``MOST``): one alone says
+little of channels that have shrunk to a few places."""
+MOST = 8
+FEW = 32
+"""Values below which extremes, or a channel's own mean and deviation, say nothing."""
+WEIGHT_SPREAD = 40
+"""Standard deviation of the int8 weights."""
+
+Function = Literal["relu", "relu6", "LeakyRelu", "HardSigmoid", "HardSwish"]
+"""What may follow a product: the first two become clamps of it."""
+FUNCTIONS: dict[str, tuple[dict[str, float], Callable[[np.ndarray], np.ndarray]]] = {
+    "LeakyRelu": ({"alpha": 0.1}, lambda x: np.where(x < 0, 0.1 * x, x)),
+    "HardSigmoid": ({"alpha": 1 / 6, "beta": 0.5}, lambda x: np.clip(x / 6 + 0.5, 0, 1)),
+    "HardSwish": ({}, lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+}
+"""Operators quantised on either side: ONNX attributes, and the function on real numbers."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A quantised value of the network under construction, with its int8 values for a sample of
+    inputs, one after another along the first axis: images (N, C, H, W) or matrices (M, K)."""
+
+    name: str
+    sample: np.ndarray
+    scale: np.float32
+    zero: int
+
+    @property
+    def real(self) -> np.ndarray:
+        return (self.sample.astype(np.float64) - self.zero) * np.float64(self.scale)
+
+    @property
+    def positive(self) -> bool:
+        """No value below zero can be held."""
+        return self.zero == -128
+
+    @property
+    def channels(self) -> int:
+        return self.sample.shape[1]
+
+
+class Builder:
+    """A network in the making. ``padding`` of windows wider than one is ``same`` (the output is
+    ceil(input / stride); what is odd goes to the end, as TensorFlow has it) or ``symmetric``
+    (kernel // 2 on every side, as PyTorch has it)."""
+
+    def __init__(self, name: str, seed: int, padding: Literal["same", "symmetric"] = "same"):
+        self.name = name
+        self.padding = padding
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.count = 0
+
+    # Nodes ---------------------------------------------------------------------------------------
+
+    def _name(self, stem: str) -> str:
+        self.count += 1
+        return f"{stem}_{self.count}"
+
+    def _const(self, name: str, array: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def _scalar(self, name: str, value: np.generic) -> str:
+        self.constants.append(numpy_helper.from_array(np.array(value), name))
+        return name
+
+    def _node(self, op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op_type, inputs, [output], output, **attributes))
+        return output
+
+    def _quantised(
+        self, value: str, sample: np.ndarray, scale: np.float32, zero: int
+    ) -> Activation:
+        """QuantizeLinear behind ``value``."""
+        name = f"{value}_q"
+        parameters = [
+            self._scalar(f"{name}_scale", np.float32(scale)),
+            self._scalar(f"{name}_zero", np.int8(zero)),
+        ]
+        self._node("QuantizeLinear", [value, *parameters], name)
+        return Activation(name, np.ascontiguousarray(sample), np.float32(scale), zero)
+
+    def _calibrated(self, value: str, real: np.ndarray, positive: bool) -> Activation:
+        """QuantizeLinear behind ``value`` with the range of its sample, given in real numbers."""
+        scale, zero = _quantisation(real, positive)
+        sample = np.clip(np.rint(real / scale) + zero, -128, 127).astype(np.int8)
+        return self._quantised(value, sample, scale, zero)
+
+    def _real(self, x: Activation) -> str:
+        """DequantizeLinear of ``x``, one for each consumer, as onnxruntime's fusions want it."""
+        parameters = [f"{x.name}_scale", f"{x.name}_zero"]
+        return self._node("DequantizeLinear", [x.name, *parameters], self._name(f"{x.name}_dq"))
+
+    def input(self, shape: tuple[int, ...], scale: float = 1 / 64, zero: int = 0) -> Activation:
+        """The network's float32 input."""
+        self.input_info = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
+        self.inputs = min(max(SAMPLE // math.prod(shape), 1), MOST)
+        many = (self.inputs * shape[0], *shape[1:])
+        sample = self.rng.integers(-128, 128, many).astype(np.int8)
+        return self._quantised("input", sample, np.float32(scale), zero)
+
+    def picture(self, size: int, multiple: int = 32) -> Activation:
+        """An input (1, 3, size, size); ``ValueError`` where the network cannot halve ``size``."""
+        if size < multiple or size % multiple:
+            raise ValueError(f"size {size} of {self.name} is not a positive multiple of {multiple}")
+        return self.input((1, 3, size, size))
+
+    # Products ------------------------------------------------------------------------------------
+
+    def _weights(self, shape: tuple[int, ...]) -> np.ndarray:
+        draw = self.rng.standard_normal(shape, np.float32) * WEIGHT_SPREAD
+        return np.clip(np.rint(draw), -127, 127).astype(np.int8)
+
+    def _normalised(self, acc: np.ndarray, x_scale: np.float32) -> tuple[np.ndarray, np.ndarray]:
+        """Weight scales (float32) and biases (int32) of the output channels, the last axis of
+        ``acc``, that give each channel a deviation and mean near 1 and 0: batch normalisation,
+        folded. Few samples are normalised all together, not by channel."""
+        outputs = acc.shape[-1]
+        sums = acc.reshape(-1, outputs)
+        overall = max(np.sqrt(np.mean(np.square(sums, dtype=np.float64))), 1.0)
+        if len(sums) < FEW:
+            mean, deviation = 0.0, overall
+        else:
+            # A channel that hardly moves must not be blown up.
+            mean, deviation = sums.mean(axis=0), np.maximum(sums.std(axis=0), overall / 4)
+        gain = self.rng.uniform(0.5, 1.5, outputs) / deviation
+        centre = self.rng.normal(0, 0.2, outputs)
+        w_scale = (gain / x_scale).astype(np.float32)
+        return w_scale, np.rint(centre / gain - mean).astype(np.int32)
+
+    def _product(
+        self,
+        op_type: str,
+        x: Activation,
+        weights: np.ndarray,
+        acc: np.ndarray,
+        channel: int,
+        activation: Function | None,
+        **attributes: object,
+    ) -> Activation:
+        """A product of ``x`` and constant ``weights``, whose output channels are axis ``channel``;
+        ``acc``, its sums, has them last: (N, H, W, O) or (M, O)."""
+        stem = self._name(op_type.lower())
+        w_scale, bias = self._normalised(acc, x.scale)
+        sum_scale = x.scale * w_scale
+        names = []
+        for part, array, scale, axis in (
+            ("weights", weights, w_scale, channel),
+            ("bias", bias, sum_scale, 0),
+        ):
+            name = self._const(f"{stem}_{part}", array)
+            scale_name = self._const(f"{name}_scale", scale)
+            zero = self._const(f"{name}_zero", np.zeros(len(scale), array.dtype))
+            dq = self._node("DequantizeLinear", [name, scale_name, zero], f"{name}_dq", axis=axis)
+            names.append(dq)
+        value = self._node(op_type, [self._real(x), *names], stem, **attributes)
+        acc = acc + bias
+        real = acc * sum_scale.astype(np.float64)
+        if activation == "relu6":
+            bounds = [
+                self._scalar(f"{stem}_{k}", np.float32(v)) for k, v in (("low", 0), ("six", 6))
+            ]
+            value = self._node("Clip", [value, *bounds], f"{stem}_clip")
+            # Rounded down: the range must imply the clip, or onnxruntime cannot fuse it.
+            y_scale, zero = np.nextafter(np.float32(6 / 255), np.float32(0)), -128
+        elif activation == "relu":
+            value = self._node("Relu", [value], f"{stem}_relu")
+            y_scale, zero = _quantisation(np.maximum(real, 0), True)
+        else:
+            y_scale, zero = _quantisation(real, False)
+        y = numerics.requantise(
+            acc, np.int64(0), *numerics.split_scale(sum_scale / y_scale), zero, -128, 127
+        )
+        made = self._quantised(value, np.moveaxis(y, -1, 1), y_scale, zero)
+        return self.function(made, activation) if activation in FUNCTIONS else made
+
+    def conv(
+        self,
+        x: Activation,
+        outputs: int,
+        kernel: int | tuple[int, int] = 3,
+        stride: int = 1,
+        activation: Function | None = "relu",
+        *,
+        depthwise: bool = False,
+        padded: bool = True,
+    ) -> Activation:
+        """A convolution, padded as the network's are or not at all."""
+        kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        pads = self._pads(x, kernel, stride) if padded else (0, 0, 0, 0)
+        group = x.channels if depthwise else 1
+        w = self._weights((outputs, x.channels // group, *kernel))
+        attributes = {
+            "kernel_shape": list(kernel),
+            "strides": [stride, stride],
+            "pads": list(pads),
+            "group": group,
+        }
+        acc = _sums(x.sample, x.zero, w, (stride, stride), pads, group)
+        return self._product("Conv", x, w, acc, 0, activation, **attributes)
+
+    def _pads(
+        self, x: Activation, kernel: tuple[int, int], stride: int
+    ) -> tuple[int, int, int, int]:
+        """Top, left, bottom, right."""
+        if self.padding == "symmetric":
+            return (kernel[0] // 2, kernel[1] // 2) * 2
+        totals = [
+            max((-(-size // stride) - 1) * stride + k - size, 0)
+            for size, k in zip(x.sample.shape[2:], kernel)
+        ]
+        before = [total // 2 for total in totals]
+        return (*before, *(total - b for total, b in zip(totals, before)))
+
+    def conv_transpose(self, x: Activation, outputs: int) -> Activation:
+        """A transposed convolution, 2x2 with stride 2: twice the size."""
+        w = self._weights((x.channels, outputs, 2, 2))
+        n, c, height, width = x.sample.shape
+        centred = (x.sample.astype(np.float64) - x.zero).reshape(n, c, -1)
+        acc = (w.reshape(c, -1).T.astype(np.float64) @ centred).astype(np.int64)
+        acc = acc.reshape(n, outputs, 2, 2, height, width).transpose(0, 4, 2, 5, 3, 1)
+        acc = acc.reshape(n, 2 * height, 2 * width, outputs)
+        sizes = {"kernel_shape": [2, 2], "strides": [2, 2]}
+        return self._product("ConvTranspose", x, w, acc, 1, None, **sizes)
+
+    def gemm(self, x: Activation, outputs: int, activation: Function | None = None) -> Activation:
+        """A matrix (M, K) times a constant (K, N)."""
+        w = self._weights((x.channels, outputs))
+        image = x.sample.T[None, :, None]
+        acc = _sums(image, x.zero, w.T[:, :, None, None], (1, 1), (0, 0, 0, 0), 1)[0, 0]
+        return self._product("Gemm", x, w, acc, 1, activation)
+
+    # Element by element --------------------------------------------------------------------------
+
+    def function(self, x: Activation, op_type: str) -> Activation:
+        """One of ``FUNCTIONS``."""
+        attributes, compute = FUNCTIONS[op_type]
+        node = self._node(op_type, [self._real(x)], self._name(op_type.lower()), **attributes)
+        return self._calibrated(node, compute(x.real), op_type == "HardSigmoid")
+
+    def add(self, a: Activation, b: Activation, relu: bool = True) -> Activation:
+        """a + b, then Relu if wanted."""
+        node = self._node("Add", [self._real(a), self._real(b)], self._name("add"))
+        real = a.real + b.real
+        if relu:
+            node, real = self._node("Relu", [node], f"{node}_relu"), np.maximum(real, 0)
+        return self._calibrated(node, real, relu or (a.positive and b.positive))
+
+    def mul(self, a: Activation, b: Activation) -> Activation:
+        """a * b; ``b`` may be one row and column that stand for all."""
+        node = self._node("Mul", [self._real(a), self._real(b)], self._name("mul"))
+        return self._calibrated(node, a.real * b.real, a.positive and b.positive)
+
+    # Moves and pools -----------------------------------------------------------------------------
+
+    def concat(self, *parts: Activation) -> Activation:
+        """Along the channels."""
+        node = self._node("Concat", [self._real(p) for p in parts], self._name("concat"), axis=1)
+        real = np.concatenate([p.real for p in parts], axis=1)
+        return self._calibrated(node, real, all(p.positive for p in parts))
+
+    def upsample(self, x: Activation) -> Activation:
+        """Twice the size, each element repeated."""
+        stem = self._name("resize")
+        scales = self._const(f"{stem}_scales", np.array([1, 1, 2, 2], np.float32))
+        node = self._node(
+            "Resize",
+            [self._real(x), "", scales],
+            stem,
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+        sample = x.sample.repeat(2, axis=2).repeat(2, axis=3)
+        return self._quantised(node, sample, x.scale, x.zero)
+
+    def max_pool(
+        self, x: Activation, kernel: int = 2, stride: int = 2, padded: bool = True
+    ) -> Activation:
+        pads = self._pads(x, (kernel, kernel), stride) if padded else (0, 0, 0, 0)
+        node = self._node(
+            "MaxPool",
+            [self._real(x)],
+            self._name("pool"),
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=list(pads),
+        )
+        top, left, bottom, right = pads
+        borders = ((0, 0), (0, 0), (top, bottom), (left, right))
+        image = np.pad(x.sample, borders, constant_values=-128)
+        windows = np.lib.stride_tricks.sliding_window_view(image, (kernel, kernel), axis=(2, 3))
+        sample = windows[:, :, ::stride, ::stride].max(axis=(4, 5))
+        return self._quantised(node, sample, x.scale, x.zero)
+
+    def global_average(self, x: Activation) -> Activation:
+        """Global average pool, (N, C, 1, 1), with a scale of its own."""
+        node = self._node("GlobalAveragePool", [self._real(x)], self._name("pool"))
+        return self._calibrated(node, x.real.mean(axis=(2, 3), keepdims=True), x.positive)
+
+    def flatten(self, x: Activation) -> Activation:
+        """(N, C, 1, 1) as a matrix (N, C)."""
+        node = self._node("Flatten", [self._real(x)], self._name("flatten"))
+        return self._quantised(node, x.sample.reshape(len(x.sample), -1), x.scale, x.zero)
+
+    def classify(self, x: Activation, classes: int) -> onnx.ModelProto:
+        """The model that ends in a global average pool and a Gemm, which gives the logits."""
+        return self.model(self.gemm(self.flatten(self.global_average(x)), classes))
+
+    def model(self, *results: Activation) -> onnx.ModelProto:
+        """The model that returns ``results`` as float32."""
+        outputs = []
+        for y in results:
+            shape = (len(y.sample) // self.inputs, *y.sample.shape[1:])
+            outputs.append(helper.make_tensor_value_info(self._real(y), TensorProto.FLOAT, shape))
+        graph = helper.make_graph(self.nodes, self.name, [self.input_info], outputs, self.constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _quantisation(real: np.ndarray, positive: bool) -> tuple[np.float32, int]:
+    """Scale and zero point for values like those of ``real``; ``positive`` ones have no others."""
+    reach = SPREAD * np.sqrt(np.mean(np.square(real))) or 1.0
+    low, high = -reach, reach
+    if real.size >= FEW and real.any():
+        low, high = max(low, MARGIN * real.min()), min(high, MARGIN * real.max())
+    low = 0.0 if positive else min(low, 0.0)
+    scale = np.float32((max(high, 0.0) - low) / 255)
+    return scale, int(np.rint(-128 - low / scale))
+
+
+def _sums(
+    x: np.ndarray,
+    zero: int,
+    weights: np.ndarray,
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    group: int,
+) -> np.ndarray:
+    """A convolution's exact sums of (x - zero) * weights: int64 (N, H, W, O)."""
+    none = np.zeros(len(weights), np.int32), np.ones(len(weights), np.float32)
+    op = Conv("", "Conv", "", -128, 127, "", weights, *none, strides, pads, (1, 1), group)
+    images: list[list[np.ndarray]] = [[] for _ in x]
+    for n, _, acc in golden.accumulate(op, x, zero):
+        images[n].append(acc)
+    return np.stack([np.concatenate(pieces) for pieces in images])

@@ -1,0 +1,81 @@
+"""What a model asks of a machine, and whether its scales fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+
+from sw import oracle
+
+
+def macs(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of its convolutions and products, padding counted as published figures
+    do. Shapes must be fixed."""
+    graph = shape_inference.infer_shapes(model).graph
+    known = (*graph.value_info, *graph.input, *graph.output)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known}
+    total = 0
+    for node in graph.node:
+        if node.op_type == "Conv":
+            total += math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type == "ConvTranspose":
+            total += math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            total += math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+    return total
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Of one quantised activation."""
+
+    name: str
+    elements: int
+    saturated: int
+    """At an end of int8 that does not stand for zero."""
+    deviation: float
+    """Standard deviation in quantised units."""
+
+
+def activations(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The int8 output of every QuantizeLinear of a QDQ model, as onnxruntime computes it."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            value = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.INT8, None)
+            probe.graph.output.append(value)
+    return oracle.run(probe, arrays)
+
+
+def saturation(model: onnx.ModelProto, seed: int = 1) -> list[Saturation]:
+    """How each activation fills its range, the input's excepted, given a random input that spans
+    the input's whole range. QDQ models of one float32 input."""
+    constants = {c.name: c for c in model.graph.initializer}
+    (port,) = model.graph.input
+    nodes = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    (source,) = (n for n in nodes if n.input[0] == port.name)
+    scale, zero = (numpy_helper.to_array(constants[name]) for name in source.input[1:])
+    shape = [d.dim_value for d in port.type.tensor_type.shape.dim]
+    numbers = np.random.default_rng(seed).integers(-128, 128, shape)
+    values = activations(model, {port.name: ((numbers - zero) * scale).astype(np.float32)})
+    results = []
+    for node in nodes:
+        if node is source:
+            continue
+        y = values[node.output[0]]
+        bottom = numpy_helper.to_array(constants[node.input[2]]) != -128
+        ends = (y == 127) | ((y == -128) & bottom)
+        results.append(Saturation(node.output[0], y.size, int(ends.sum()), float(y.std())))
+    return results
+
+
+def saturated_share(results: list[Saturation]) -> float:
+    """Of all activations together."""
+    return sum(r.saturated for r in results) / sum(r.elements for r in results)

@@ -1,0 +1,484 @@
+"""Every operator beyond plain convolution and pooling, against onnxruntime."""
+
+import numpy as np
+import onnx
+import pytest
+from random_models import Model, random_array, random_graph_model, random_inputs
+
+from sw import golden, oracle
+from sw.graph import Binary, Conv, ConvTranspose, ModelError, Pool, Select, Table
+from sw.load import load
+
+DTYPES = [np.int8, np.uint8]
+
+
+def compare(model, tmp_path, seed=0):
+    """The graph and the golden model's comparison with onnxruntime, output by output."""
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    graph = load(path)
+    inputs = random_inputs(np.random.default_rng(seed), model)
+    ours = golden.run(
+        graph,
+        {
+            p.tensor: golden.quantise_input(p, graph.tensors[p.tensor], inputs[p.name])
+            for p in graph.inputs
+        },
+    )
+    theirs = oracle.run(path, inputs)
+    results = [
+        oracle.compare(p, graph.tensors[p.tensor], ours[p.tensor], theirs[p.name])
+        for p in graph.outputs
+    ]
+    return graph, results
+
+
+def check(model, tmp_path, exact=False, seed=0):
+    graph, results = compare(model, tmp_path, seed)
+    for result in results:
+        if exact:
+            assert result.exact, result
+        assert result.max_abs_diff <= 1 and result.equal >= 0.999 * result.elements - 1, result
+    return graph
+
+
+class Build(Model):
+    """A model whose activations share a type; scales away from powers of two, so that ties are
+    rare."""
+
+    def __init__(self, dtype, opset=21):
+        super().__init__(opset)
+        self.dtype = np.dtype(dtype)
+
+    def zero(self, signed):
+        return np.array(signed + (128 if self.dtype == np.uint8 else 0), self.dtype)
+
+    def x(self, name, shape, scale=0.0371, zero=3):
+        return self.dq(self.input(name, self.dtype, shape), scale, self.zero(zero))
+
+    def end(self, value, scale=0.0293, zero=-7, name="y"):
+        return self.done(self.q(value, scale, self.zero(zero), name), self.dtype)
+
+    def again(self, value, scale, zero, name):
+        """Quantised and dequantised."""
+        return self.dq(self.q(value, scale, self.zero(zero), name), scale, self.zero(zero))
+
+
+def node(op_type, *constants, domain="", **attributes):
+    """A step: one node of a value and constants."""
+
+    def step(model, value):
+        n = len(model.nodes)
+        names = [model.const(f"c{n}_{i}", c[0]) if c else "" for i, c in enumerate(constants)]
+        return model.node(op_type, [value, *names], f"v{n}", domain, **attributes)
+
+    return step
+
+
+def const(*values, kind=np.float32):
+    return (np.array(values[0] if len(values) == 1 else values, kind),)
+
+
+def ints(*values):
+    return (np.array(values, np.int64),)
+
+
+# Weights -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["qdq", "qlinear"])
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("channelwise", [False, True])
+@pytest.mark.parametrize("group", [1, 2, 6])
+def test_asymmetric_weights(form, kind, channelwise, group, tmp_path):
+    rng = np.random.default_rng([group, channelwise])
+    model = Build(np.uint8)
+    w = random_array(rng, kind, (12, 6 // group, 3, 3))
+    zeros = random_array(rng, kind, 12 if channelwise else ())
+    scales = rng.uniform(0.01, 0.02, zeros.shape).astype(np.float32)
+    model.const("w", w)
+    if form == "qdq":
+        real = [model.x("x", (1, 6, 9, 7)), model.dq("w", scales, zeros, axis=0)]
+        model = model.end(model.node("Conv", real, "c", group=group, pads=[1, 0, 1, 2]), 0.9)
+    else:
+        names = [model.input("x", np.uint8, (1, 6, 9, 7)), *model.pair("x", 0.05, np.uint8(140))]
+        names += ["w", *model.pair("w", scales, zeros), *model.pair("y", 0.9, np.uint8(7))]
+        model = model.done(model.node("QLinearConv", names, "y", group=group), np.uint8)
+    graph = check(model, tmp_path, exact=form == "qdq" or not channelwise)
+    (op,) = graph.ops
+    shape = (-1, 1, 1, 1) if channelwise else ()
+    assert (op.weights == w.astype(np.int16) - zeros.astype(np.int16).reshape(shape)).all()
+
+
+# Functions ---------------------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "Sigmoid": [node("Sigmoid")],
+    "Tanh": [node("Tanh")],
+    "HardSigmoid": [node("HardSigmoid", alpha=0.3)],
+    "HardSwish": [node("HardSwish")],
+    "LeakyRelu": [node("LeakyRelu", alpha=0.1)],
+    "Elu": [node("Elu")],
+    "Gelu": [node("Gelu", approximate="tanh")],
+    "Gelu microsoft": [node("Gelu", domain="com.microsoft")],
+    "Erf": [node("Erf")],
+    "Exp": [node("Exp")],
+    "Sqrt": [node("Abs"), node("Sqrt")],
+    "Neg": [node("Neg")],
+    "Reciprocal": [node("Reciprocal")],
+    "PRelu": [node("PRelu", const([[[0.2]]]))],
+    "Relu of Mul": [node("Mul", const(-1.3)), node("Relu")],
+    "Clip of Sub": [node("Sub", const([0.4])), node("Clip", const(-1.0), const(2.0))],
+    "Add after Relu": [node("Relu"), node("Add", const(0.7))],
+    "Pow": [node("Pow", const(2.0))],
+    "Div": [node("Div", const(3.0))],
+    "Max": [node("Max", const(0.33))],
+    "Reshape": [node("Sigmoid"), node("Transpose", perm=[0, 1, 3, 2]), node("Tanh")],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function(name, dtype, tmp_path):
+    model = Build(dtype)
+    value = model.x("x", (2, 5, 11, 13))
+    for step in FUNCTIONS[name]:
+        value = step(model, value)
+    (op,) = check(model.end(value), tmp_path).ops
+    assert isinstance(op, Table)
+
+
+def silu(model, x, quantised):
+    gate = model.node("Sigmoid", [x], "gate")
+    if quantised:
+        gate = model.again(gate, 1 / 255, -128, "gate_q")
+    return model.node("Mul", [x, gate], "silu")
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_function_joins_the_convolution(quantised, tmp_path):
+    """x * sigmoid(x), with and without a scale between: one table, behind the convolution."""
+    rng = np.random.default_rng(0)
+    model = Build(np.int8)
+    w = model.dq(model.const("w", random_array(rng, np.int8, (6, 4, 3, 3))), 0.003, np.int8(0))
+    x = model.again(model.node("Conv", [model.x("x", (1, 4, 9, 8)), w], "c"), 0.043, 5, "mid")
+    (op,) = check(model.end(silu(model, x, quantised)), tmp_path).ops
+    assert isinstance(op, Conv) and op.op_type == "Conv+Sigmoid+Mul"
+    assert (op.activation.mid_name, op.activation.zero, op.output) == ("mid", 5, "y")
+
+
+def test_function_of_a_shared_tensor_stays(tmp_path):
+    model = Build(np.int8)
+    x = model.x("x", (1, 4, 9, 8))
+    total = model.again(model.node("Add", [x, model.x("z", (1, 4, 9, 8))], "s"), 0.07, 1, "mid")
+    gate = model.again(model.node("Sigmoid", [total], "g"), 1 / 250, -128, "gate")
+    graph = check(model.end(model.node("Concat", [total, gate], "both", axis=1)), tmp_path)
+    assert [type(op) for op in graph.ops] == [Binary, Table, Select]
+
+
+def test_tables_and_clamps_in_a_row_are_one(tmp_path):
+    model = Build(np.uint8)
+    value = model.x("x", (1, 4, 9, 8))
+    for i, step in enumerate((node("Tanh"), node("Relu"), node("Neg"))):
+        value = model.again(step(model, value), 0.011, -20, f"q{i}")
+    (op,) = check(model.end(node("Exp")(model, value), 0.0047), tmp_path).ops
+    assert isinstance(op, Table) and op.output == "y"
+
+
+@pytest.mark.parametrize("op_type", ["QLinearSigmoid", "QLinearLeakyRelu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_functions(op_type, dtype, tmp_path):
+    model = Build(dtype)
+    names = [model.input("x", dtype, (1, 3, 16, 17)), *model.pair("x", 0.05, model.zero(9))]
+    names += model.pair("y", 0.0063, model.zero(-100))
+    extra = {"alpha": 0.2} if op_type.endswith("Relu") else {}
+    y = model.node(op_type, names, "y", "com.microsoft", **extra)
+    (op,) = check(model.done(y, dtype), tmp_path).ops
+    assert isinstance(op, Table)
+
+
+# Arithmetic --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul"])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ((2, 5, 9, 7), (2, 5, 9, 7)),
+        ((2, 5, 9, 7), (2, 5, 1, 1)),
+        ((1, 5, 9, 7), (5, 1, 1)),
+        ((1, 5, 9), (1, 5, 1)),
+        ((13, 6), (13, 6)),
+        ((13, 6), (1, 6)),
+        ((13, 6), (6,)),
+        ((1, 5, 9, 7), (1, 1, 9, 7)),
+        ((1, 5, 9, 7), (1, 1, 1, 1)),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_arithmetic(a, b, op_type, dtype, swapped, tmp_path):
+    model = Build(dtype)
+    names = [model.x("a", a), model.x("b", b, 0.0213, -30)]
+    names = names[::-1] if swapped else names
+    model = model.end(model.node(op_type, names, "r"), 0.0517)
+    if swapped and op_type == "Sub" and a != b:
+        with pytest.raises(ModelError, match="only the second may be broadcast"):
+            compare(model, tmp_path)
+        return
+    graph = check(model, tmp_path)
+    assert isinstance(graph.ops[-1], Binary) and graph.ops[-1].kind == op_type.lower()
+    spread = graph.ops[-1].b if a != b else None
+    assert spread is None or graph.tensors[spread].shape[2:] in ((1, 1), (9, 7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op_type", ["QLinearAdd", "QLinearMul"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_fused_arithmetic(op_type, dtype, constant, tmp_path):
+    model = Build(dtype)
+    names = [model.input("a", dtype, (1, 5, 30, 40)), *model.pair("a", 0.053, model.zero(9))]
+    b = model.const("b", model.zero(77)) if constant else model.input("b", dtype, (1, 5, 30, 40))
+    names += [b, *model.pair("b", 0.041, model.zero(-3)), *model.pair("y", 0.113, model.zero(1))]
+    y = model.node(op_type, names, "y", "com.microsoft")
+    (op,) = check(model.done(y, dtype), tmp_path).ops
+    assert isinstance(op, Table if constant else Binary)
+
+
+def test_gate_of_an_image(tmp_path):
+    """Squeeze and excitation: the gate is computed, then broadcast."""
+    rng = np.random.default_rng(1)
+    model = Build(np.uint8)
+    x = model.x("x", (2, 8, 7, 9))
+    mean = model.again(model.node("GlobalAveragePool", [x], "m"), 0.011, 3, "mean")
+    w = model.dq(model.const("w", random_array(rng, np.int8, (8, 8, 1, 1))), 0.02, np.int8(0))
+    inner = model.again(model.node("Conv", [mean, w], "c"), 0.05, 0, "inner")
+    gate = model.again(model.node("Sigmoid", [inner], "s"), 1 / 255, -128, "gate")
+    graph = check(model.end(model.node("Mul", [gate, x], "p")), tmp_path)
+    assert [op.op_type for op in graph.ops] == ["GlobalAveragePool", "Conv+Sigmoid", "Mul"]
+    assert graph.ops[-1].inputs == ("x", "gate")
+
+
+# Transposed convolution --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape, kernel, attributes",
+    [
+        ((1, 5, 6, 7), (2, 2), {"strides": [2, 2]}),
+        ((2, 5, 6, 7), (3, 3), {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}),
+        ((1, 3, 5, 4), (3, 2), {"strides": [3, 1], "pads": [0, 1, 2, 0], "dilations": [2, 3]}),
+        ((1, 3, 5, 4), (1, 1), {"strides": [3, 2], "output_padding": [2, 1]}),
+        ((1, 3, 5, 4), (4, 4), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ((1, 3, 5, 4), (3, 3), {"strides": [2, 2], "output_shape": [10, 9]}),
+        ((1, 3, 12), (4,), {"strides": [2], "pads": [1, 1]}),
+    ],
+)
+def test_transposed_convolution(shape, kernel, attributes, dtype, tmp_path):
+    rng = np.random.default_rng(2)
+    model = Build(dtype)
+    w = model.const("w", random_array(rng, np.int8, (shape[1], 6, *kernel)))
+    b = model.const("b", rng.integers(-3000, 3000, 6).astype(np.int32))
+    scale = np.float32(0.0371) * np.float32(0.0113)
+    names = [model.x("x", shape), model.dq(w, 0.0113, np.int8(0)), model.dq(b, scale, np.int32(0))]
+    model = model.end(model.node("ConvTranspose", names, "c", **attributes), 0.417)
+    (op,) = check(model, tmp_path).ops
+    assert isinstance(op, ConvTranspose) and min(op.pads) >= 0
+
+
+def test_transposed_convolution_with_zero_points_and_function(tmp_path):
+    rng = np.random.default_rng(3)
+    model = Build(np.uint8)
+    w = model.const("w", random_array(rng, np.uint8, (4, 3, 3, 3)))
+    zeros = random_array(rng, np.uint8, (3,))
+    w = model.dq(w, np.full(3, 0.0113), zeros, axis=1)
+    x = model.node("ConvTranspose", [model.x("x", (1, 4, 5, 6)), w], "c", strides=[2, 2])
+    x = model.node("Tanh", [model.again(x, 0.217, 3, "mid")], "t")
+    (op,) = check(model.end(x, 0.0083, 1), tmp_path).ops
+    assert op.weights.dtype == np.int16 and op.activation.mid_name == "mid"
+
+
+# Movement ----------------------------------------------------------------------------------------
+
+MOVES = {
+    "slice": [node("Slice", ints(1, 2, 0), ints(5, 99, 7), ints(1, 2, 3), ints(1, 3, 2))],
+    "slice to the end": [node("Slice", ints(-4), ints(99), ints(-1))],
+    "pad": [node("Pad", ints(0, 0, 2, 1, 0, 0, 0, 3))],
+    "pad channels": [node("Pad", ints(0, 1, 0, 0, 0, 2, 0, 0), const(1.1))],
+    "pad with one": [node("Pad", ints(0, 0, 1, 0, 0, 0, 2, 0), const(1.0))],
+    "pad and crop": [node("Pad", ints(0, 0, -2, 1, 0, 0, 0, -3))],
+    "pad by reflection": [node("Pad", ints(0, 0, 1, 0, 0, 0, 2, 0), mode="reflect")],
+    "resize": [
+        node("Resize", None, const(1, 1, 2, 3), mode="nearest",
+             coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+    ],
+    "resize half pixel": [node("Resize", None, const(1, 1, 3, 2), mode="nearest")],
+    "resize to sizes": [node("Resize", None, None, ints(1, 6, 14, 24), mode="nearest")],
+    "resize by 3/2": [node("Resize", None, const(1, 1, 1.5, 1), mode="nearest")],
+    "shrink": [node("Resize", None, const(1, 1, 0.5, 0.5), mode="nearest")],
+    "space to depth": [
+        node("Slice", ints(0), ints(6), ints(2)), node("SpaceToDepth", blocksize=2)
+    ],
+    "depth to space": [
+        node("Slice", ints(0), ints(4), ints(1)), node("DepthToSpace", blocksize=2)
+    ],
+    "depth to space CRD": [
+        node("Slice", ints(2), ints(6), ints(1)), node("DepthToSpace", blocksize=2, mode="CRD")
+    ],
+    "shuffle": [
+        node("Reshape", ints(0, 2, 3, 7, 8)),
+        node("Transpose", perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ints(1, 6, 7, 8)),
+    ],
+    "gather": [node("Gather", ints(3, 3, 0), axis=1)],
+    "tile": [node("Tile", ints(1, 2, 1, 1))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("same", [True, False])
+def test_movement(name, same, dtype, tmp_path):
+    """With the input's scale and zero point exact."""
+    model = Build(dtype)
+    value = model.x("x", (1, 6, 7, 8))
+    for step in MOVES[name]:
+        value = step(model, value)
+    model = model.end(value, *((0.0371, 3) if same else (0.0293, -7)))
+    graph = check(model, tmp_path, exact=same)
+    assert {type(op) for op in graph.ops} == {Select}
+
+
+def test_movement_of_integers(tmp_path):
+    """The operators on int8 itself, and a chain of them."""
+    model = Build(np.uint8)
+    x = model.input("x", np.uint8, (1, 6, 8, 8))
+    real = model.dq(x, 0.05, np.uint8(100))
+    x = model.q(model.node("MaxPool", [real], "m", kernel_shape=[1, 1]), 0.07, np.uint8(30), "a")
+    x = node("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1), (np.uint8(30),))(model, x)
+    x = node("SpaceToDepth", blocksize=1)(model, x)
+    x = model.node("Concat", [x, x], "both", axis=1)
+    graph = check(
+        model.done(node("Slice", ints(3), ints(9), ints(1))(model, x), np.uint8), tmp_path
+    )
+    assert [type(op) for op in graph.ops] == [Pool] + 4 * [Select]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_concat_and_split(axis, dtype, tmp_path):
+    model = Build(dtype)
+    shape = [1, 5, 6, 7]
+    names = [model.x("a", shape), model.x("b", shape, 0.051, 40)]
+    third = shape[:axis] + [2] + shape[axis + 1 :]
+    names.append(model.x("c", third, 0.0293, -7))
+    whole = model.again(model.node("Concat", names, "cat", axis=axis), 0.0293, -7, "whole")
+    sizes = [shape[axis] + 1, shape[axis], 1]
+    model.node("Split", [whole, model.const("sizes", np.array(sizes))], "p0", axis=axis)
+    model.nodes[-1].output.extend(["p1", "p2"])
+    graph = check(model.end("p1", 0.031), tmp_path)
+    first, second = graph.ops
+    assert first.steps == ((1, 1), (14, 1), (1, 16))[axis - 1] and len(second.phases) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_concat(dtype, tmp_path):
+    model = Build(dtype)
+    names = model.pair("y", 0.063, model.zero(3))
+    for name, channels, scale in (("a", 3, 0.063), ("b", 4, 0.017)):
+        names += [model.input(name, dtype, (2, channels, 9, 5))]
+        names += model.pair(name, scale, model.zero(3))
+    y = model.node("QLinearConcat", names, "y", "com.microsoft", axis=1)
+    (op,) = check(model.done(y, dtype), tmp_path).ops
+    assert [p.channels.tolist() for p in op.phases[0]] == [
+        [0, 1, 2, -1, -1, -1, -1], [-1, -1, -1, 0, 1, 2, 3],
+    ]  # fmt: skip
+
+
+def test_product_of_moved_elements(tmp_path):
+    """The columns of an image as features."""
+    model = Build(np.int8)
+    w = random_array(np.random.default_rng(0), np.int8, (5, 7))
+    w = model.dq(model.const("w", w), 0.02, np.int8(0))
+    model = model.end(model.node("MatMul", [model.x("x", (1, 2, 3, 5)), w], "p"), 0.3)
+    assert [type(op) for op in check(model, tmp_path).ops] == [Conv]
+    model = Build(np.int8)
+    x = model.node("MaxPool", [model.x("x", (1, 2, 4, 6))], "m", kernel_shape=[2, 2])
+    x = model.again(x, 0.0371, 3, "mid")
+    w = random_array(np.random.default_rng(0), np.int8, (5, 7))
+    w = model.dq(model.const("w", w), 0.02, np.int8(0))
+    model = model.end(model.node("MatMul", [x, w], "p"), 0.3)
+    graph = check(model, tmp_path)
+    assert [type(op) for op in graph.ops] == [Pool, Select, Conv]
+    assert graph.tensors["y"].onnx_shape == (1, 2, 3, 7)
+
+
+def test_shuffled_channels_before_a_convolution(tmp_path):
+    """QDQ between all nodes, as quantisers write it."""
+    rng = np.random.default_rng(0)
+    model = Build(np.uint8)
+    value = model.x("x", (1, 6, 7, 8))
+    for i, step in enumerate(MOVES["shuffle"]):
+        value = model.again(step(model, value), 0.0371, 3, f"q{i}")
+    w = model.dq(model.const("w", random_array(rng, np.int8, (4, 6, 3, 3))), 0.02, np.int8(0))
+    graph = check(model.end(model.node("Conv", [value, w], "c"), 0.3), tmp_path, exact=True)
+    assert [type(op) for op in graph.ops] == [Select, Conv]
+    assert graph.ops[0].phases[0][0].channels.tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_moved_without_a_scale(tmp_path):
+    """DequantizeLinear, Pad, MaxPool, Conv: each keeps the scale it is given."""
+    rng = np.random.default_rng(0)
+    model = Build(np.int8)
+    value = node("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1))(model, model.x("x", (1, 4, 7, 8)))
+    value = node("MaxPool", kernel_shape=[2, 2])(model, value)
+    w = model.dq(model.const("w", random_array(rng, np.int8, (4, 4, 3, 3))), 0.02, np.int8(0))
+    graph = check(model.end(model.node("Conv", [value, w], "c"), 0.3), tmp_path)
+    assert [type(op) for op in graph.ops] == [Select, Pool, Conv]
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+REFUSED = {
+    "flip": (node("Slice", ints(-1), ints(-99), ints(3), ints(-1)), "no regular order"),
+    "batch": (node("Tile", ints(2, 1, 1, 1)), "no regular order"),
+    "pad with one": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0)), "no regular order"),
+    "pad with many": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0, 2.0)), "constant"),
+    "linear": (node("Resize", None, const(1, 1, 2, 2), mode="linear"), "mode = 'linear'"),
+    "constants": (node("Pow", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "one value"),
+    "impossible": (node("Slice", ints(0, 0), ints(1), ints(1)), "onnxruntime refuses it"),
+    "two": (node("Mul", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "operand 1 must be"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, tmp_path):
+    step, match = REFUSED[name]
+    model = Build(np.int8)
+    with pytest.raises(ModelError, match=match):
+        compare(model.end(step(model, model.x("x", (1, 4, 70, 70)))), tmp_path)
+
+
+# Graphs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_graph(seed, tmp_path):
+    """Rounding that differs by one on the way may differ by more behind: most must agree."""
+    model = random_graph_model(np.random.default_rng(seed))
+    _, results = compare(model, tmp_path, seed)
+    for result in results:
+        assert result.max_abs_diff <= 2 and result.equal >= 0.99 * result.elements - 1, result
+
+
+def test_random_graphs_have_all_operators(tmp_path):
+    seen = set()
+    for seed in range(20):
+        path = tmp_path / "model.onnx"
+        onnx.save(random_graph_model(np.random.default_rng(seed)), path)
+        for op in load(path).ops:
+            seen.add(type(op))
+            seen.update({"residual"} if getattr(op, "residual", None) else ())
+            seen.update({"activation"} if getattr(op, "activation", None) else ())
+    assert seen >= {Conv, ConvTranspose, Binary, Table, Select, Pool, "residual", "activation"}

@@ -340,10 +340,9 @@ def calibrated(model: Path, samples: Path, dims: Mapping[str, int], folder: Path
     """A float model quantised as ``python -m sw.quantize`` does by default, in ``folder``."""
     prepared = prepare(model, dims)
     found, _ = read_samples(samples, input_shapes(prepared), Preprocessing())
+    _, quantised = quantise(prepared, Chosen(found, SAMPLES), Quantisation(dims=dims))
     path = folder / model.name
-    path.write_bytes(
-        quantise(prepared, Chosen(found, SAMPLES), Quantisation(dims=dims)).SerializeToString()
-    )
+    path.write_bytes(quantised.SerializeToString())
     return path
 
 

@@ -574,7 +574,7 @@ def test_real_model_with_asymmetric_weights_equals_onnxruntime(tmp_path):
     assert {op.weights.dtype.name for op in graph.ops if isinstance(op, Conv)} == {"int16"}
     (port,), (out,) = graph.inputs, graph.outputs
     tensor = graph.tensors[port.tensor]
-    x = np.random.default_rng(0).random(tensor.onnx_shape, np.float32) * 2 - 1
+    x = random_array(np.random.default_rng(0), np.uint8, tensor.onnx_shape)
     ours = golden.run(graph, {port.tensor: golden.quantise_input(port, tensor, x)})
     theirs = oracle.run(path, {port.name: x})[out.name]
     assert oracle.compare(out, graph.tensors[out.tensor], ours[out.tensor], theirs).exact

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: run test test-long sim lint docs clean
+.PHONY: run test test-long sim lint docs bench bench-long speed clean
 
 run: .venv/run.stamp
 	$(BIN)/python -m sw.demo
@@ -22,9 +22,20 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m isa.document --check
+	$(BIN)/python -m sw.check --document --check
 
 docs: .venv/run.stamp
 	$(BIN)/python -m isa.document
+	$(BIN)/python -m sw.check --document
+
+bench: .venv/run.stamp
+	$(BIN)/python -m sw.bench
+
+bench-long: .venv/run.stamp
+	$(BIN)/python -m sw.bench --long
+
+speed: .venv/run.stamp
+	$(BIN)/python -m sim.speed
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -40,6 +40,7 @@ class Emitter(Mover):
         super().__init__(config, stages, plan, stream, dram, constants, stored)
         self.ring = WeightRing(config.weight_words)
         self._half = 0
+        self._gathered = 0
         self._piece_limit = max(config.rows, min(CHUNK_WORDS, config.weight_words // 4))
 
     def emit(self) -> None:
@@ -79,22 +80,38 @@ class Emitter(Mover):
     def _prepare(self, i: int, stage: Stage, region: Region) -> dict[int, View]:
         """The sources that a region reads whole, in the scratchpad; folded: their im2col."""
         views = {k: self.input(i, k, region) for k, _ in stage.mains}
-        if stage.fold is not None:
-            views[0] = self._im2col(i, stage, region, views[0])
+        if stage.fold is not None and stage.fold.by_row:
+            views[0] = self._gather_rows(i, stage, region, views[0])
+        elif stage.fold is not None:
+            y, x, h, w = region.y, region.x, region.h, region.w
+            views[0], out = View(self.slot("im2col", i), w, h * w, y, x, h, w), views[0]
+            g = stage.fold.geometry
+            window = replace(g, pads=(g.pads[0] - y * g.strides[0], g.pads[1]))
+            self._im2col(i, stage, region, window, out, views[0])
         return views
 
-    def _im2col(self, i: int, stage: Stage, region: Region, view: View) -> View:
+    def _gather_rows(self, i: int, stage: Stage, region: Region, view: View) -> View:
+        """Gather the input rows that the region needs and no region before it did, each for a
+        kernel one row high; the view of the whole gathered image."""
+        source, g = stage.sources[0], stage.fold.geometry
+        h, w = source.h, stage.w
+        out = View(self.slot("im2col", i), w, h * w, 0, 0, h, w)
+        y, _, count, _ = input_extent(source, region)
+        first = y if region.y == 0 else max(y, self._gathered)
+        self._gathered = y + count
+        if first < self._gathered:
+            rows = Region(region.n, first, 0, self._gathered - first, w)
+            window = Geometry((1, g.kernel[1]), (1, g.strides[1]), (-first, g.pads[1]))
+            window = replace(window, dilations=(1, g.dilations[1]))
+            self._im2col(i, stage, rows, window, view, out)
+        return out
+
+    def _im2col(
+        self, i: int, stage: Stage, region: Region, g: Geometry, view: View, out: View
+    ) -> None:
+        """Gather a rectangle of ``out``. ``g``: the window; its row padding is the rectangle's, so
+        that row 0 of the window is row ``-pads[0]`` of the input."""
         fold, source = stage.fold, stage.sources[0]
-        g = fold.geometry
-        out = View(
-            self.slot("im2col", i),
-            region.w,
-            region.pixels,
-            region.y,
-            region.x,
-            region.h,
-            region.w,
-        )
         fields = dict(
             op=WindowOp.IM2COL,
             blocks=1,
@@ -104,7 +121,7 @@ class Emitter(Mover):
             in_w=fold.in_w,
             in_h=view.h,
             x0=(region.x * g.strides[1] - g.pads[1]) * fold.channels,
-            y0=region.y * g.strides[0] - g.pads[0] - view.y,
+            y0=-g.pads[0] - view.y,
             out_w=region.w,
             out_h=region.h,
             kernel_w=fold.runs,
@@ -114,19 +131,18 @@ class Emitter(Mover):
             dilation_x=g.dilations[1] * fold.channels,
             dilation_y=g.dilations[0],
             pad=source.zero,
-            out=out.base,
+            out=out.at(region.y, region.x),
             out_pitch=out.pitch,
             out_block=out.block,
         )
-        y, _, count, _ = input_extent(source, region)
+        y, end = g.span(0, 0, region.h, source.h)
         self.stream.emit(
             Opcode.WINDOW,
             fields,
-            [view.span(0, 1, y - view.y, 0, count, view.w)],
-            [out.span(0, fold.words, 0, 0, region.h, region.w)],
+            [view.span(0, 1, y - view.y, 0, end - y, view.w)],
+            [out.span(0, fold.words, region.y - out.y, region.x - out.x, region.h, region.w)],
             layer=i,
         )
-        return out
 
     # CONV and POST -------------------------------------------------------------------------------
 

@@ -292,11 +292,14 @@ class Lowering:
         weights, fold = _dense(op), None
         if op.x in self.packed:
             fold = self._fold(op, geometry)
-            # One channel of the folded reduction per byte: (ky, kx, c) with c fastest.
-            weights = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1, 1, 1)
+            # One channel of the folded reduction per byte: ([ky,] kx, c) with c fastest.
+            rows = geometry.kernel[0]
+            weights = weights.transpose(0, 3, 1, 2).reshape(len(weights), -1, rows, 1)
+            if not fold.by_row:
+                weights = weights.transpose(0, 2, 1, 3).reshape(len(weights), -1, 1, 1)
             pitch = layout.packed_pitch(x.shape[1], x.shape[3], config.rows)
             main = Source(op.x, x.shape[2], pitch, 1, (geometry,), x.zero, False, packed=True)
-            geometry = POINTWISE
+            geometry = POINTWISE if not fold.by_row else _row_geometry(geometry)
         else:
             out_hw = (h, w)
             h, w = _flat(h, w, [geometry])
@@ -327,16 +330,31 @@ class Lowering:
         )
 
     def _fold(self, op: Conv, geometry: Geometry) -> Fold:
-        _, channels, _, width = self.graph.tensors[op.x].shape
+        """Whole kernels, or kernel rows where that is faster and the gathered image fits: gathering
+        and the array work at the same time, the slower one counts."""
+        rows = self.config.rows
+        _, channels, in_h, in_w = self.graph.tensors[op.x].shape
+        h, w = self.graph.tensors[op.output].shape[2:]
         kh, kw = geometry.kernel
         whole = geometry.dilations[1] == 1
+        runs, run = (1, channels * kw) if whole else (kw, channels)
+        per_kernel = layout.blocks_of(kh * kw * channels, rows)
+        per_row = layout.blocks_of(kw * channels, rows)
+        columns = -(-len(op.weights) // self.config.cols)
+        # A run at a random byte touches (run + rows - 1) / rows words on average.
+        gather = w * runs * (run + rows - 1) / rows
+        kernels = max(h * kh * gather, h * w * per_kernel * columns)
+        by_row = max(in_h * gather, h * w * kh * per_row * columns)
+        fits = in_h * w * per_row <= self.config.scratchpad_words // 3
+        choice = fits and by_row < kernels
         return Fold(
-            runs=1 if whole else kw,
-            run=channels * kw if whole else channels,
+            runs=runs,
+            run=run,
             geometry=geometry,
             channels=channels,
-            in_w=channels * width,
-            words=layout.blocks_of(kh * kw * channels, self.config.rows),
+            in_w=channels * in_w,
+            words=per_row if choice else per_kernel,
+            by_row=choice,
         )
 
     def _transposed(self, layer: int, op: ConvTranspose) -> Stage:
@@ -542,6 +560,11 @@ class Lowering:
             combine=combine,
             table=self._table(values),
         )
+
+
+def _row_geometry(g: Geometry) -> Geometry:
+    """What is left of a window when its columns are folded."""
+    return Geometry((g.kernel[0], 1), (g.strides[0], 1), (g.pads[0], 0), (g.dilations[0], 1))
 
 
 def _phase(op: ConvTranspose, axis: int, p: int) -> tuple[list[int], int, int]:

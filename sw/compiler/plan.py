@@ -317,7 +317,10 @@ class Planner:
             else:
                 out[k] = (area * source.blocks, twice)
         if stage.fold is not None:
-            out["im2col"] = (pixels * stage.fold.words, twice)
+            if stage.fold.by_row:
+                out["im2col"] = (stage.sources[0].h * stage.w * stage.fold.words, 1)
+            else:
+                out["im2col"] = (pixels * stage.fold.words, twice)
         if stage.op.output not in resident:
             area = max(math.prod(output_extent(stage, r)[2:]) for r in regions)
             out["out"] = (area * stage.group_words, slots)

@@ -85,6 +85,9 @@ class Fold:
     """Bytes of an image row."""
     words: int
     """Reduction words per output."""
+    by_row: bool = False
+    """Each input row is gathered once, for a kernel one column wide; else every output gathers all
+    kernel rows, for a 1x1 kernel."""
 
 
 @dataclass(frozen=True)

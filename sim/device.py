@@ -158,6 +158,11 @@ class RtlDevice(Device):
 
     # Beyond Device --------------------------------------------------------------------------------
 
+    @property
+    def closed(self) -> bool:
+        """The simulator has ended: closed, or failed."""
+        return self._process is None
+
     def set_memory_model(self, memory: MemoryModel) -> None:
         """Change the behaviour of the memory, between programs."""
         self._ask("set", dataclasses.asdict(memory))

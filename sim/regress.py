@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 from isa import Config
 from sim import bench_system
-from sim.build import build_block, generate
+from sim.build import SimulatorMissingError, build_block, generate, generate_blocks
 from sim.device import RtlDevice
 from sw.device import DeviceError
 
@@ -56,7 +56,18 @@ CONFIGS = {
 }
 """Small machines, so that Icarus can run the same benches: 4x4 with everything, and one that is not
 square, with rows that are no power of two, narrow memories, short queues and no window engine."""
-COCOTB_BENCHES = ("sim.bench_top",)
+COCOTB_BENCHES = {
+    "systole": ("sim.bench_top",),
+    "blocks": (
+        "sim.bench_requantise",
+        "sim.bench_scratchpad",
+        "sim.bench_conv",
+        "sim.bench_post",
+        "sim.bench_window",
+        "sim.bench_load_store",
+    ),
+}
+"""cocotb modules by the design they run on: the accelerator, or its blocks side by side."""
 TIME_LIMIT = 900
 """Wall-clock seconds for one simulator run."""
 
@@ -93,18 +104,24 @@ def _system(
         yield Result(name, time.monotonic() - start, failure)
 
 
+def _path(module: str) -> str:
+    return module.replace(".", "/") + ".py"
+
+
 def _cocotb(
-    module: str, simulator: str, label: str, config: Config, seed: int, chosen: Chosen
+    design: str, simulator: str, label: str, config: Config, seed: int, chosen: Chosen
 ) -> Iterator[Result]:
-    """The tests of a cocotb module on module ``systole``, all in one simulator process."""
-    path = module.replace(".", "/") + ".py"
-    if not chosen(f"{path}[{simulator}-{label}]"):
+    """The tests of a design's chosen cocotb modules, all in one simulator process."""
+    where = f"[{simulator}-{label}]"
+    modules = [m for m in COCOTB_BENCHES[design] if chosen(_path(m) + where)]
+    if not modules:
         return
     with tempfile.TemporaryDirectory(prefix="systole-bench-") as work:
         results, log = Path(work) / "results.xml", Path(work) / "log"
-        simulation = build_block(simulator, generate(config), "systole")
+        source = generate_blocks(config) if design == "blocks" else generate(config)
+        simulation = build_block(simulator, source, design)
         environment = {
-            "COCOTB_TEST_MODULES": module,
+            "COCOTB_TEST_MODULES": ",".join(modules),
             "COCOTB_RESULTS_FILE": str(results),
             "COCOTB_RANDOM_SEED": str(seed),
             "COCOTB_LOG_LEVEL": "WARNING",
@@ -139,7 +156,7 @@ def _cocotb(
             bad = case.find("failure") is not None or case.find("error") is not None
             ran += 1
             yield Result(
-                f"{path}::{case.get('name')}[{simulator}-{label}]",
+                f"{_path(case.get('classname'))}::{case.get('name')}{where}",
                 float(case.get("time", 0)),
                 text if bad else None,
             )
@@ -147,16 +164,15 @@ def _cocotb(
             failure = "no bench ran"
         if failure is not None:
             seconds = time.monotonic() - start
-            yield Result(f"{path}[{simulator}-{label}]", seconds, f"{failure}\n{text}")
+            yield Result(f"{', '.join(map(_path, modules))}{where}", seconds, f"{failure}\n{text}")
 
 
-def run(simulators: tuple[str, ...], seed: int, chosen: Chosen) -> Iterator[Result]:
+def run(simulator: str, seed: int, chosen: Chosen) -> Iterator[Result]:
     """Every chosen bench, as it ends."""
-    for simulator in simulators:
-        for label, config in CONFIGS.items():
-            yield from _system(simulator, label, config, seed, chosen)
-            for module in COCOTB_BENCHES:
-                yield from _cocotb(module, simulator, label, config, seed, chosen)
+    for label, config in CONFIGS.items():
+        yield from _system(simulator, label, config, seed, chosen)
+        for design in COCOTB_BENCHES:
+            yield from _cocotb(design, simulator, label, config, seed, chosen)
 
 
 def main() -> int:
@@ -168,21 +184,30 @@ def main() -> int:
     simulators = SIMULATORS if options.sim == "all" else (options.sim,)
     print(f"seed {options.seed}")
     start, results = time.monotonic(), []
-    try:
-        for result in run(simulators, options.seed, lambda name: options.k in name):
-            results.append(result)
-            verdict = "FAILED" if result.failure else "passed"
-            print(f"{verdict}  {result.seconds:6.1f} s  {result.name}", flush=True)
-    except DeviceError as e:
-        # A simulator that is missing or cannot be built.
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+    skipped = []
+    for simulator in simulators:
+        try:
+            for result in run(simulator, options.seed, lambda name: options.k in name):
+                results.append(result)
+                verdict = "FAILED" if result.failure else "passed"
+                print(f"{verdict}  {result.seconds:6.1f} s  {result.name}", flush=True)
+        except SimulatorMissingError as e:
+            if simulator != "icarus" or options.sim == "icarus":
+                print(f"error: {e}", file=sys.stderr)
+                return 1
+            print(f"skipped  {simulator}: {e}", flush=True)
+            skipped.append(simulator)
+        except DeviceError as e:
+            # The RTL cannot be built.
+            print(f"error: {e}", file=sys.stderr)
+            return 1
     failed = [r for r in results if r.failure]
     for r in failed:
         print(f"\n{'_' * 30} {r.name} {'_' * 30}\n{r.failure}")
     print(
         f"{len(failed)} failed, {len(results) - len(failed)} passed "
         f"in {time.monotonic() - start:.1f} s"
+        + "".join(f", {simulator} skipped" for simulator in skipped)
     )
     return 1 if failed or not results else 0
 

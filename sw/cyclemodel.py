@@ -1,15 +1,18 @@
 """A cycle model: predicts when every command of a program starts and ends.
 
-One pass over the command stream, which is a legal sequential order: a command starts when it has
-been fetched, its engine is free and its tokens have been given; it lasts as long as its engine
-needs for it without disturbance. The memory bus serves transfers in stream order. Bank conflicts
-are not modelled."""
+Commands are taken in order of time: one starts when it has been fetched, its engine is free and its
+tokens have been given; it lasts as long as its engine needs for it. Reads share the bus burst by
+burst, within the outstanding bursts the configuration has. What scratchpad conflicts cost is
+estimated from a first pass: which accesses of others fall into a command's time, and how often they
+meet in a bank; where they rarely do, they are left out."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
@@ -17,16 +20,27 @@ from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from isa.commands import TABLE_BYTES
 from sw.program import Program
 
-HANDOVER = 3
-"""Cycles from the end of a command to the start of one that waited for its token."""
-REQUEST = 6
-"""Cycles from the start of a transfer to its first address on the bus."""
-POST_START = 6
-"""Cycles from the start of POST to its first parameter, and from its last result to its end."""
-POST_DEPTH = 10
+FETCH_START = 17
+"""Cycles from the start of a program to its first command, memory latency excluded."""
+WRITE_LATENCY = 64
+"""Of the memory, from a write's last beat to its response."""
+REQUEST = 2
+"""Cycles from the start of a transfer to its first burst."""
+READ_RETURN = 2
+"""Cycles that reads take on their way beside the memory's latency."""
+STORE_DEPTH = 5
+"""Cycles from the first burst of a STORE to its first beat, and from the response to its end."""
+CONV_START = 2
+"""Cycles from the start of CONV to the capture of its first weights."""
+CONV_SWAP = 2
+"""Cycles from the last activation read to its entry into the array."""
+POST_DEPTH = {PostOp.NONE: 7, PostOp.ADD: 11, PostOp.SUB: 11, PostOp.MUL: 11}
+"""Cycles from the last word that POST issues to the end of the command."""
+PARAM_LEAD = 2
+"""Cycles beside the reads of parameters or a table before the first word is issued."""
 WINDOW_DEPTH = 22
-CONV_DEPTH = 8
-"""Cycles through the sequencer, the accumulators and back, the array's own latency excluded."""
+IM2COL_DEPTH = 27
+"""Cycles of a WINDOW command beside its source words."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,25 @@ class Timing:
     end: int
 
 
+@dataclass(frozen=True)
+class LayerPrediction:
+    """Cycles of one layer (see :func:`layer_cycles`) and what it moves to and from DRAM."""
+
+    cycles: int
+    read_bytes: int
+    write_bytes: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of a whole program. ``read_bytes`` include the commands, those of the layers do not."""
+
+    cycles: int
+    read_bytes: int
+    write_bytes: int
+    layers: list[LayerPrediction]
+
+
 def _window_cycles(c: Mapping[str, int], config: Config) -> int:
     out_h, out_w = c["out_h"], c["out_w"]
     if c["op"] == WindowOp.IM2COL:
@@ -44,7 +77,7 @@ def _window_cycles(c: Mapping[str, int], config: Config) -> int:
         ox, kx = np.arange(out_w)[:, None], np.arange(c["kernel_w"])
         byte = (c["x0"] + ox * c["stride_x"] + kx * c["dilation_x"]) % config.rows
         words = (byte + c["run"] - 1) // config.rows + 1
-        return out_h * c["kernel_h"] * int(words.sum())
+        return out_h * c["kernel_h"] * int(words.sum()) + IM2COL_DEPTH
     sizes, plain = [], True
     for axis in "wh":
         kernel, stride = c[f"kernel_{axis}"], c["stride_x" if axis == "w" else "stride_y"]
@@ -59,83 +92,302 @@ def _window_cycles(c: Mapping[str, int], config: Config) -> int:
         cycles *= 2
     start = config.window_param_words if c["op"] != WindowOp.MAX else 0
     start += taps if c["op"] == WindowOp.DEPTHWISE else 0
-    return c["blocks"] * (cycles + start)
+    return c["blocks"] * (cycles + start) + WINDOW_DEPTH
 
 
-def _conv_cycles(c: Mapping[str, int], config: Config) -> int:
-    tiles = c["blocks"] * c["kernel_h"] * c["kernel_w"]
-    return tiles * max(config.rows, c["out_w"] * c["out_h"])
-
-
-def _post_cycles(c: Mapping[str, int], config: Config) -> int:
-    rate = 2 if c["source"] == PostSource.SCRATCHPAD and c["op"] != PostOp.NONE else 1
-    params = config.param_words if c["source"] == PostSource.ACCUMULATOR else 0
-    # A table is read in words of 16 bytes at most, behind the command before.
-    table = c["lut"] * (-(-TABLE_BYTES // config.rows) * -(-config.rows // 16) + POST_DEPTH)
-    return c["groups"] * (c["out_w"] * c["out_h"] * rate + params) + table + POST_START
-
-
-def _beats(c: Mapping[str, int], config: Config) -> int:
-    """Bus cycles of a transfer: whole beats per run, at most one word a cycle."""
+def _bursts(c: Mapping[str, int], config: Config) -> list[int]:
+    """Bus cycles of each burst of a transfer: its beats, or its words if they are more."""
     size = config.vector_bytes
     if c["opcode"] == Opcode.LOAD and c["target"] == LoadTarget.WEIGHTS:
         size = config.weight_vector_bytes
-    run = c["count0"] * size
-    return c["count1"] * c["count2"] * max(-(-run // config.beat_bytes), c["count0"])
+    beat, longest = config.beat_bytes, config.axi_burst_beats
+    slower = max(1, beat // size)  # cycles a beat holds up an engine that takes a word a cycle
+    out = []
+    for j in range(c["count2"]):
+        for i in range(c["count1"]):
+            first = c["dram"] + i * c["dram1"] + j * c["dram2"]
+            at, end = first // beat, -(-(first + c["count0"] * size) // beat)
+            while at < end:
+                stop = min(end, (at // longest + 1) * longest)
+                out.append((stop - at) * slower)
+                at = stop
+    return out
 
 
-def predict(program: Program, *, read_latency: int) -> list[Timing]:
-    """Start and end of every command; the last end is the program's."""
-    config = program.config
-    words = program.commands()
-    queues: dict[Engine, deque[int]] = {e: deque(maxlen=config.queue_depth) for e in Engine}
-    free = dict.fromkeys(Engine, 0)
-    tokens: dict[tuple[int, int], deque[int]] = defaultdict(deque)
-    bus = {"read": 0, "write": 0}
-    array = config.rows // config.cell_rows + config.cols // config.cell_cols
-    fetched = read_latency + REQUEST
-    out: list[Timing] = []
-    at = 0
-    while at < len(words):
-        c, end_at = decode(words, at)
-        fetched += end_at - at
-        at = end_at
-        if c["opcode"] == Opcode.END:
-            break
-        engine = Engine(c["engine"])
-        queue = queues[engine]
-        if len(queue) == queue.maxlen:
-            fetched = max(fetched, queue[0])
-        start = max(fetched + HANDOVER, free[engine])
+@dataclass
+class _Transfers:
+    """A direction of the bus: bursts in order of issue, so many of them in flight."""
+
+    outstanding: int
+    head: int
+    """Cycles from a burst's issue to its first beat."""
+    tail: int
+    """Cycles from its last beat to when another may be issued in its place."""
+    free: float = 0
+    flight: deque[float] = field(default_factory=deque)
+
+    def slot(self) -> float:
+        """When the next burst may be issued."""
+        return self.flight[0] if len(self.flight) == self.outstanding else 0
+
+    def issue(self, at: float, beats: int) -> float:
+        """Issue a burst; the end of its last beat."""
+        if len(self.flight) == self.outstanding:
+            self.flight.popleft()
+        self.free = max(self.free, at + self.head) + beats
+        self.flight.append(self.free + self.tail)
+        return self.free
+
+
+@dataclass(frozen=True)
+class _Post:
+    """The last POST command: when its last group starts, all is issued, all is written; whether
+    its like may follow before that."""
+
+    last_group: float
+    issued: float
+    ended: float
+    overlaps: bool
+
+
+class _Machine:
+    """All engines, and the state of one pass over the program."""
+
+    def __init__(self, program: Program, read_latency: int, write_latency: int):
+        self.config = config = program.config
+        self.commands: list[Mapping[str, int]] = []
+        self.sizes: list[int] = []
+        words, at = program.commands(), 0
+        while at < len(words):
+            c, after = decode(words, at)
+            if c["opcode"] == Opcode.END:
+                break
+            self.commands.append(c)
+            self.sizes.append(after - at)
+            at = after
+        self.read_latency, self.write_latency = read_latency, write_latency
+        rows, cols = config.rows, config.cols
+        self.capture = rows - rows // config.cell_rows + 1
+        self.array = rows // config.cell_rows + (cols - 1) // config.cell_cols
+
+    def run(self, delays: Mapping[int, int]) -> list[Timing]:
+        """Schedule everything; ``delays`` are cycles that conflicts add to commands."""
+        config = self.config
+        self.delays = delays
+        self.starts: list[float] = [inf] * len(self.commands)
+        self.ends: list[float] = [inf] * len(self.commands)
+        self.streams: list[tuple[float, float, int]] = []
+        """When CONV reads: first and last cycle, command."""
+        self.buses = {
+            "read": _Transfers(config.axi_outstanding, self.read_latency + READ_RETURN, 0),
+            "write": _Transfers(config.axi_outstanding, STORE_DEPTH, self.write_latency),
+        }
+        self.free: dict[Engine, float] = dict.fromkeys(Engine, 0)
+        self.transfers: dict[Engine, deque[int]] = {}
+        self.current: dict[Engine, int] = {}
+        self.tokens: dict[tuple[int, int], deque[float]] = {
+            (a, b): deque() for a in Engine for b in Engine
+        }
+        self.conv_tile = (-inf, 0)
+        self.post = _Post(0, 0, 0, False)
+        queues: dict[Engine, deque[tuple[int, float]]] = {e: deque() for e in Engine}
+        taken: dict[Engine, deque[float]] = {e: deque([0.0] * config.queue_depth) for e in Engine}
+        fetched, fetching, last = self.read_latency + FETCH_START, 0, Engine.LOAD
+        while True:
+            while fetching < len(self.commands):
+                engine = Engine(self.commands[fetching]["engine"])
+                if len(queues[engine]) == config.queue_depth:
+                    break
+                fetched = max(fetched, taken[engine].popleft()) + self.sizes[fetching]
+                self.buses["read"].free += self.sizes[fetching] * 8 / config.beat_bytes
+                queues[engine].append((fetching, fetched))
+                fetching += 1
+            best, chosen = inf, None
+            for engine in Engine:
+                at = self._next(engine, queues[engine])
+                # At equal times the engine that was not served last goes first.
+                if at < best or (at == best and chosen == last):
+                    best, chosen = at, engine
+            if chosen is None:
+                break
+            last = chosen
+            if chosen in self.transfers:
+                self._burst(chosen, best)
+            else:
+                index, _ = queues[chosen].popleft()
+                taken[chosen].append(best)
+                self._start(chosen, index, best)
+        return [Timing(round(a), round(b)) for a, b in zip(self.starts, self.ends)]
+
+    def _next(self, engine: Engine, queue: deque[tuple[int, float]]) -> float:
+        """When an engine can go on: with its next burst or its next command; ``inf``: not yet."""
+        if engine in self.transfers:
+            return max(self.free[engine], self._bus(engine).slot())
+        if not queue:
+            return inf
+        index, fetched = queue[0]
+        start = max(fetched, self.free[engine])
+        wait = self.commands[index]["wait"]
+        for e in Engine:
+            if wait >> e & 1:
+                given = self.tokens[e, engine]
+                start = max(start, given[0] if given else inf)
+        return start + 1
+
+    def _bus(self, engine: Engine) -> _Transfers:
+        return self.buses["write" if engine == Engine.STORE else "read"]
+
+    def _start(self, engine: Engine, index: int, start: float) -> None:
+        c = self.commands[index]
         for e in Engine:
             if c["wait"] >> e & 1:
-                start = max(start, tokens[(e, engine)].popleft() + HANDOVER)
-        queue.append(start)
-        if engine in (Engine.LOAD, Engine.WLOAD):
-            busy = _beats(c, config)
-            done = max(start + REQUEST + read_latency, bus["read"]) + busy
-            bus["read"] = done
-            # The next command's requests go out while this one's data arrive.
-            free[engine] = max(start, done - read_latency)
-        elif engine == Engine.STORE:
-            busy = _beats(c, config)
-            done = max(start + REQUEST, bus["write"]) + busy
-            bus["write"] = done
-            free[engine] = done
-            done += REQUEST
+                self.tokens[e, engine].popleft()
+        self.starts[index] = start
+        if c["opcode"] in (Opcode.LOAD, Opcode.STORE):
+            self.transfers[engine] = deque(_bursts(c, self.config))
+            self.current[engine] = index
+            self.free[engine] = start + REQUEST
         elif engine == Engine.CONV:
-            free[engine] = start + _conv_cycles(c, config)
-            done = free[engine] + array + CONV_DEPTH
+            self._conv(c, index, start)
         elif engine == Engine.POST:
-            done = start + _post_cycles(c, config) + POST_DEPTH
-            free[engine] = done
+            self._post(c, index, start)
         else:
-            done = start + _window_cycles(c, config) + WINDOW_DEPTH
-            free[engine] = done
+            end = start + _window_cycles(c, self.config) + self.delays.get(index, 0)
+            self.free[engine] = end
+            self._end(index, end)
+
+    def _burst(self, engine: Engine, at: float) -> None:
+        bus, left = self._bus(engine), self.transfers[engine]
+        beats = left.popleft()
+        if not left:
+            beats += self.delays.get(self.current[engine], 0)
+        end = bus.issue(at, beats)
+        self.free[engine] = at + 1
+        if not left:
+            del self.transfers[engine]
+            self.free[engine] = at + 2
+            self._end(self.current[engine], end + bus.tail + 1)
+
+    def _conv(self, c: Mapping[str, int], index: int, start: float) -> None:
+        """A tile streams as soon as its weights are in place and the tile before has streamed."""
+        rows, n = self.config.rows, c["out_w"] * c["out_h"]
+        before, length = self.conv_tile
+        begin = max(start + CONV_START + self.capture, before + max(rows, length))
+        tiles = c["blocks"] * c["kernel_h"] * c["kernel_w"]
+        tile = begin + (tiles - 1) * max(rows, n)
+        self.conv_tile = tile, n
+        self.streams.append((begin, tile + n, index))
+        # The command after the next is taken when this one streams.
+        self.free[Engine.CONV] = max(start + 1, before)
+        self._end(index, tile + n + CONV_SWAP + self.array)
+
+    def _post(self, c: Mapping[str, int], index: int, start: float) -> None:
+        config, before = self.config, self.post
+        overlaps = c["source"] == PostSource.ACCUMULATOR and c["op"] == PostOp.NONE and not c["lut"]
+        accept = max(start, before.issued if overlaps and before.overlaps else before.ended)
+        begin = accept + 1
+        step = n = c["out_w"] * c["out_h"]
+        if c["source"] == PostSource.ACCUMULATOR:
+            # Parameters are read from when the group before has started.
+            begin = max(begin, max(start, before.last_group) + config.param_words + PARAM_LEAD)
+            step = max(n, config.param_words + PARAM_LEAD)
+        elif c["op"] != PostOp.NONE:
+            step = n = 2 * n
+        if c["lut"]:
+            # A table is read in words of 16 bytes at most.
+            table = -(-TABLE_BYTES // config.rows) * -(-config.rows // 16)
+            begin = max(begin, max(start, before.ended) + table + PARAM_LEAD)
+        last_group = begin + (c["groups"] - 1) * step
+        issued = last_group + n + self.delays.get(index, 0)
+        ended = issued + POST_DEPTH[c["op"]]
+        self.post = _Post(last_group, issued, ended, overlaps)
+        # The next command is offered while this one is at work.
+        self.free[Engine.POST] = accept
+        self._end(index, ended)
+
+    def _end(self, index: int, end: float) -> None:
+        c = self.commands[index]
+        self.ends[index] = end
         for e in Engine:
             if c["signal"] >> e & 1:
-                tokens[(engine, e)].append(done)
-        out.append(Timing(start, done))
+                self.tokens[c["engine"], e].append(end)
+
+    def conflicts(self) -> dict[int, int]:
+        """Cycles that commands of the last run lose to others that go first at the scratchpad."""
+        convs = [
+            (begin, stop, stop - begin, self.commands[conv]["stride_x"] % 2 == 0)
+            for begin, stop, conv in self.streams
+        ]
+        windows = [
+            (self.starts[i], self.ends[i], c["blocks"] * c["out_w"] * c["out_h"], True)
+            for i, c in enumerate(self.commands)
+            if c["opcode"] == Opcode.WINDOW and c["stride_x"] == 2 and c["op"] != WindowOp.IM2COL
+        ]
+        out = {}
+        for index, c in enumerate(self.commands):
+            span = self.starts[index], self.ends[index]
+            if c["opcode"] == Opcode.WINDOW and c["op"] == WindowOp.IM2COL:
+                # It reads a bank several times over; a read refused finds CONV at the next bank.
+                lost = _shared(convs, *span, even=False) / (self.config.banks + 1)
+            elif c["opcode"] == Opcode.WINDOW and c["op"] != WindowOp.SUM:
+                # It meets CONV about every other row, and is in step with it from there on.
+                rows = c["blocks"] * ((c["out_h"] - 1) * c["stride_y"] + c["kernel_h"])
+                lost = rows / 2 * _shared(convs, *span, even=False) / (span[1] - span[0])
+            elif c["opcode"] == Opcode.POST and c["op"] != PostOp.NONE:
+                # CONV reads every other bank: the two sequential readers meet again and again.
+                lost = _shared(convs, *span, even=True) / 3
+            elif c["opcode"] == Opcode.LOAD and c["target"] == LoadTarget.SCRATCHPAD:
+                # A result every other cycle meets the words loaded again and again.
+                lost = _shared(windows, *span, even=True) * 0.9
+            else:
+                continue
+            if lost >= 1:
+                out[index] = round(lost)
+        return out
+
+
+def _shared(
+    spans: list[tuple[float, float, float, bool]], start: float, end: float, *, even: bool
+) -> float:
+    """Accesses from ``start`` to ``end`` of those who make so many accesses in their span; with
+    ``even`` only those of an even stride. Spans are in order of their ends."""
+    total = 0.0
+    for begin, stop, accesses, is_even in spans[bisect_left(spans, start, key=lambda s: s[1]) :]:
+        if begin >= end:
+            break
+        if is_even or not even:
+            total += accesses * (min(stop, end) - max(begin, start)) / (stop - begin)
+    return total
+
+
+def predict(
+    program: Program, *, read_latency: int, write_latency: int = WRITE_LATENCY
+) -> list[Timing]:
+    """Start and end of every command; the last end is the program's."""
+    machine = _Machine(program, read_latency, write_latency)
+    timings = machine.run({})
+    delays = machine.conflicts()
+    return machine.run(delays) if delays else timings
+
+
+def traffic(program: Program) -> list[tuple[int, int]]:
+    """DRAM bytes (read, written) by each command, END excluded."""
+    config = program.config
+    words, at, out = program.commands(), 0, []
+    while at < len(words):
+        c, at = decode(words, at)
+        if c["opcode"] == Opcode.END:
+            break
+        read = write = 0
+        if c["opcode"] in (Opcode.LOAD, Opcode.STORE):
+            count = c["count0"] * c["count1"] * c["count2"]
+            if c["opcode"] == Opcode.STORE:
+                write = count * config.vector_bytes
+            elif c["target"] == LoadTarget.WEIGHTS:
+                read = count * config.weight_vector_bytes
+            else:
+                read = count * config.vector_bytes
+        out.append((read, write))
     return out
 
 
@@ -152,3 +404,22 @@ def layer_cycles(program: Program, ends: list[int]) -> list[int]:
         out[i] = last[i] - before
         before = last[i]
     return out
+
+
+def predict_layers(
+    program: Program, read_latency: int, write_latency: int = WRITE_LATENCY
+) -> Prediction:
+    """The whole program's and every layer's cycles and DRAM bytes."""
+    timings = predict(program, read_latency=read_latency, write_latency=write_latency)
+    cycles = layer_cycles(program, [t.end for t in timings])
+    moved = [[0, 0] for _ in program.layers]
+    for layer, (read, write) in zip(program.command_layers, traffic(program)):
+        moved[layer][0] += read
+        moved[layer][1] += write
+    layers = [LayerPrediction(n, *both) for n, both in zip(cycles, moved, strict=True)]
+    return Prediction(
+        max((t.end for t in timings), default=0) + 1,
+        sum(layer.read_bytes for layer in layers) + 8 * program.command_words,
+        sum(layer.write_bytes for layer in layers),
+        layers,
+    )

@@ -155,6 +155,7 @@ def _stored_word(c: Mapping[str, int], address: int, vector: int) -> int | None:
 def _writes(c: Mapping[str, int], word: int, lane: int, config) -> bool:
     """A POST or WINDOW writes a lane group of a scratchpad word."""
     per_word = config.rows // config.lanes
+    step = c.get("out_step", 1)
     if c["opcode"] == Opcode.POST:
         positions = [divmod(c["lane"] + g, per_word) for g in range(c["groups"])]
         blocks = [block for block, position in positions if position == lane]
@@ -163,7 +164,8 @@ def _writes(c: Mapping[str, int], word: int, lane: int, config) -> bool:
     for block in blocks:
         offset = word - c["out"] - block * c["out_block"]
         for y in range(c["out_h"]):
-            if 0 <= offset - y * c["out_pitch"] < c["out_w"]:
+            column, rest = divmod(offset - y * c["out_pitch"], step)
+            if rest == 0 and 0 <= column < c["out_w"]:
                 return True
     return False
 

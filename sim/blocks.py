@@ -1,0 +1,52 @@
+"""The blocks of the accelerator side by side, for benches of single blocks."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.conv import ConvEngine
+from hw.post import PostEngine
+from hw.requantise import Requantise
+from hw.scratchpad import Scratchpad
+from hw.transfer import LoadEngine, StoreEngine
+from hw.window import WindowEngine
+from isa import Config
+
+
+class Blocks(wiring.Component):
+    """Blocks that share nothing but clock and reset, the ports of each under its name. One design,
+    so that all their benches need one simulator only."""
+
+    def __init__(self, config: Config):
+        self.blocks = {
+            "requantise": Requantise(lanes=config.lanes),
+            "scratchpad": Scratchpad(config),
+            "conv": ConvEngine(config),
+            "post": PostEngine(config),
+            "window": WindowEngine(config),
+            "load": LoadEngine(config),
+            "store": StoreEngine(config),
+        }
+        super().__init__({name: Out(block.signature) for name, block in self.blocks.items()})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for name, block in self.blocks.items():
+            m.submodules[name] = block
+            # Not by ``connect``, which cannot flip arrays of ports.
+            signature = block.signature
+            ports = zip(signature.flatten(getattr(self, name)), signature.flatten(block))
+            for (_, member, outer), (_, _, inner) in ports:
+                is_input = member.flow is In
+                m.d.comb += inner.eq(outer) if is_input else outer.eq(inner)
+        return m
+
+    def inputs(self) -> list[str]:
+        """The input ports by their names in SystemVerilog."""
+        return [
+            "__".join(map(str, path))
+            for path, member, _ in self.signature.flatten(self)
+            if member.flow is In
+        ]

@@ -85,7 +85,7 @@ async def serve(dut: Any) -> None:
     pipe = Connection(int(os.environ["SYSTOLE_PIPE"]))
     host = Host(dut)
     if os.environ.get("SYSTOLE_PYTHON_CLOCK"):
-        cocotb.start_soon(Clock(dut.clk, 2, "ns").start())
+        cocotb.start_soon(Clock(dut.clk, 2, "ns", impl="py").start())
     while True:
         try:
             request = pipe.recv()

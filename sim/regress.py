@@ -153,12 +153,12 @@ def _cocotb(
             failure = "an RTL assertion failed"
         ran = 0
         for case in ElementTree.parse(results).iter("testcase") if results.exists() else ():
-            bad = case.find("failure") is not None or case.find("error") is not None
+            bad = [element for kind in ("failure", "error") for element in case.iter(kind)]
             ran += 1
             yield Result(
                 f"{_path(case.get('classname'))}::{case.get('name')}{where}",
                 float(case.get("time", 0)),
-                text if bad else None,
+                (bad[0].text or text) if bad else None,
             )
         if failure is None and not ran:
             failure = "no bench ran"

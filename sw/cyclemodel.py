@@ -62,7 +62,8 @@ class LayerPrediction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of a whole program. ``read_bytes`` include the commands, those of the layers do not."""
+    """Of a whole program. ``read_bytes`` include the commands, in whole beats; those of the layers
+    do not."""
 
     cycles: int
     read_bytes: int
@@ -417,9 +418,11 @@ def predict_layers(
         moved[layer][0] += read
         moved[layer][1] += write
     layers = [LayerPrediction(n, *both) for n, both in zip(cycles, moved, strict=True)]
+    beat = program.config.beat_bytes
+    commands = -(-8 * program.command_words // beat) * beat
     return Prediction(
         max((t.end for t in timings), default=0) + 1,
-        sum(layer.read_bytes for layer in layers) + 8 * program.command_words,
+        sum(layer.read_bytes for layer in layers) + commands,
         sum(layer.write_bytes for layer in layers),
         layers,
     )

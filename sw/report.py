@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from isa import Engine, LoadTarget, Opcode, TraceKind, decode
-from sw.cyclemodel import layer_cycles
+from isa import Engine, TraceKind
+from sw.cyclemodel import layer_cycles, traffic
 from sw.program import Program
 
 
@@ -29,27 +29,6 @@ class LayerReport:
     queue for a token (``CONV<WLOAD``: of WLOAD) or were held up by memory (``CONV<memory``)."""
     dram_read_bytes: int = 0
     dram_write_bytes: int = 0
-
-
-def traffic(program: Program) -> list[tuple[int, int]]:
-    """DRAM bytes (read, written) by each command, END excluded."""
-    config = program.config
-    words, at, out = program.commands(), 0, []
-    while at < len(words):
-        c, at = decode(words, at)
-        if c["opcode"] == Opcode.END:
-            break
-        read = write = 0
-        if c["opcode"] in (Opcode.LOAD, Opcode.STORE):
-            count = c["count0"] * c["count1"] * c["count2"]
-            if c["opcode"] == Opcode.STORE:
-                write = count * config.vector_bytes
-            elif c["target"] == LoadTarget.WEIGHTS:
-                read = count * config.weight_vector_bytes
-            else:
-                read = count * config.vector_bytes
-        out.append((read, write))
-    return out
 
 
 def utilisation(macs: int, cycles: int, program: Program) -> float:

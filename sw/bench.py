@@ -1,0 +1,333 @@
+"""Performance of published networks, measured on RTL and predicted by the cycle model.
+
+python -m sw.bench [--long] [NETWORK ...]
+
+Builds the networks in code, compiles them, runs each once in Verilator, compares its outputs with
+the golden model and writes ``docs/performance.md``; then predicts the same networks for other
+configurations. With networks named, only those are measured and the tables go to standard output.
+Exit status 1: an output differs.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnx
+import typer
+
+from isa import Config
+from sw import golden
+from sw.compiler import compile_graph
+from sw.cyclemodel import Prediction, predict_layers
+from sw.device import open_device
+from sw.driver import Driver
+from sw.execute import compare, execute, load, memory_needed
+from sw.files import write_atomically
+from sw.graph import Conv, ConvTranspose, Graph
+from sw.load import load as load_model
+from sw.program import Program
+from sw.report import LayerReport, layers, utilisation
+from sw.zoo import NETWORKS, build
+
+OUTPUT = Path(__file__).parent.parent / "docs" / "performance.md"
+READ_LATENCY = 64
+WORST = 4
+"""Layers shown per network."""
+LONG = ("resnet50", "yolov3")
+"""Measured with ``--long`` only: minutes of simulation."""
+SHORT = (
+    "gemm",
+    "resnet8",
+    "dscnn-kws",
+    "mobilenetv1-0.25-vww",
+    "autoencoder-ad",
+    "resnet18",
+    "mobilenetv1",
+    "mobilenetv2",
+    "squeezenet",
+    "yolov3-tiny",
+)
+EDGE_MEMORIES = {
+    "rows": 64,
+    "cols": 64,
+    "scratchpad_bytes": 4 << 20,
+    "weight_bytes": 3 << 20,
+    "accumulator_bytes": 1 << 20,
+}
+EDGE_CLOCKS = ((933, 128), (600, 256))
+"""MHz, and the AXI data bits that make one beat a cycle about 16 GB/s."""
+EDGE_SIZES = (416, 608)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network on one configuration; ``cycles`` None: only predicted."""
+
+    name: str
+    program: Program
+    minimum: int
+    predicted: Prediction
+    cycles: int | None = None
+    read_bytes: int = 0
+    write_bytes: int = 0
+    rows: tuple[LayerReport, ...] = ()
+    rate: float = 0.0
+    mismatches: int = 0
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.program.layers)
+
+
+def load_network(name: str, **parameters: int) -> Graph:
+    """A network of the zoo as a graph."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.onnx"
+        onnx.save(build(name, **parameters), path)
+        return load_model(path)
+
+
+def minimum_traffic(graph: Graph) -> int:
+    """Bytes that must cross the memory bus: every weight once, the inputs, the outputs."""
+    weights = sum(op.weights.size for op in graph.ops if isinstance(op, Conv | ConvTranspose))
+    ports = [*graph.inputs, *graph.outputs]
+    return weights + sum(int(np.prod(graph.tensors[p.tensor].shape)) for p in ports)
+
+
+def predicted(name: str, graph: Graph, config: Config, latency: int = READ_LATENCY) -> Result:
+    """A network by the cycle model alone."""
+    program = compile_graph(graph, config)
+    return Result(name, program, minimum_traffic(graph), predict_layers(program, latency))
+
+
+def measured(name: str, graph: Graph, config: Config) -> Result:
+    """A network on RTL, on seeded random inputs, compared with the golden model."""
+    from sim.device import MemoryModel
+
+    expected = predicted(name, graph, config)
+    program = expected.program
+    random = np.random.default_rng(0)
+    inputs = {
+        p.tensor: random.integers(-128, 128, graph.tensors[p.tensor].shape).astype(np.int8)
+        for p in graph.inputs
+    }
+    memory_bytes = -(-memory_needed(program) // 4096) * 4096
+    memory = MemoryModel(read_latency=READ_LATENCY)
+    with open_device("verilator", config, memory_bytes=memory_bytes, memory=memory) as device:
+        driver = Driver(device)
+        load(driver, program)
+        run = execute(driver, program, inputs, trace=True)
+    mismatches, first = compare(program, run.tensors, golden.run(graph, inputs))
+    if first is not None:
+        print(f"{name}: {mismatches} elements differ; {first}", file=sys.stderr)
+    return Result(
+        name,
+        program,
+        expected.minimum,
+        expected.predicted,
+        run.cycles,
+        run.counters["READ_BEATS"] * config.beat_bytes,
+        run.counters["WRITE_BEATS"] * config.beat_bytes,
+        tuple(layers(program, run.events, run.cycles)),
+        run.cycles / run.seconds,
+        mismatches,
+    )
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]], texts: int = 1) -> str:
+    """A Markdown table; columns beyond the first ``texts`` are numbers."""
+    head = list(head)
+    rule = ["---" if i < texts else "--:" for i in range(len(head))]
+    lines = [head, rule, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def main_table(results: list[Result]) -> str:
+    """Cycles, utilisation and traffic of each network."""
+    rows = []
+    for r in results:
+        got = r.cycles is not None
+        cycles = r.cycles if r.cycles is not None else r.predicted.cycles
+        read = r.read_bytes if got else r.predicted.read_bytes
+        written = r.write_bytes if got else r.predicted.write_bytes
+        error = f"{100 * (r.predicted.cycles / cycles - 1):+.2f} %" if got else "-"
+        rows.append(
+            (
+                r.name,
+                f"{r.macs:,}",
+                f"{r.cycles:,}" if got else "not run",
+                f"{r.predicted.cycles:,}",
+                error,
+                f"{100 * utilisation(r.macs, cycles, r.program):.1f} %",
+                f"{read:,}",
+                f"{written:,}",
+                f"{r.minimum:,}",
+                f"{(read + written) / r.minimum:.2f}",
+            )
+        )
+    head = ("network", "MACs", "cycles", "predicted", "difference", "utilisation")
+    return _table((*head, "DRAM read", "DRAM written", "minimum", "ratio"), rows)
+
+
+def layer_table(result: Result) -> str:
+    """The layers in which a network loses most cycles, and what they waited for."""
+    size = result.program.config.rows * result.program.config.cols
+    both = zip(result.rows, result.predicted.layers, strict=True)
+    lossy = sorted(both, key=lambda b: b[0].macs / size - (b[0].cycles or 0))
+    rows = []
+    for row, expected in lossy[:WORST]:
+        stalls = ", ".join(f"{k} {v:,}" for k, v in list(row.stalls.items())[:2])
+        rows.append(
+            (
+                row.name,
+                row.op,
+                "x".join(map(str, row.shape)),
+                stalls.replace("<", " for ") or "-",
+                f"{row.cycles:,}",
+                f"{expected.cycles:,}",
+                f"{100 * (row.utilisation or 0):.1f} %",
+                f"{(row.cycles or 0) - row.macs // size:,}",
+            )
+        )
+    head = ("layer", "operator", "output", "waited", "cycles", "predicted", "utilisation")
+    return _table((*head, "lost cycles"), rows, texts=4)
+
+
+def variant_table(graphs: dict[str, Graph]) -> str:
+    """Predictions for other configurations: cycles, utilisation, share of the read bus. Without
+    yolov3, which the next table is about."""
+    variants = (
+        ("8x8", Config.sized(8, 8), READ_LATENCY),
+        ("32x32", Config.sized(32, 32), READ_LATENCY),
+        ("16x16, 64-bit bus", Config(axi_data_bits=64), READ_LATENCY),
+        ("16x16, latency 256", Config(), 256),
+    )
+    rows = []
+    for name, graph in graphs.items():
+        if name == "yolov3":
+            continue
+        for title, config, latency in variants:
+            r = predicted(name, graph, config, latency)
+            cycles = r.predicted.cycles
+            busy = r.predicted.read_bytes / config.beat_bytes / cycles
+            rows.append(
+                (
+                    name,
+                    title,
+                    f"{cycles:,}",
+                    f"{100 * utilisation(r.macs, cycles, r.program):.1f} %",
+                    f"{100 * busy:.0f} %",
+                )
+            )
+    head = ("network", "configuration", "cycles", "utilisation", "read bus busy")
+    return _table(head, rows, texts=2)
+
+
+def edge_table() -> str:
+    """yolov3 on a 64x64 array, predicted."""
+    rows = []
+    for size in EDGE_SIZES:
+        graph = load_network("yolov3", size=size)
+        for mhz, bits in EDGE_CLOCKS:
+            r = predicted("yolov3", graph, Config(**EDGE_MEMORIES, axi_data_bits=bits))
+            cycles = r.predicted.cycles
+            rows.append(
+                (
+                    f"{size}x{size}",
+                    f"{mhz} MHz, {bits}-bit AXI ({mhz * bits / 8000:.1f} GB/s)",
+                    f"{cycles:,}",
+                    f"{cycles / mhz / 1000:.1f}",
+                    f"{1e6 * mhz / cycles:.1f}",
+                    f"{100 * utilisation(r.macs, cycles, r.program):.1f} %",
+                    f"{100 * r.predicted.read_bytes * 8 / bits / cycles:.0f} %",
+                )
+            )
+    head = ("picture", "clock and memory", "cycles", "ms", "frames/s", "utilisation")
+    return _table((*head, "read bus busy"), rows, texts=2)
+
+
+def document(results: list[Result], graphs: dict[str, Graph]) -> str:
+    """``docs/performance.md``."""
+    config = results[0].program.config
+    sram = config.scratchpad_bytes + config.weight_bytes + config.accumulator_bytes
+    ran = [r for r in results if r.cycles is not None]
+    parts = [
+        "# Performance\n",
+        "Written by `python -m sw.bench` (`--long` measures all networks). Cycles are those of the "
+        "RTL in Verilator, from start to done, and are reproducible to the cycle; every output was "
+        "compared with the golden model, and the column *predicted* is the cycle model's "
+        "(`sw/cyclemodel.py`) for the same program.\n",
+        f"Configuration: {config.rows}x{config.cols} processing elements, {sram // 1024} KiB of "
+        f"on-chip memory (scratchpad {config.scratchpad_bytes // 1024}, weights "
+        f"{config.weight_bytes // 1024}, accumulators {config.accumulator_bytes // 1024}). Memory "
+        f"model: {config.axi_data_bits}-bit AXI, one beat a cycle in each direction, "
+        f"{READ_LATENCY} cycles read latency. Networks: `sw/zoo`, batch 1, int8; gemm is "
+        "1024x1024x1024.\n",
+        "Utilisation: useful MACs / (rows x cols x cycles), padding of maps counted as useful, as "
+        "published figures do. DRAM bytes include commands, parameters and alignment; *minimum* is "
+        "every weight, input and output element once, *ratio* the sum of both directions to it. "
+        "Where it says *not run*, utilisation and bytes are predicted.\n",
+        "## Networks\n",
+        main_table(results),
+        "## Where cycles are lost\n",
+        f"Per network the {WORST} layers with the most lost cycles (cycles beyond MACs / processing"
+        " elements). Layers overlap; a cycle counts for the layer that ends next. *waited*: cycles "
+        "an engine's first command waited for a token of another engine, or for memory.\n",
+    ]
+    for r in ran:
+        parts += [f"### {r.name}\n", layer_table(r)]
+    parts += [
+        "## Other configurations, predicted\n",
+        "By the cycle model alone; otherwise as above. A read bus that is nearly always busy is "
+        "what bounds a network; elsewhere it is the array or what the tables above name.\n",
+        variant_table(graphs),
+        "## yolov3 on 64x64, predicted\n",
+        "4,096 processing elements, 8 MiB on-chip (scratchpad 4 MiB, weights 3 MiB, accumulators 1 "
+        f"MiB), {READ_LATENCY} cycles read latency, memory of about 16 GB/s: the AXI width whose "
+        "one beat a cycle comes nearest.\n",
+        edge_table(),
+        "## Simulation speed\n",
+        "Depends on the machine and its load: not reproducible.\n",
+        _table(("network", "simulated cycles/s"), [(r.name, f"{r.rate:,.0f}") for r in ran]),
+    ]
+    return "\n".join(parts)
+
+
+def main(
+    networks: Annotated[
+        list[str] | None, typer.Argument(help="measure these and print, instead of all")
+    ] = None,
+    long: Annotated[bool, typer.Option(help="measure the largest networks too")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="file to write")] = OUTPUT,
+) -> None:
+    """Measure networks on RTL and write docs/performance.md."""
+    for name in networks or ():
+        if name not in NETWORKS:
+            raise typer.BadParameter(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    config = Config()
+    results, graphs = [], {}
+    for name in networks or (*SHORT, *LONG):
+        size = {"m": 1024, "k": 1024, "n": 1024} if name == "gemm" else {}
+        graphs[name] = graph = load_network(name, **size)
+        run = measured if networks or long or name not in LONG else predicted
+        results.append(run(name, graph, config))
+        r = results[-1]
+        print(f"{name}: {r.cycles} cycles, predicted {r.predicted.cycles}", file=sys.stderr)
+    if networks:
+        print(main_table(results))
+        for r in results:
+            print(f"{r.name}\n\n{layer_table(r)}")
+    else:
+        write_atomically(output, document(results, graphs).encode())
+    if any(r.mismatches for r in results):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

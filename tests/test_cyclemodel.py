@@ -1,0 +1,79 @@
+"""The cycle model against the RTL, on small networks."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import replace
+
+import pytest
+
+from isa import Config, Engine, decode
+from sw.bench import load_network, measured, predicted
+from sw.compiler import compile_graph
+from sw.cyclemodel import predict, predict_layers
+
+TOTAL = 0.01
+LAYER = 0.05
+"""Of a layer's cycles: accesses that meet at a bank of the scratchpad are only estimated."""
+LONG_LAYER = 1000
+
+
+@pytest.mark.xdist_group("16x16")
+@pytest.mark.parametrize("name", ["resnet8", "dscnn-kws", "mobilenetv1-0.25-vww"])
+def test_prediction_is_what_the_rtl_does(name):
+    result = measured(name, load_network(name), Config())
+    assert result.mismatches == 0
+    assert result.predicted.cycles == pytest.approx(result.cycles, rel=TOTAL)
+    assert result.predicted.read_bytes == result.read_bytes
+    long = [
+        (row, p)
+        for row, p in zip(result.rows, result.predicted.layers, strict=True)
+        if row.cycles > LONG_LAYER
+    ]
+    assert long
+    for row, p in long:
+        assert p.cycles == pytest.approx(row.cycles, rel=LAYER), row.name
+        assert (p.read_bytes, p.write_bytes) == (row.dram_read_bytes, row.dram_write_bytes)
+
+
+def test_layers_add_up_to_the_whole():
+    program = compile_graph(load_network("resnet8"), Config())
+    whole = predict_layers(program, 64)
+    assert sum(layer.cycles for layer in whole.layers) == whole.cycles - 1
+    layers = sum(layer.read_bytes for layer in whole.layers)
+    commands = 8 * program.command_words
+    assert layers + commands <= whole.read_bytes < layers + commands + Config().beat_bytes
+
+
+def test_commands_start_only_when_their_tokens_are_given():
+    program = compile_graph(load_network("dscnn-kws"), Config())
+    timings = predict(program, read_latency=64)
+    assert len(timings) == len(program.command_layers)
+    words, at, given, taken = program.commands(), 0, defaultdict(deque), 0
+    for t in timings:
+        c, at = decode(words, at)
+        assert 0 < t.start < t.end
+        for other in Engine:
+            if c["wait"] >> other & 1:
+                assert t.start > given[other, c["engine"]].popleft()
+                taken += 1
+            if c["signal"] >> other & 1:
+                given[c["engine"], other].append(t.end)
+    assert taken
+
+
+@pytest.mark.parametrize("name", ["autoencoder-ad", "mobilenetv1-0.25-vww"])
+def test_slower_memory_never_helps(name):
+    graph = load_network(name)
+    program = compile_graph(graph, Config())
+    cycles = [predict_layers(program, latency).cycles for latency in (16, 64, 256)]
+    assert cycles == sorted(cycles)
+    narrow = predicted(name, graph, replace(Config(), axi_data_bits=64)).predicted.cycles
+    assert narrow > cycles[1]
+
+
+def test_weights_bound_a_network_of_products():
+    """Every weight crosses the bus once; nothing can be faster."""
+    result = predicted("autoencoder-ad", load_network("autoencoder-ad"), Config())
+    beats = result.predicted.read_bytes / Config().beat_bytes
+    assert beats < result.predicted.cycles < 1.1 * beats

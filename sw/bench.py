@@ -270,7 +270,9 @@ def document(results: list[Result], graphs: dict[str, Graph]) -> str:
         f"{READ_LATENCY} cycles read latency. Networks: `sw/zoo`, batch 1, int8; gemm is "
         "1024x1024x1024.\n",
         "Utilisation: useful MACs / (rows x cols x cycles), padding of maps counted as useful, as "
-        "published figures do. DRAM bytes include commands, parameters and alignment; *minimum* is "
+        "published figures do, and those of the window engine (depthwise), which has multipliers "
+        "of its own beside the array: 100 % can be exceeded. DRAM bytes include commands, "
+        "parameters and alignment; *minimum* is "
         "every weight, input and output element once, *ratio* the sum of both directions to it. "
         "Where it says *not run*, utilisation and bytes are predicted.\n",
         "## Networks\n",

@@ -25,8 +25,9 @@ class LayerReport:
     cycles: int | None = None
     utilisation: float | None = None
     stalls: dict[str, int] = field(default_factory=dict)
-    """Cycles in which the layer's commands on CONV, POST and WINDOW waited at the head of their
-    queue for a token (``CONV<WLOAD``: of WLOAD) or were held up by memory (``CONV<memory``)."""
+    """Cycles in which CONV, POST or WINDOW had nothing in flight and the layer's command at the
+    head of its queue waited for a token (``CONV<WLOAD``: of WLOAD), or in which memory held up its
+    command (``CONV<memory``)."""
     dram_read_bytes: int = 0
     dram_write_bytes: int = 0
 
@@ -38,16 +39,25 @@ def utilisation(macs: int, cycles: int, program: Program) -> float:
 
 def _stalls(program: Program, events: Iterable[Mapping[str, int]]) -> list[Counter[str]]:
     out: list[Counter[str]] = [Counter() for _ in program.layers]
+    flying: Counter[Engine] = Counter()
+    ended: Counter[Engine] = Counter()
     for e in events:
-        engine = Engine(int(e["engine"]))
+        engine, cycle = Engine(int(e["engine"])), int(e["cycle"])
         if engine not in (Engine.CONV, Engine.POST, Engine.WINDOW):
             continue
         stalls = out[program.command_layers[int(e["index"])]]
-        if e["kind"] == TraceKind.START and e["waited"]:
-            missing = next(x for x in Engine if int(e["missing"]) >> x & 1)
-            stalls[f"{engine.name}<{missing.name}"] += int(e["waited"])
-        elif e["kind"] == TraceKind.END and e["stalled"]:
-            stalls[f"{engine.name}<memory"] += int(e["stalled"])
+        if e["kind"] == TraceKind.START:
+            # A wait behind a command in flight costs nothing.
+            idle = min(int(e["waited"]), cycle - ended[engine])
+            if idle > 0 and not flying[engine]:
+                missing = next(x for x in Engine if int(e["missing"]) >> x & 1)
+                stalls[f"{engine.name}<{missing.name}"] += idle
+            flying[engine] += 1
+        else:
+            flying[engine] -= 1
+            ended[engine] = cycle
+            if e["stalled"]:
+                stalls[f"{engine.name}<memory"] += int(e["stalled"])
     return out
 
 

@@ -223,6 +223,10 @@ def test_the_report_adds_up(devices, tmp_path):
     commands = -(-8 * program.command_words // beat) * beat
     assert counters["READ_BEATS"] * beat == read + commands
     assert counters["WRITE_BEATS"] * beat == written
+    for engine in (Engine.CONV, Engine.POST, Engine.WINDOW):
+        for cause in Engine:
+            told = sum(row.stalls.get(f"{engine.name}<{cause.name}", 0) for row in rows)
+            assert abs(told - counters[f"{engine.name}_WAIT_{cause.name}"]) <= 1 + told // 20
     for engine in Engine:
         mine = [v for k, v in counters.items() if k.startswith(f"{engine.name}_")]
         assert len(mine) == 8 and sum(mine) <= result.cycles

@@ -23,7 +23,7 @@ from rich.console import Console
 from isa import Config, ConfigError
 from sw import golden, host, oracle
 from sw.compiler import compile_graph
-from sw.cyclemodel import predict
+from sw.cyclemodel import predict_layers
 from sw.dataflow import run_reference
 from sw.device import Device, DeviceError, open_device
 from sw.driver import Driver
@@ -42,7 +42,9 @@ from sw.quantize import SAMPLES, parse_dims
 from sw.report import LayerReport, layers, table, utilisation
 from sw.timeline import write_timeline
 
-SIMULATORS = ("verilator", "icarus", "commands", "golden")
+SIMULATORS = ("verilator", "icarus", "commands", "model", "golden")
+DEVICELESS = ("model", "golden")
+"""Run no program: the golden model computes; ``model`` predicts the cycles of every layer."""
 READ_LATENCY = 64
 CLOCK_MHZ = 200.0
 
@@ -101,10 +103,8 @@ def run_model(
     with console.status("onnxruntime"):
         reference = run_reference(plan.path, arrays)
     programs = [s.program for s in plan.segments if isinstance(s, AcceleratorSegment)]
-    report.predicted_cycles = 0
-    for program in programs:
-        timings = predict(program, read_latency=options.read_latency)
-        report.predicted_cycles += timings[-1].end if timings else 0
+    predictions = [predict_layers(p, options.read_latency) for p in programs]
+    report.predicted_cycles = sum(p.cycles for p in predictions)
     report.macs = sum(layer.macs for program in programs for layer in program.layers)
     values: dict[str, np.ndarray] = dict(arrays)
     quantised: dict[str, tuple[Port, Tensor, np.ndarray]] = {}
@@ -121,6 +121,11 @@ def run_model(
                 quantised[port.name] = port, tensor, array
                 values[port.name] = golden.dequantise_output(port, tensor, array)
         machine.finish()
+    if options.simulator == "model":
+        predicted = [x for p in predictions for x in p.layers]
+        for row, layer in zip(report.layers, predicted, strict=True):
+            row.cycles = layer.cycles
+            row.utilisation = utilisation(row.macs, layer.cycles, programs[0])
     results = [
         oracle.compare(*quantised[name], wanted)
         if name in quantised
@@ -138,7 +143,7 @@ def run_model(
 
 class _Machine:
     """The accelerator that runs all of a model's programs, one after the other, and what it
-    measures. Without a program (``golden``) the golden model stands for it."""
+    measures. Without one (``golden``, ``model``) the golden model stands for it."""
 
     def __init__(self, plan: Partition, options: Options, report: Report, console: Console):
         self.options, self.report, self.console = options, report, console
@@ -147,7 +152,7 @@ class _Machine:
         self.checked = {
             id(s): compile_graph(s.graph, options.config, dump=True)
             for s in segments
-            if options.check_layers and options.simulator != "golden"
+            if options.check_layers and options.simulator not in DEVICELESS
         }
         self.programs = [s.program for s in segments]
         self.runs: list[Execution] = []
@@ -155,7 +160,7 @@ class _Machine:
 
     def __enter__(self) -> _Machine:
         simulator = self.options.simulator
-        if simulator == "golden":
+        if simulator in DEVICELESS:
             return self
         needed = [memory_needed(p) for p in (*self.programs, *self.checked.values())]
         start = time.perf_counter()
@@ -294,7 +299,7 @@ def show(report: Report, console: Console, clock_mhz: float, latency: int) -> No
             f"[red]MISMATCH[/red]: {report.golden_mismatches} elements differ from the golden model"
         )
         console.print(f"first: {report.first_mismatch}", markup=False)
-    elif report.simulator != "golden":
+    elif report.simulator not in DEVICELESS:
         console.print("every layer's output equals the golden model")
     ort = report.ort
     difference = "not a number" if ort["max_abs_diff"] is None else ort["max_abs_diff"]
@@ -365,7 +370,7 @@ def main(
     sim: Annotated[str, typer.Option(help=" | ".join(SIMULATORS))] = "verilator",
     json_file: Annotated[Path | None, typer.Option("--json", help="report as JSON")] = None,
     trace: Annotated[Path | None, typer.Option(help="timeline for ui.perfetto.dev")] = None,
-    waves: Annotated[Path | None, typer.Option(help="waveforms (FST)")] = None,
+    waves: Annotated[Path | None, typer.Option(help="waveforms (VCD)")] = None,
     seed: Annotated[int, typer.Option(help="of the random input")] = 0,
     latency: Annotated[int, typer.Option(min=1, help="memory read latency, cycles")] = READ_LATENCY,
     clock_mhz: Annotated[float, typer.Option(min=0.001, help="clock for frames/s")] = CLOCK_MHZ,

@@ -63,7 +63,7 @@ OTHERS = {
     "bare": Config.sized(
         8, 8, window=False, trace=False, queue_depth=2, axi_outstanding=1, axi_burst_beats=1
     ),
-    "tiny": _tiny(4, 8, 256, 2, 16, queue_depth=2, axi_data_bits=64),
+    "tiny": _tiny(4, 8, 1024, 2, 16, queue_depth=2, axi_data_bits=64),
     "wide-cols": Config.sized(4, 16, axi_data_bits=64, banks=16, cell=8, window_width=16),
     "long-bursts": Config.sized(20, 12, axi_burst_beats=256, axi_data_bits=64, axi_outstanding=64),
 }
@@ -224,9 +224,10 @@ def test_the_report_adds_up(devices, tmp_path):
     assert counters["READ_BEATS"] * beat == read + commands
     assert counters["WRITE_BEATS"] * beat == written
     for engine in (Engine.CONV, Engine.POST, Engine.WINDOW):
-        for cause in Engine:
-            told = sum(row.stalls.get(f"{engine.name}<{cause.name}", 0) for row in rows)
-            assert abs(told - counters[f"{engine.name}_WAIT_{cause.name}"]) <= 1 + told // 20
+        # A counter is of the lowest engine missing in each cycle, an event of the last cycle's.
+        told = sum(row.stalls.get(f"{engine.name}<{e.name}", 0) for row in rows for e in Engine)
+        counted = sum(counters[f"{engine.name}_WAIT_{e.name}"] for e in Engine)
+        assert counted > 100 and abs(told - counted) <= counted // 50
     for engine in Engine:
         mine = [v for k, v in counters.items() if k.startswith(f"{engine.name}_")]
         assert len(mine) == 8 and sum(mine) <= result.cycles

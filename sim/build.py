@@ -68,7 +68,7 @@ def build(
 
     ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: able
     to write waveforms (a slower Verilator build of its own; Icarus always is).
-    ``python_clock``: Verilator only, the clock comes from cocotb, to
+    ``python_clock``: Verilator only, clocked from Python, to
     compare speeds. Raises :class:`SimulatorMissingError` or :class:`BuildError`.
     """
     design = generate(config) if rtl is None else Path(rtl)

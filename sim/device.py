@@ -65,7 +65,7 @@ class RtlDevice(Device):
     ``waves``: file to write waveforms to (VCD). ``rtl``: a SystemVerilog file with a module
     ``systole`` to simulate instead of the one generated from ``config``. ``patience``: wall-clock
     seconds without a sign of life after which the simulator counts as hung.
-    ``python_clock``: Verilator only, the clock comes from cocotb, to compare speeds.
+    ``python_clock``: Verilator only, clocked from Python, to compare speeds.
 
     Raises :class:`DeviceError`, with the tail of the simulator's log, when the simulator cannot be
     had, ends, hangs, or reports a failed assertion; the device is closed then.

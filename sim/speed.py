@@ -3,8 +3,8 @@
 python -m sim.speed [--rows R --cols C]
 
 Runs one program (a matrix product) on the same RTL twice in one go: with the clock in the
-testbench, as everything here does, and with a Python coroutine toggling the clock; prints both
-rates."""
+testbench, as everything here does, and clocked from Python (one coroutine toggles the clock, one
+counts its edges); prints both rates."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from isa import Config, Engine, LoadTarget, Opcode, PostSource, WindowOp
 from isa.csr import TOKEN_BITS
 from sw.commandsim import run_program
 from sw.compiler import compile_graph
-from sw.compiler.plan import Buffer, cuts, pack
+from sw.compiler.lowering import Lowering
+from sw.compiler.plan import Buffer, Planner, cuts, pack
 from sw.compiler.stream import CommandStream, Memory, Span, TokenError, run
 from sw.compiler.weights import WeightRing, pieces
 from sw.device import open_device
@@ -397,10 +398,14 @@ def test_larger_random_graphs(first):
 
 def test_single_buffers_are_not_prefetched():
     """Every region's input fills the only buffer, which later output groups still read."""
+    config = _small(4, 4, 128, 3, 16)
     b = GraphBuilder(np.random.default_rng(5))
-    x = b.conv(b.input((3, 12, 3, 13)), 12, (1, 1), (1, 1), NO_PADS, (1, 1))
-    b.conv(x, 8, (3, 4), (1, 2), (0, 2, 1, 1), (1, 1))
-    _check(_small(4, 4, 128, 3, 16), b.graph(["t1"]), b)
+    b.conv(b.input((1, 16, 3, 13)), 12, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1))
+    graph = b.graph(["t0"])
+    stages = Lowering(graph, config).stages()
+    plan = Planner(graph, stages, config, {"t0"}).plan().stages[0]
+    assert plan.buffers[0][1] == 1 and len(plan.regions) > 1 and stages[0].groups > 1
+    _check(config, graph, b)
 
 
 @pytest.mark.parametrize("config", [_small(16, 16, 256, 2, 16), Config.sized(64, 64)])

@@ -53,7 +53,8 @@ def unscaled(value: Pending, quant: Quant) -> Op | None:
 
 def table(node: Node, f: Function, shape: Shape, quant: Quant) -> Pending:
     # What is not a number becomes the lowest value, as in onnxruntime.
-    real = np.nan_to_num(f.values.astype(np.float32), nan=-np.inf) / quant.scale
+    with np.errstate(over="ignore"):  # infinite saturates as well
+        real = np.nan_to_num(f.values.astype(np.float32), nan=-np.inf) / quant.scale
     values = np.clip(np.rint(real) + np.float32(quant.zero), -128, 127).astype(np.int8)
     fields = {"name": node.name, "op_type": "+".join(f.op_types), "output": ""}
     op = Table(**fields, low=-128, high=127, x=f.tensor, values=values)

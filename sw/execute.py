@@ -18,7 +18,8 @@ EVENTS_PER_COMMAND = 2
 
 @dataclass(frozen=True)
 class Execution:
-    """One run. ``tensors``: int8 (N, C, H, W) of every tensor that is in DRAM at the end."""
+    """One run. ``tensors``: int8 (N, C, H, W) of every tensor that is in DRAM at the end.
+    ``events``: None if not asked for, or if the hardware had to drop some."""
 
     tensors: dict[str, np.ndarray]
     cycles: int
@@ -60,11 +61,12 @@ def execute(
         name: place.unpack(driver.read_data(place.offset, place.bytes), program.config)
         for name, place in program.tensors.items()
     }
+    counters = driver.counters()
     return Execution(
         tensors,
         cycles,
-        driver.counters(),
-        driver.trace() if trace else None,
+        counters,
+        driver.trace() if trace and not counters["TRACE_DROPPED"] else None,
         time.perf_counter() - start,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from isa import COMMANDS, Config, Engine, Opcode, encode
 from isa.csr import TOKEN_BITS
+from sw.graph import ModelError
 
 MAX_TOKENS = (1 << TOKEN_BITS) - 1
 """Tokens a counter holds."""
@@ -76,7 +77,7 @@ class Emitted:
     """For each engine, the latest command (stream index) that happens before this one ends."""
 
 
-class TokenError(RuntimeError):
+class TokenError(ModelError):
     """More tokens than a counter holds may be outstanding."""
 
 

@@ -17,7 +17,7 @@ from sw.partition import FLOAT, place
 from sw.passes.operators import OPERATORS
 from sw.quantisation.pipeline import quantise_model
 
-REAL = Path("/work/shared/models")
+REAL = Path(__file__).resolve().parents[2] / "shared" / "models"
 
 
 def cli(*arguments):

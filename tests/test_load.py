@@ -14,7 +14,7 @@ from sw.graph import Conv, ModelError, Pool, Select
 from sw.load import load
 from sw.passes.layout import LayoutError, View, input_perm, output_perm
 
-REAL = Path("/work/shared/models")
+REAL = Path(__file__).resolve().parents[2] / "shared" / "models"
 X = (0.05, np.int8(3))
 """Scale and zero point of the inputs below."""
 

@@ -15,7 +15,7 @@ from sw.graph import ModelError
 from sw.partition import AcceleratorSegment, HostSegment, partition, place
 from sw.run import Options, run_model
 
-REAL = Path("/work/shared/models")
+REAL = Path(__file__).resolve().parents[2] / "shared" / "models"
 CONFIG = Config.sized(8, 8)
 HOST_OP = "Hardmax"
 """An operator that the accelerator does not have."""

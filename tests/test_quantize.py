@@ -24,7 +24,7 @@ from sw.quantisation.prepare import input_shapes, prepare, session
 from sw.quantisation.samples import ArraySamples, Preprocessing, read_samples
 from sw.quantize import Options, main, quantise_model
 
-SHARED = Path("/work/shared/models")
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
 IMAGENET = (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
 app = typer.Typer()
 app.command()(main)

@@ -16,7 +16,7 @@ from math import inf
 
 import numpy as np
 
-from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp, decode
+from isa import COMMANDS, Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from isa.commands import TABLE_BYTES
 from sw.program import Program
 
@@ -156,16 +156,8 @@ class _Machine:
 
     def __init__(self, program: Program, read_latency: int, write_latency: int):
         self.config = config = program.config
-        self.commands: list[Mapping[str, int]] = []
-        self.sizes: list[int] = []
-        words, at = program.commands(), 0
-        while at < len(words):
-            c, after = decode(words, at)
-            if c["opcode"] == Opcode.END:
-                break
-            self.commands.append(c)
-            self.sizes.append(after - at)
-            at = after
+        self.commands = list(program.decoded())
+        self.sizes = [COMMANDS[c["opcode"]].words for c in self.commands]
         self.read_latency, self.write_latency = read_latency, write_latency
         rows, cols = config.rows, config.cols
         self.capture = rows - rows // config.cell_rows + 1
@@ -374,11 +366,8 @@ def predict(
 def traffic(program: Program) -> list[tuple[int, int]]:
     """DRAM bytes (read, written) by each command, END excluded."""
     config = program.config
-    words, at, out = program.commands(), 0, []
-    while at < len(words):
-        c, at = decode(words, at)
-        if c["opcode"] == Opcode.END:
-            break
+    out = []
+    for c in program.decoded():
         read = write = 0
         if c["opcode"] in (Opcode.LOAD, Opcode.STORE):
             count = c["count0"] * c["count1"] * c["count2"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from isa import Engine, Opcode, decode
+from isa import Engine, Opcode
 from isa.commands import COMMANDS
 from sw.driver import Driver
 from sw.program import Program
@@ -129,9 +130,7 @@ def writer_of(program: Program, tensor: str, element: tuple[int, ...]) -> int | 
     lane = c % config.rows // config.lanes
     writers: list[tuple[int, dict[str, int]]] = []
     found = None
-    words, at, index = program.commands(), 0, 0
-    while at < len(words):
-        command, at = decode(words, at)
+    for index, command in enumerate(program.decoded()):
         if command["opcode"] in (Opcode.POST, Opcode.WINDOW):
             writers.append((index, dict(command)))
         elif command["opcode"] == Opcode.STORE:
@@ -140,7 +139,6 @@ def writer_of(program: Program, tensor: str, element: tuple[int, ...]) -> int | 
                 found = next(
                     (i for i, w in reversed(writers) if _writes(w, word, lane, config)), None
                 )
-        index += 1
     return found
 
 
@@ -174,9 +172,7 @@ def _writes(c: Mapping[str, int], word: int, lane: int, config) -> bool:
 
 def describe(program: Program, index: int) -> str:
     """A command for people: engine and fields that are not 0."""
-    words, at = program.commands(), 0
-    for _ in range(index + 1):
-        command, at = decode(words, at)
+    command = next(itertools.islice(program.decoded(), index, None))
     fields = COMMANDS[command["opcode"]].own_fields
     values = " ".join(f"{f.name}={command[f.name]}" for f in fields if command[f.name])
     return f"{Engine(command['engine']).name} {command['opcode'].name} {values}"

@@ -10,13 +10,14 @@ import dataclasses
 import hashlib
 import json
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import isa
-from isa import Config
+from isa import Config, Opcode, decode
 from sw import layout
 from sw.files import write_atomically
 from sw.graph import Port, Tensor
@@ -88,6 +89,15 @@ class Program:
         """The 64-bit words of the command stream."""
         data = self.image[self.command_offset : self.command_offset + 8 * self.command_words]
         return np.frombuffer(data, "<u8").tolist()
+
+    def decoded(self) -> Iterator[Mapping[str, int]]:
+        """The fields of every command in program order, END excluded."""
+        words, at = self.commands(), 0
+        while at < len(words):
+            command, at = decode(words, at)
+            if command["opcode"] == Opcode.END:
+                return
+            yield command
 
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all."""

@@ -7,6 +7,7 @@ Passes: lowering (:mod:`~sw.compiler.lowering`), planning (:mod:`~sw.compiler.pl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from sw.compiler.lowering import Lowering
 from sw.compiler.plan import Buffer, Plan, Planner, pack
 from sw.compiler.stages import Stage
 from sw.compiler.stream import CommandStream
+from sw.compiler.stripes import Chain
 from sw.graph import Graph, ModelError, macs
 from sw.program import Layer, Placement, Program
 
@@ -65,7 +67,8 @@ def _place_tensors(
     inputs = {p.tensor for p in graph.inputs}
     buffers = []
     for name, words in planner.words.items():
-        if name in plan.resident and name not in planner.stored and name not in inputs:
+        on_chip = name in plan.resident or name in plan.rolls
+        if on_chip and name not in planner.stored and name not in inputs:
             continue
         kept = dump or name in inputs or name in planner.stored
         first, end = (-1, last) if kept else planner.life[name]
@@ -74,7 +77,9 @@ def _place_tensors(
     return {key[0]: at for key, at in addresses.items()}, top
 
 
-def compile_graph(graph: Graph, config: Config, *, dump: bool = False) -> Program:
+def compile_graph(
+    graph: Graph, config: Config, *, dump: bool = False, chains: Iterable[Chain] = ()
+) -> Program:
     """Compile for a configuration.
 
     ``dump``: also store every intermediate tensor in DRAM, so that each layer can be compared.
@@ -85,7 +90,7 @@ def compile_graph(graph: Graph, config: Config, *, dump: bool = False) -> Progra
     stored = {p.tensor for p in graph.outputs}
     if dump:
         stored |= {op.output for op in graph.ops}
-    planner = Planner(graph, stages, config, stored)
+    planner = Planner(graph, stages, config, stored, chains)
     for name in stored - set(planner.words):
         raise ModelError(f"output {name}: is a graph input, nothing computes it")
     plan = planner.plan()
@@ -102,7 +107,7 @@ def compile_graph(graph: Graph, config: Config, *, dump: bool = False) -> Progra
     unit = min(config.vector_bytes, config.weight_vector_bytes)
     stream = CommandStream(config, align(total), unit)
     dram = {name: constants_bytes + at for name, at in tensors.items()}
-    Emitter(config, stages, plan, stream, dram, constants.offsets, stored).emit()
+    Emitter(config, planner.stages, plan, stream, dram, constants.offsets, stored).emit()
     stream.check_tokens()
 
     shift = align(8 * len(stream.words()))

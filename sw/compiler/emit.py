@@ -40,42 +40,48 @@ class Emitter(Mover):
         super().__init__(config, stages, plan, stream, dram, constants, stored)
         self.ring = WeightRing(config.weight_words)
         self._half = 0
-        self._gathered = 0
+        self._gathered = (0, 0)
+        self._ahead: dict[int, dict[int, View]] = {}
         self._piece_limit = max(config.rows, min(CHUNK_WORDS, config.weight_words // 4))
 
     def emit(self) -> None:
-        for i, stage in enumerate(self.stages):
-            self.load_resident_inputs(i, stage)
-            self.load_fixed(i, stage)
-            self._emit_stage(i, stage, self.plan.stages[i])
+        for i, r in self.plan.order:
+            if r == 0:
+                self.load_resident_inputs(i, self.stages[i])
+                self.load_fixed(i, self.stages[i])
+            self._emit_region(i, r)
 
-    def _emit_stage(self, i: int, stage: Stage, plan: StagePlan) -> None:
-        """Region by region, group by group; the next region's inputs are asked for behind the first
-        group, when the queues hold work enough to hide it."""
+    def _emit_region(self, i: int, r: int) -> None:
+        """Group by group; the next region's inputs are asked for behind the first, when the queues
+        hold work enough to hide it."""
+        stage, plan, chain = self.stages[i], self.plan.stages[i], self.plan.chain[i]
+        region = plan.regions[r]
         whole = plan.split is None and bool(stage.mains)
-        # A single copy is still being read by the groups to come.
+        # A single copy is still being read by the groups to come, and what the chain itself makes
+        # has not been made.
         prepared = ("im2col", *(k for k, _ in stage.mains))
-        twice = all(plan.buffers[k][1] > 1 for k in prepared if k in plan.buffers)
-        ahead: dict[int, View] | None = None
-        for r, region in enumerate(plan.regions):
-            views = ahead if ahead is not None else {}
-            ahead = None
-            if whole and not views:
-                views = self._prepare(i, stage, region)
-            for group in range(stage.groups):
-                for k, source in enumerate(stage.sources):
-                    if source.per_group:
-                        views[k] = self.input(i, k, region, group)
-                out = self.output(i, region, group)
-                if stage.kind == "array":
-                    self._array(i, stage, region, group, views, out)
-                elif stage.kind == "window":
-                    self._window(i, stage, region, group, views[0], out)
-                else:
-                    self._vector(i, stage, region, group, views, out)
-                self.store(i, region, group, out)
-                if group == 0 and whole and twice and r + 1 < len(plan.regions):
-                    ahead = self._prepare(i, stage, plan.regions[r + 1])
+        early = all(plan.buffers[k][1] > 1 for k in prepared if k in plan.buffers) and not any(
+            self.stages[k].op.output == s.tensor for k in chain.stages for _, s in stage.mains
+        )
+        if stage.op.output in self.plan.rolls:
+            self.slide(i, r % chain.stripes)
+        views = self._ahead.pop(i, {})
+        if whole and not views:
+            views = self._prepare(i, stage, region)
+        for group in range(stage.groups):
+            for k, source in enumerate(stage.sources):
+                if source.per_group:
+                    views[k] = self.input(i, k, region, group)
+            out = self.output(i, region, group)
+            if stage.kind == "array":
+                self._array(i, stage, region, group, views, out)
+            elif stage.kind == "window":
+                self._window(i, stage, region, group, views[0], out)
+            else:
+                self._vector(i, stage, region, group, views, out)
+            self.store(i, region, group, out)
+            if group == 0 and whole and early and r + 1 < len(plan.regions):
+                self._ahead[i] = self._prepare(i, stage, plan.regions[r + 1])
 
     def _prepare(self, i: int, stage: Stage, region: Region) -> dict[int, View]:
         """The sources that a region reads whole, in the scratchpad; folded: their im2col."""
@@ -91,19 +97,25 @@ class Emitter(Mover):
         return views
 
     def _gather_rows(self, i: int, stage: Stage, region: Region, view: View) -> View:
-        """Gather the input rows that the region needs and no region before it did, each for a
-        kernel one row high; the view of the whole gathered image."""
-        source, g = stage.sources[0], stage.fold.geometry
-        h, w = source.h, stage.w
-        out = View(self.slot("im2col", i), w, h * w, 0, 0, h, w)
+        """Gather the input rows that the region needs and that are not held yet, each for a kernel
+        one row high; the view of the gathered rows, which slide through their buffer."""
+        source, fold = stage.sources[0], stage.fold
+        g, w = fold.geometry, stage.w
+        base = self.plan.addresses[("im2col", i, 0)]
+        rows = self.plan.stages[i].buffers["im2col"][0] // (w * fold.words)
         y, _, count, _ = input_extent(source, region)
-        first = y if region.y == 0 else max(y, self._gathered)
-        self._gathered = y + count
-        if first < self._gathered:
-            rows = Region(region.n, first, 0, self._gathered - first, w)
+        origin, first = self._gathered
+        if region.y == 0 or y + count - origin > rows:
+            origin = first = y
+        self._gathered = origin, y + count
+        # Of the buffer, only what is held: the rest must not count as padding.
+        out = View(base + (y - origin) * w, w, rows * w, y, 0, count, w)
+        first = max(first, y)
+        if first < y + count:
+            part = Region(region.n, first, 0, y + count - first, w)
             window = Geometry((1, g.kernel[1]), (1, g.strides[1]), (-first, g.pads[1]))
             window = replace(window, dilations=(1, g.dilations[1]))
-            self._im2col(i, stage, rows, window, view, out)
+            self._im2col(i, stage, part, window, view, out)
         return out
 
     def _im2col(

@@ -53,6 +53,9 @@ from sw.numerics import split_ratios, split_scale
 MAX_DIM = (1 << 15) - 1
 """Largest image dimension: x0, y0 are 16 bits, signed."""
 
+MAX_SIDE = 4
+"""Most outputs side by side that one gathered window is for."""
+
 BINARY_OPS = {"add": PostOp.ADD, "sub": PostOp.SUB, "mul": PostOp.MUL}
 
 
@@ -286,25 +289,22 @@ class Lowering:
 
     def _conv(self, layer: int, op: Conv) -> Stage:
         config, graph = self.config, self.graph
-        h, w = graph.tensors[op.output].shape[2:]
+        h, w = out_hw = graph.tensors[op.output].shape[2:]
         x = graph.tensors[op.x]
         geometry = Geometry(op.weights.shape[2:], op.strides, op.pads[:2], op.dilations)
-        weights, fold = _dense(op), None
+        weights, fold, kernels = _dense(op), None, []
         if op.x in self.packed:
-            fold = self._fold(op, geometry)
-            # One channel of the folded reduction per byte: ([ky,] kx, c) with c fastest.
-            rows = geometry.kernel[0]
-            weights = weights.transpose(0, 3, 1, 2).reshape(len(weights), -1, rows, 1)
-            if not fold.by_row:
-                weights = weights.transpose(0, 2, 1, 3).reshape(len(weights), -1, 1, 1)
+            fold = self._fold(op)
             pitch = layout.packed_pitch(x.shape[1], x.shape[3], config.rows)
-            main = Source(op.x, x.shape[2], pitch, 1, (geometry,), x.zero, False, packed=True)
-            geometry = POINTWISE if not fold.by_row else _row_geometry(geometry)
+            main = Source(op.x, x.shape[2], pitch, 1, (fold.geometry,), x.zero, False, packed=True)
+            geometry = _row_geometry(geometry) if fold.by_row else POINTWISE
+            w = -(-w // fold.side)
+            kernels = [_folded(weights, p * op.strides[1], fold) for p in range(fold.side)]
         else:
-            out_hw = (h, w)
-            h, w = _flat(h, w, [geometry])
-            in_hw = x.shape[2:] if (h, w) == out_hw else (h, w)
+            h, w = out_hw = _flat(h, w, [geometry])
+            in_hw = x.shape[2:] if h > 1 or geometry != POINTWISE else (h, w)
             main = self._source(op.x, [geometry], in_hw, False)
+            kernels = [weights]
         total = weights.reshape(len(weights), -1).sum(1, dtype=np.int64)
         params = self._params(op, op.bias.astype(np.int64) - x.zero * total, op.scale, config.lanes)
         sources, combine = (main,), None
@@ -314,48 +314,63 @@ class Lowering:
             sources = (main, self._source(r.other, [POINTWISE], (h, w), True))
             combine = self._add(op, requant, r.mid_zero, r.other, r.conv_ratio, r.other_ratio)
             requant = Requant(r.mid_zero, r.mid_low, r.mid_high)
-        passes = [(0, geometry, part) for part in _int8_parts(weights)]
         return self._array(
             layer,
             op,
             (h, w),
-            (h, w),
+            out_hw,
             sources,
-            [(0, 0, passes)],
-            params,
+            [
+                (0, p, [(0, geometry, part) for part in _int8_parts(kernel)])
+                for p, kernel in enumerate(kernels)
+            ],
+            np.concatenate([params] * len(kernels)),
+            steps=(1, len(kernels)),
             requant=requant,
             combine=combine,
             fold=fold,
             table=self._table(op.activation.values if op.activation else None),
         )
 
-    def _fold(self, op: Conv, geometry: Geometry) -> Fold:
-        """Whole kernels, or kernel rows where that is faster and the gathered image fits: gathering
-        and the array work at the same time, the slower one counts."""
-        rows = self.config.rows
+    def _fold(self, op: Conv) -> Fold:
+        """Whole kernels or kernel rows, for one output or several side by side, whatever is
+        fastest: gathering and the array work at the same time, the slower one counts."""
+        config = self.config
         _, channels, in_h, in_w = self.graph.tensors[op.x].shape
         h, w = self.graph.tensors[op.output].shape[2:]
-        kh, kw = geometry.kernel
-        whole = geometry.dilations[1] == 1
-        runs, run = (1, channels * kw) if whole else (kw, channels)
-        per_kernel = layout.blocks_of(kh * kw * channels, rows)
-        per_row = layout.blocks_of(kw * channels, rows)
-        columns = -(-len(op.weights) // self.config.cols)
-        # A run at a random byte touches (run + rows - 1) / rows words on average.
-        gather = w * runs * (run + rows - 1) / rows
-        kernels = max(h * kh * gather, h * w * per_kernel * columns)
-        by_row = max(in_h * gather, h * w * kh * per_row * columns)
-        fits = in_h * w * per_row <= self.config.scratchpad_words // 3
-        choice = fits and by_row < kernels
-        return Fold(
-            runs=runs,
-            run=run,
-            geometry=geometry,
-            channels=channels,
-            in_w=channels * in_w,
-            words=per_row if choice else per_kernel,
-            by_row=choice,
-        )
+        kh, kw = op.weights.shape[2:]
+        stride, dilation = op.strides[1], op.dilations[1]
+        columns = -(-len(op.weights) // config.cols)
+        best, chosen = None, None
+        for by_row in (False, True):
+            for side in range(1, MAX_SIDE + 1):
+                span = (side - 1) * stride + kw
+                whole = dilation == 1
+                runs, run = (1, channels * span) if whole else (kw, channels)
+                step = channels * stride * side
+                words = layout.blocks_of((1 if by_row else kh) * runs * run, config.rows)
+                if side > 1 and (not whole or op.residual or run > 255 or step > 255 or w < side):
+                    break
+                held = 4 * (kh + op.strides[0]) * -(-w // side) * words
+                if by_row and held > config.scratchpad_words // 3:
+                    continue
+                # A run at a random byte touches (run + rows - 1) / rows words on average.
+                gather = -(-w // side) * runs * (run + config.rows - 1) / config.rows
+                gather *= in_h if by_row else h * kh
+                array = h * side * -(-w // side) * words * (kh if by_row else 1) * columns
+                cost = max(gather, array), gather + array
+                if best is None or cost < best:
+                    best = cost
+                    geometry = Geometry(
+                        (kh, span if whole else kw),
+                        (op.strides[0], stride * side),
+                        op.pads[:2],
+                        op.dilations,
+                    )
+                    chosen = Fold(
+                        runs, run, geometry, channels, channels * in_w, words, by_row, side
+                    )
+        return chosen
 
     def _transposed(self, layer: int, op: ConvTranspose) -> Stage:
         """Output rows py + i * s take the kernel rows k = py + p (mod s), in reverse order."""
@@ -560,6 +575,18 @@ class Lowering:
             combine=combine,
             table=self._table(values),
         )
+
+
+def _folded(weights: np.ndarray, first: int, fold: Fold) -> np.ndarray:
+    """The kernel (O, C, kh, kw) over a gathered window, its columns from column ``first`` of the
+    window: one channel of the reduction per byte, (ky, kx, c) with c fastest."""
+    o, c, kh, kw = weights.shape
+    wide = np.zeros((o, c, kh, fold.geometry.kernel[1]), weights.dtype)
+    wide[..., first : first + kw] = weights
+    by_tap = wide.transpose(0, 2, 3, 1)
+    if fold.by_row:
+        return by_tap.reshape(o, kh, -1).transpose(0, 2, 1)[..., None]
+    return by_tap.reshape(o, -1, 1, 1)
 
 
 def _row_geometry(g: Geometry) -> Geometry:

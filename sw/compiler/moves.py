@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from isa import Config, Engine, LoadTarget, Opcode
+from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource
 from sw.compiler.plan import Plan, Region, cuts, input_extent, output_extent
 from sw.compiler.stages import Source, Stage
 from sw.compiler.stream import CommandStream, Memory, Span
@@ -13,6 +13,8 @@ LOAD_WORDS = 1024
 """Activation words one LOAD brings, about."""
 
 MAX_COUNT = 0xFFFF
+MAX_GROUPS = 0xFF
+"""Of one POST command."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Mover:
         self._slots: dict[tuple, int] = {}
         self._made: set[str] = {s.op.output for s in stages}
         self._loaded: set[str] = set()
+        self._origins: dict[str, int] = dict.fromkeys(plan.rolls, 0)
 
     def _transfer(
         self,
@@ -173,7 +176,54 @@ class Mover:
         if source.tensor in self.plan.resident:
             view = self.resident_view(source, region.n)
             return replace(view, base=view.base + first * view.block)
+        if source.tensor in self.plan.rolls:
+            y, _, h, _ = input_extent(source, region)
+            view = self._rolling_view(source.tensor, y, h)
+            return replace(view, base=view.base + first * view.block)
         return self.load_part(i, k, source, region, first, count)
+
+    def _rolling_view(self, tensor: str, y: int, h: int) -> View:
+        """Rows of a tensor that slides through the scratchpad."""
+        roll = self.plan.rolls[tensor]
+        base = self.plan.addresses[("tensor", tensor)] + (y - self._origins[tensor]) * roll.width
+        return View(base, roll.width, roll.rows * roll.width, y, 0, h, roll.width)
+
+    def slide(self, i: int, stripe: int) -> None:
+        """Make room for a stripe of a stage's output; rows still to be read come along."""
+        stage = self.stages[i]
+        tensor = stage.op.output
+        roll = self.plan.rolls[tensor]
+        y, end = roll.kept[stripe]
+        old = self._rolling_view(tensor, y, end - y) if y < end else None
+        self._origins[tensor] = roll.origins[stripe]
+        if old is not None:
+            self.copy(i, old, self._rolling_view(tensor, y, end - y), stage.blocks)
+
+    def copy(self, i: int, source: View, out: View, blocks: int) -> None:
+        """Copy a rectangle of a tensor within the scratchpad."""
+        per_word = self.config.rows // self.config.lanes
+        for block, count in cuts(blocks, MAX_GROUPS // per_word):
+            fields = dict(
+                source=PostSource.SCRATCHPAD,
+                op=PostOp.NONE,
+                groups=count * per_word,
+                out_w=out.w,
+                out_h=out.h,
+                out=out.at(out.y, out.x, block),
+                out_pitch=out.pitch,
+                out_step=1,
+                out_block=out.block,
+                a=source.at(out.y, out.x, block),
+                a_pitch=source.pitch,
+                a_block=source.block,
+            )
+            self.stream.emit(
+                Opcode.POST,
+                fields,
+                [source.span(block, count, 0, 0, out.h, out.w)],
+                [out.span(block, count, 0, 0, out.h, out.w)],
+                layer=i,
+            )
 
     def load_part(
         self, i: int, k: int, source: Source, region: Region, first: int, count: int
@@ -210,13 +260,17 @@ class Mover:
             base += (region.n * stage.blocks + group * stage.group_words) * size
             return View(base, stage.out_w, size, 0, 0, stage.out_h, stage.out_w)
         y, x, h, w = output_extent(stage, region)
+        if stage.op.output in self.plan.rolls:
+            view = self._rolling_view(stage.op.output, y, h)
+            return replace(view, base=view.base + group * stage.group_words * view.block)
         return View(self.slot("out", i), w, h * w, y, x, h, w)
 
     def store(self, i: int, region: Region, group: int, view: View) -> None:
         """Store a finished group where DRAM needs it."""
         stage = self.stages[i]
         name = stage.op.output
-        if name in self.plan.resident and name not in self.stored:
+        on_chip = name in self.plan.resident or name in self.plan.rolls
+        if on_chip and name not in self.stored:
             return
         first = group * stage.group_words
         count = min(stage.group_words, stage.blocks - first)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from isa import Config
 from sw.compiler.stages import Geometry, Source, Stage
+from sw.compiler.stripes import Chain, Roll, in_rows, order, roll, row_ends
 from sw.graph import Graph, ModelError
 
 DECENT_REGION = 256
@@ -75,6 +76,12 @@ class Plan:
 
     resident: set[str]
     stages: list[StagePlan]
+    order: list[tuple[int, int]]
+    """Stage and region, as they are carried out."""
+    chain: list[Chain]
+    """By stage."""
+    rolls: dict[str, Roll]
+    """Tensors that pass through the scratchpad row by row."""
     addresses: dict[tuple, int] = field(default_factory=dict)
 
 
@@ -121,6 +128,10 @@ def pack(buffers: list[Buffer]) -> tuple[dict[tuple, int], int]:
     return addresses, top
 
 
+def _in(i: int, life: tuple[int, int]) -> bool:
+    return life[0] <= i <= life[1]
+
+
 def cuts(size: int, step: int) -> list[tuple[int, int]]:
     """``size`` in equal pieces of at most ``step``: (start, length)."""
     pieces = -(-size // step)
@@ -157,30 +168,59 @@ def _shapes(stage: Stage, most: int) -> Iterator[tuple[int, int]]:
         pieces += max(1, pieces // 4)
 
 
+class DoesNotFit(ModelError):
+    """A chain that does not fit in the scratchpad."""
+
+    def __init__(self, chain: Chain, sentence: str):
+        super().__init__(sentence)
+        self.chain = chain
+
+
 class Planner:
     """Plans the stages of a graph."""
 
-    def __init__(self, graph: Graph, stages: list[Stage], config: Config, stored: set[str]):
-        """``stored``: tensors that must be in DRAM at the end (they may be resident as well)."""
+    def __init__(
+        self,
+        graph: Graph,
+        stages: list[Stage],
+        config: Config,
+        stored: set[str],
+        chains: Iterable[Chain] = (),
+    ):
+        """``stored``: tensors that must be in DRAM at the end (they may be resident as well).
+        ``chains``: what is to be fused."""
         self.graph = graph
-        self.stages = stages
+        self.stages = list(stages)
         self.config = config
         self.stored = stored
+        self.chain = [Chain(i, i) for i in range(len(stages))]
+        for chain in chains:
+            for i in chain.stages:
+                self.chain[i] = chain
+                self.stages[i] = in_rows(stages[i], graph)
         self.life: dict[str, tuple[int, int]] = {}
         self.words: dict[str, int] = {}
-        for i, stage in enumerate(stages):
+        readers: dict[str, set[Chain]] = {}
+        for stage, chain in zip(self.stages, self.chain):
             out = stage.op.output
-            self.life[out] = (i, i)
+            self.life[out] = (chain.first, chain.last)
             self.words[out] = stage.batch * stage.blocks * stage.out_h * stage.out_w
             for s in stage.sources:
-                first = self.life.get(s.tensor, (i, i))[0]
-                self.life[s.tensor] = (first, i)
+                first = self.life.get(s.tensor, (chain.first, 0))[0]
+                self.life[s.tensor] = (first, chain.last)
                 self.words.setdefault(s.tensor, stage.batch * s.blocks * s.h * s.w)
+                readers.setdefault(s.tensor, set()).add(chain)
+        self.within = {
+            stage.op.output
+            for stage, chain in zip(self.stages, self.chain)
+            if chain.fused and readers.get(stage.op.output) == {chain}
+        }
+        """Tensors that pass from stage to stage of one chain and are read nowhere else."""
 
     def plan(self) -> Plan:
         """Raises :class:`ModelError` naming a stage that does not fit in the scratchpad at all."""
         capacity = self.config.scratchpad_words
-        resident = {t for t, words in self.words.items() if words <= capacity}
+        resident = {t for t, words in self.words.items() if words <= capacity} - self.within
         while True:
             plan, culprit = self._try(resident)
             if plan is not None:
@@ -194,27 +234,32 @@ class Planner:
         for i, stage in enumerate(self.stages):
             if stage.fixed_words:
                 # Loaded while the stage before works.
-                buffers.append(Buffer(("fixed", i), stage.fixed_words, max(i - 1, 0), i))
-        plans = []
-        for i, stage in enumerate(self.stages):
-            used = sum(b.words for b in buffers if b.first <= i <= b.last)
-            candidates = [t for t in resident if self.life[t][0] <= i <= self.life[t][1]]
+                first, last = self.chain[i].first, self.chain[i].last
+                buffers.append(Buffer(("fixed", i), stage.fixed_words, max(first - 1, 0), last))
+        plans: list[StagePlan] = []
+        rolls: dict[str, Roll] = {}
+        while len(plans) < len(self.stages):
+            chain = self.chain[len(plans)]
+            used = max(sum(b.words for b in buffers if b.first <= i <= b.last) for i in chain.stages)
+            alive = [t for t in resident if any(_in(i, self.life[t]) for i in chain.stages)]
             chosen = None
             for decent in (True, False):
-                chosen = self._choose(stage, resident, capacity - used, decent)
+                chosen = self._choose(chain, resident, capacity - used, decent)
                 if chosen is not None:
                     break
-                if candidates:
-                    return None, max(candidates, key=self._cost)
+                if alive:
+                    return None, max(alive, key=self._cost)
             if chosen is None:
-                raise ModelError(
-                    f"node {stage.op.name}: its smallest piece does not fit in the scratchpad of "
-                    f"{capacity} words of {self.config.rows} bytes"
-                )
-            plans.append(chosen)
+                raise DoesNotFit(chain, self._refusal(chain.first))
+            plans += chosen[0]
+            rolls |= chosen[1]
+            buffers += [Buffer(("tensor", t), r.words, *self.life[t]) for t, r in chosen[1].items()]
         for i, p in enumerate(plans):
+            chain = self.chain[i]
             for role, (words, copies) in p.buffers.items():
-                buffers += [Buffer((role, i, c), words, i, i) for c in range(copies)]
+                buffers += [
+                    Buffer((role, i, c), words, chain.first, chain.last) for c in range(copies)
+                ]
         # A buffer that is reused at once makes its new user wait for the old one: leave a pause of
         # some stages where there is room.
         for pause in (3, 2, 1, 0):
@@ -231,12 +276,26 @@ class Planner:
             i = max(range(len(load)), key=load.__getitem__)
             alive = [t for t in resident if self.life[t][0] <= i <= self.life[t][1]]
             if not alive and not resident:
-                raise ModelError(
-                    f"node {self.stages[i].op.name}: does not fit in the scratchpad of {capacity} "
-                    "words"
-                )
+                raise DoesNotFit(self.chain[i], self._refusal(i))
             return None, max(alive or sorted(resident), key=self._cost)
-        return Plan(resident, plans, addresses), None
+        return Plan(resident, plans, self._order(plans), self.chain, rolls, addresses), None
+
+    def _refusal(self, i: int) -> str:
+        return (
+            f"node {self.stages[i].op.name}: its smallest piece does not fit in the scratchpad of "
+            f"{self.config.scratchpad_words} words of {self.config.rows} bytes"
+        )
+
+    def _order(self, plans: list[StagePlan]) -> list[tuple[int, int]]:
+        out = []
+        for chain in dict.fromkeys(self.chain):
+            if chain.fused:
+                steps = order(self.stages, chain)
+                for n in range(self.stages[chain.first].batch):
+                    out += [(i, n * chain.stripes + s) for i, s in steps]
+            else:
+                out += [(chain.first, r) for r in range(len(plans[chain.first].regions))]
+        return out
 
     def _cost(self, tensor: str) -> tuple[int, str]:
         """How much scratchpad, over time, keeping the tensor takes."""
@@ -244,6 +303,35 @@ class Planner:
         return self.words[tensor] * (last - first + 1), tensor
 
     def _choose(
+        self, chain: Chain, resident: set[str], budget: int, decent: bool
+    ) -> tuple[list[StagePlan], dict[str, Roll]] | None:
+        """Plans of a chain's stages whose buffers fit in ``budget`` words."""
+        if chain.fused:
+            return self._stripes(chain, resident, budget)
+        plan = self._choose_regions(self.stages[chain.first], resident, budget, decent)
+        return plan and ([plan], {})
+
+    def _stripes(
+        self, chain: Chain, resident: set[str], budget: int
+    ) -> tuple[list[StagePlan], dict[str, Roll]] | None:
+        ends = row_ends(self.stages, chain)
+        plans, rolls = [], {}
+        for i in chain.stages:
+            stage = self.stages[i]
+            rows = list(zip([0, *ends[i]], ends[i]))
+            if any(a == b for a, b in rows):
+                return None
+            regions = [
+                Region(n, a, 0, b - a, stage.w) for n in range(stage.batch) for a, b in rows
+            ]
+            plans.append(StagePlan(regions, self._buffers(stage, resident, regions, 2)))
+            if stage.op.output in self.within:
+                rolls[stage.op.output] = roll(self.stages, chain, i, ends)
+        words = sum(n * copies for p in plans for n, copies in p.buffers.values())
+        words += sum(r.words for r in rolls.values())
+        return (plans, rolls) if words <= budget else None
+
+    def _choose_regions(
         self, stage: Stage, resident: set[str], budget: int, decent: bool
     ) -> StagePlan | None:
         """The largest regions whose buffers fit in ``budget`` words: doubled, so that loads and
@@ -309,7 +397,7 @@ class Planner:
         slots = copies if len(regions) * stage.groups > 1 else 1
         out: dict[str | int, tuple[int, int]] = {}
         for k, source in enumerate(stage.sources):
-            if source.tensor in resident:
+            if source.tensor in resident or source.tensor in self.within:
                 continue
             area = max(math.prod(input_extent(source, r)[2:]) for r in regions)
             if source.per_group:
@@ -318,10 +406,13 @@ class Planner:
                 out[k] = (area * source.blocks, twice)
         if stage.fold is not None:
             if stage.fold.by_row:
-                out["im2col"] = (stage.sources[0].h * stage.w * stage.fold.words, 1)
+                # The rows of some regions: gathered for one while others are still being read.
+                source = stage.sources[0]
+                rows = min(source.h, 2 * copies * max(input_extent(source, r)[2] for r in regions))
+                out["im2col"] = (rows * stage.w * stage.fold.words, 1)
             else:
                 out["im2col"] = (pixels * stage.fold.words, twice)
-        if stage.op.output not in resident:
+        if stage.op.output not in resident and stage.op.output not in self.within:
             area = max(math.prod(output_extent(stage, r)[2:]) for r in regions)
             out["out"] = (area * stage.group_words, slots)
         return out

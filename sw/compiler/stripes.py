@@ -1,0 +1,168 @@
+"""Depth-first execution: a chain of stages carried out in stripes of rows, so that what passes
+between them needs a few rows of scratchpad, not a whole tensor and not DRAM.
+
+Stripe s of a stage makes the rows that stripe s of its consumers needs beyond those made already;
+nothing is computed twice. Between two stages lie the rows still needed, in a buffer that slides
+down the image: rows follow each other until the buffer is full, then those still needed are copied
+to its start. Every stage runs one stripe behind its producers, so that no engine waits for what it
+has just been given to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sw.compiler.stages import Stage
+from sw.graph import Graph
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Consecutive stages ``first``..``last`` carried out in stripes; a single stage: as it is."""
+
+    first: int
+    last: int
+    stripes: int = 1
+
+    @property
+    def stages(self) -> range:
+        return range(self.first, self.last + 1)
+
+    @property
+    def fused(self) -> bool:
+        return self.last > self.first
+
+
+@dataclass(frozen=True)
+class Roll:
+    """The rows of a tensor that lie in the scratchpad at a time."""
+
+    rows: int
+    """Rows that the buffer holds."""
+    width: int
+    blocks: int
+    origins: tuple[int, ...]
+    """By stripe: the row at the buffer's start while and after it is made."""
+    kept: tuple[tuple[int, int], ...]
+    """By stripe: the rows (first, end) copied to the start before it is made."""
+
+    @property
+    def words(self) -> int:
+        return self.rows * self.width * self.blocks
+
+
+def in_rows(stage: Stage, graph: Graph) -> Stage:
+    """A stage that sees its images as one row, with rows again."""
+    h, w = graph.tensors[stage.op.output].shape[2:]
+    if (stage.out_h, stage.out_w) == (h, w):
+        return stage
+    sources = tuple(
+        s if s.broadcast or s.packed else dataclasses.replace(s, h=shape[2], w=shape[3])
+        for s in stage.sources
+        for shape in [graph.tensors[s.tensor].shape]
+    )
+    return dataclasses.replace(stage, h=h, w=w, out_h=h, out_w=w, sources=sources)
+
+
+def depths(stages: list[Stage], chain: Chain) -> dict[int, int]:
+    """By stage: how many stripes it runs behind the first."""
+    made = {stages[i].op.output: i for i in chain.stages}
+    out: dict[int, int] = {}
+    for i in chain.stages:
+        before = [made[s.tensor] for s in stages[i].sources if made.get(s.tensor, i) < i]
+        out[i] = max((out[k] + 1 for k in before), default=0)
+    return out
+
+
+def row_ends(stages: list[Stage], chain: Chain) -> dict[int, list[int]]:
+    """By stage and stripe: the row (of a phase) up to which its output has been made."""
+    ends: dict[int, list[int]] = {}
+    needed: dict[str, list[int]] = {}
+    for i in reversed(chain.stages):
+        stage = stages[i]
+        step = stage.steps[0]
+        wanted = needed.get(stage.op.output)
+        if wanted is None:  # nobody in the chain reads it: it is made in even stripes
+            own = [stage.h * (s + 1) // chain.stripes for s in range(chain.stripes)]
+        else:
+            own = [min(-(-row // step), stage.h) for row in wanted]
+            own[-1] = stage.h
+        ends[i] = own
+        for source in stage.sources:
+            rows = needed.setdefault(source.tensor, [0] * chain.stripes)
+            before = 0
+            for s, end in enumerate(own):
+                if end > before:
+                    high = 1 if source.broadcast else source.span(0, before, end - before)[1]
+                    rows[s] = max(rows[s], high)
+                rows[s] = max(rows[s], rows[s - 1] if s else 0)
+                before = end
+    return ends
+
+
+def roll(stages: list[Stage], chain: Chain, producer: int, ends: dict[int, list[int]]) -> Roll:
+    """The smallest buffer for the output of a stage of the chain in which it can be made while the
+    stripe before is still being read."""
+    stage = stages[producer]
+    tensor, depth = stage.op.output, depths(stages, chain)
+    made = [min(end * stage.steps[0], stage.out_h) for end in ends[producer]]
+    lows: list[int] = []  # by stripe: the first row that is still to be read when it is made
+    early: list[int] = []  # the same, one stripe of every reader earlier
+    for t in range(chain.stripes):
+        low = [made[t]]
+        before = [made[t]]
+        for i in chain.stages:
+            for source in stages[i].sources:
+                if source.tensor != tensor:
+                    continue
+                first = t - (depth[i] - depth[producer]) + 1
+                low += _starts(source, ends[i], first)
+                before += _starts(source, ends[i], first - 1)
+        lows.append(min(low))
+        early.append(min(before))
+    rows = max(end - low for end, low in zip(made, early))
+    while True:
+        rows = min(rows, stage.out_h)
+        placed = _slide(made, lows, rows)
+        if placed is not None:
+            return Roll(rows, stage.out_w, stage.blocks, *placed)
+        rows += 1
+
+
+def _starts(source, ends: list[int], first: int) -> list[int]:
+    """The first rows that the stripes from ``first`` on read."""
+    out = []
+    for s in range(max(first, 0), len(ends)):
+        before = ends[s - 1] if s else 0
+        if ends[s] > before:
+            out.append(0 if source.broadcast else source.span(0, before, ends[s] - before)[0])
+    return out
+
+
+def _slide(
+    made: list[int], lows: list[int], rows: int
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]] | None:
+    """Origins and copies of a buffer of so many rows; None: too small."""
+    origin = end = 0
+    origins, kept = [], []
+    for high, low in zip(made, lows):
+        keep = (0, 0)
+        if high - origin > rows:
+            if high - low > rows or end - low > low - origin:
+                return None
+            origin, keep = low, (low, max(low, end))
+        origins.append(origin)
+        kept.append(keep)
+        end = high
+    return tuple(origins), tuple(kept)
+
+
+def order(stages: list[Stage], chain: Chain) -> list[tuple[int, int]]:
+    """The (stage, stripe) of a fused chain for one image, as they are carried out."""
+    depth = depths(stages, chain)
+    out = []
+    for t in range(chain.stripes + max(depth.values())):
+        for i in reversed(chain.stages):
+            if 0 <= t - depth[i] < chain.stripes:
+                out.append((i, t - depth[i]))
+    return out

@@ -1,14 +1,15 @@
 """The compiler: a quantised graph and a configuration to a program.
 
-Passes: lowering (:mod:`~sw.compiler.lowering`), planning (:mod:`~sw.compiler.plan`), emission
+Passes: lowering (:mod:`~sw.compiler.lowering`), the search for a schedule
+(:mod:`~sw.compiler.search`), planning (:mod:`~sw.compiler.plan`), emission
 (:mod:`~sw.compiler.emit`) into a command stream that derives its own tokens
 (:mod:`~sw.compiler.stream`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,12 +17,16 @@ from isa import Config, Opcode
 from sw import layout
 from sw.compiler.emit import Emitter
 from sw.compiler.lowering import Lowering
-from sw.compiler.plan import Buffer, Plan, Planner, pack
+from sw.compiler.plan import PLAIN, Buffer, Plan, Planner, pack
+from sw.compiler.search import best_schedule, fast_schedule
 from sw.compiler.stages import Stage
 from sw.compiler.stream import CommandStream
-from sw.compiler.stripes import Chain
+from sw.compiler.stripes import Schedule
 from sw.graph import Graph, ModelError, macs
 from sw.program import Layer, Placement, Program
+
+Optimise = Literal["fast", "best"]
+"""How long to search for a schedule."""
 
 ALIGN = 4096
 """Alignment of the parts of the DRAM window: one AXI burst never crosses 4 KiB."""
@@ -77,66 +82,104 @@ def _place_tensors(
     return {key[0]: at for key, at in addresses.items()}, top
 
 
+class Compiler:
+    """A graph lowered for a configuration, to be compiled by one schedule or another."""
+
+    def __init__(self, graph: Graph, config: Config):
+        """Raises :class:`~sw.graph.ModelError` for what the configuration's engines cannot do."""
+        lowering = Lowering(graph, config)
+        self.graph, self.config = graph, config
+        self.stages = lowering.stages()
+        self.packed = lowering.packed
+        self.constants = _constants(self.stages, config)
+
+    def planner(self, schedule: Schedule = PLAIN, *, dump: bool = False) -> Planner:
+        """A planner; ``dump`` as in :func:`compile_graph`."""
+        stored = {p.tensor for p in self.graph.outputs}
+        if dump:
+            stored |= {op.output for op in self.graph.ops}
+        planner = Planner(self.graph, self.stages, self.config, stored, schedule)
+        for name in stored - set(planner.words):
+            raise ModelError(f"output {name}: is a graph input, nothing computes it")
+        return planner
+
+    def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
+        """Raises :class:`~sw.graph.ModelError` for what does not fit."""
+        graph, config, constants = self.graph, self.config, self.constants
+        planner = self.planner(schedule, dump=dump)
+        plan = planner.plan()
+        tensors, tensor_bytes = _place_tensors(planner, plan, graph, config, dump)
+
+        # Commands come first, but their number is only known behind emission: emit from 0, then
+        # move.
+        constants_bytes = align(len(constants.data))
+        total = constants_bytes + tensor_bytes
+        if total >= MAX_MEMORY:
+            raise ModelError(
+                f"model {graph.name}: weights and tensors take {total} bytes of DRAM, over "
+                f"{MAX_MEMORY}"
+            )
+        unit = min(config.vector_bytes, config.weight_vector_bytes)
+        stream = CommandStream(config, align(total), unit)
+        dram = {name: constants_bytes + at for name, at in tensors.items()}
+        stages, stored = planner.stages, planner.stored
+        Emitter(config, stages, plan, stream, dram, constants.offsets, stored).emit()
+        stream.check_tokens()
+
+        shift = align(8 * len(stream.words()))
+        for c in stream.commands:
+            if c.opcode in (Opcode.LOAD, Opcode.STORE):
+                c.fields["dram"] += shift
+        words = stream.words()
+        image = bytearray(shift + len(constants.data))
+        image[: 8 * len(words)] = np.array(words, "<u8").tobytes()
+        image[shift:] = constants.data
+        inputs = {p.tensor for p in graph.inputs}
+        placements = {}
+        for name, at in dram.items():
+            size = planner.words[name] * config.vector_bytes
+            kind = "packed" if name in self.packed else "blocked"
+            if name in stored or name in inputs:
+                placements[name] = Placement(graph.tensors[name], at + shift, size, kind)
+        return Program(
+            model=graph.name,
+            config=config,
+            image=bytes(image),
+            command_offset=0,
+            command_words=len(words),
+            memory_bytes=align(shift + total),
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            tensors=placements,
+            layers=[
+                Layer(
+                    op.name, op.op_type, op.output, graph.tensors[op.output].shape, macs(op, graph)
+                )
+                for op in graph.ops
+            ],
+            command_layers=[c.layer for c in stream.commands],
+        )
+
+
+def choose_schedule(graph: Graph, config: Config, optimise: Optimise = "fast") -> Schedule:
+    """The schedule that the search finds; see :mod:`~sw.compiler.search`.
+
+    Raises :class:`~sw.graph.ModelError` as :func:`compile_graph`."""
+    compiler = Compiler(graph, config)
+    schedule = fast_schedule(compiler.planner())
+    return best_schedule(compiler.program, schedule) if optimise == "best" else schedule
+
+
 def compile_graph(
-    graph: Graph, config: Config, *, dump: bool = False, chains: Iterable[Chain] = ()
+    graph: Graph, config: Config, *, dump: bool = False, schedule: Schedule | None = None
 ) -> Program:
     """Compile for a configuration.
 
     ``dump``: also store every intermediate tensor in DRAM, so that each layer can be compared.
+    ``schedule``: None: the one of the fast search.
     Raises :class:`~sw.graph.ModelError` for what does not fit.
     """
-    lowering = Lowering(graph, config)
-    stages = lowering.stages()
-    stored = {p.tensor for p in graph.outputs}
-    if dump:
-        stored |= {op.output for op in graph.ops}
-    planner = Planner(graph, stages, config, stored, chains)
-    for name in stored - set(planner.words):
-        raise ModelError(f"output {name}: is a graph input, nothing computes it")
-    plan = planner.plan()
-    constants = _constants(stages, config)
-    tensors, tensor_bytes = _place_tensors(planner, plan, graph, config, dump)
-
-    # Commands come first, but their number is only known behind emission: emit from 0, then move.
-    constants_bytes = align(len(constants.data))
-    total = constants_bytes + tensor_bytes
-    if total >= MAX_MEMORY:
-        raise ModelError(
-            f"model {graph.name}: weights and tensors take {total} bytes of DRAM, over {MAX_MEMORY}"
-        )
-    unit = min(config.vector_bytes, config.weight_vector_bytes)
-    stream = CommandStream(config, align(total), unit)
-    dram = {name: constants_bytes + at for name, at in tensors.items()}
-    Emitter(config, planner.stages, plan, stream, dram, constants.offsets, stored).emit()
-    stream.check_tokens()
-
-    shift = align(8 * len(stream.words()))
-    for c in stream.commands:
-        if c.opcode in (Opcode.LOAD, Opcode.STORE):
-            c.fields["dram"] += shift
-    words = stream.words()
-    image = bytearray(shift + len(constants.data))
-    image[: 8 * len(words)] = np.array(words, "<u8").tobytes()
-    image[shift:] = constants.data
-    placements = {}
-    for name, at in dram.items():
-        size = planner.words[name] * config.vector_bytes
-        kind = "packed" if name in lowering.packed else "blocked"
-        if dump or name in stored or any(p.tensor == name for p in graph.inputs):
-            placements[name] = Placement(graph.tensors[name], at + shift, size, kind)
-    return Program(
-        model=graph.name,
-        config=config,
-        image=bytes(image),
-        command_offset=0,
-        command_words=len(words),
-        memory_bytes=align(shift + total),
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        tensors=placements,
-        layers=[
-            Layer(op.name, op.op_type, op.output, graph.tensors[op.output].shape, macs(op, graph))
-            for op in graph.ops
-        ],
-        command_layers=[c.layer for c in stream.commands],
-    )
+    compiler = Compiler(graph, config)
+    if schedule is None:
+        schedule = fast_schedule(compiler.planner())
+    return compiler.program(schedule, dump=dump)

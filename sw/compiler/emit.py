@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from sw.compiler.moves import Mover, View
 from sw.compiler.plan import (
-    TILE,
     Plan,
     Region,
     StagePlan,
     cuts,
     input_extent,
     part_of,
+    tiles,
 )
 from sw.compiler.stages import Geometry, Pass, Phase, Stage, WeightRun
 from sw.compiler.stream import CommandStream, Memory, Span, run
@@ -158,17 +157,6 @@ class Emitter(Mover):
 
     # CONV and POST -------------------------------------------------------------------------------
 
-    def _tiles(self, region: Region) -> Iterator[Region]:
-        """The region in pieces of about TILE outputs that an accumulator half holds."""
-        limit = min(TILE, self.config.acc_half)
-        if region.w > limit:
-            rows, columns = 1, limit
-        else:
-            rows, columns = max(1, limit // region.w), region.w
-        for y, h in cuts(region.h, rows):
-            for x, w in cuts(region.w, columns):
-                yield Region(region.n, region.y + y, region.x + x, h, w)
-
     def _array(
         self,
         i: int,
@@ -190,7 +178,7 @@ class Emitter(Mover):
             if part.h <= 0 or part.w <= 0:
                 continue
             for column in range(group * per_group, min((group + 1) * per_group, total)):
-                for tile in self._tiles(part):
+                for tile in tiles(part, config):
                     self._half ^= 1
                     self._conv(i, stage, p, column, tile, views)
                     self._post(i, stage, phase, group, column, tile, views, out)

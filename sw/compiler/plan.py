@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from isa import Config
 from sw.compiler.stages import Geometry, Source, Stage
-from sw.compiler.stripes import Chain, Roll, in_rows, order, roll, row_ends
+from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
 from sw.graph import Graph, ModelError
 
 DECENT_REGION = 256
@@ -31,6 +31,9 @@ stage begin early; a window stage reads the rows between two regions twice."""
 
 FOLD_REGION = 128
 """Outputs per region of a folded stage: small, so that im2col overlaps with the array."""
+
+
+PLAIN = Schedule()
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,18 @@ def cuts(size: int, step: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in zip(edges, edges[1:])]
 
 
+def tiles(region: Region, config: Config) -> Iterator[Region]:
+    """The region in pieces of about TILE outputs that an accumulator half holds."""
+    limit = min(TILE, config.acc_half)
+    if region.w > limit:
+        rows, columns = 1, limit
+    else:
+        rows, columns = max(1, limit // region.w), region.w
+    for y, h in cuts(region.h, rows):
+        for x, w in cuts(region.w, columns):
+            yield Region(region.n, region.y + y, region.x + x, h, w)
+
+
 def grid(stage: Stage, h: int, w: int) -> list[Region]:
     """The stage's output in regions of at most ``h`` x ``w``."""
     return [
@@ -168,6 +183,12 @@ def _shapes(stage: Stage, most: int) -> Iterator[tuple[int, int]]:
         pieces += max(1, pieces // 4)
 
 
+def _total(plans: list[StagePlan], rolls: dict[str, Roll]) -> int:
+    """Words of all buffers of a chain."""
+    buffers = sum(words * copies for p in plans for words, copies in p.buffers.values())
+    return buffers + sum(r.words for r in rolls.values())
+
+
 class DoesNotFit(ModelError):
     """A chain that does not fit in the scratchpad."""
 
@@ -185,16 +206,17 @@ class Planner:
         stages: list[Stage],
         config: Config,
         stored: set[str],
-        chains: Iterable[Chain] = (),
+        schedule: Schedule = PLAIN,
     ):
-        """``stored``: tensors that must be in DRAM at the end (they may be resident as well).
-        ``chains``: what is to be fused."""
+        """``stored``: tensors that must be in DRAM at the end (they may be resident as well)."""
         self.graph = graph
+        self._alone = stages
         self.stages = list(stages)
         self.config = config
         self.stored = stored
         self.chain = [Chain(i, i) for i in range(len(stages))]
-        for chain in chains:
+        self.regions = dict(schedule.regions)
+        for chain in schedule.chains:
             for i in chain.stages:
                 self.chain[i] = chain
                 self.stages[i] = in_rows(stages[i], graph)
@@ -216,6 +238,14 @@ class Planner:
             if chain.fused and readers.get(stage.op.output) == {chain}
         }
         """Tensors that pass from stage to stage of one chain and are read nowhere else."""
+
+    def scheduled(self, schedule: Schedule) -> Planner:
+        """The same with another schedule."""
+        return Planner(self.graph, self._alone, self.config, self.stored, schedule)
+
+    def rows(self, i: int) -> int:
+        """Rows of a stage's output in one phase."""
+        return in_rows(self._alone[i], self.graph).h
 
     def plan(self) -> Plan:
         """Raises :class:`ModelError` naming a stage that does not fit in the scratchpad at all."""
@@ -307,13 +337,15 @@ class Planner:
     ) -> tuple[list[StagePlan], dict[str, Roll]] | None:
         """Plans of a chain's stages whose buffers fit in ``budget`` words."""
         if chain.fused:
-            return self._stripes(chain, resident, budget)
-        plan = self._choose_regions(self.stages[chain.first], resident, budget, decent)
+            made = self.stripes(chain, resident)
+            return made if made and _total(*made) <= budget else None
+        plan = self._choose_regions(chain.first, resident, budget, decent)
         return plan and ([plan], {})
 
-    def _stripes(
-        self, chain: Chain, resident: set[str], budget: int
+    def stripes(
+        self, chain: Chain, resident: set[str]
     ) -> tuple[list[StagePlan], dict[str, Roll]] | None:
+        """Plans of a fused chain's stages; None: a stripe would be empty."""
         ends = row_ends(self.stages, chain)
         plans, rolls = [], {}
         for i in chain.stages:
@@ -327,16 +359,28 @@ class Planner:
             plans.append(StagePlan(regions, self._buffers(stage, resident, regions, 2)))
             if stage.op.output in self.within:
                 rolls[stage.op.output] = roll(self.stages, chain, i, ends)
-        words = sum(n * copies for p in plans for n, copies in p.buffers.values())
-        words += sum(r.words for r in rolls.values())
-        return (plans, rolls) if words <= budget else None
+        return plans, rolls
+
+    def fits(self, chain: Chain, resident: set[str]) -> bool:
+        """A fused chain fits beside the resident tensors."""
+        made = self.stripes(chain, resident)
+        if made is None:
+            return False
+        used = sum(self.stages[i].fixed_words for i in chain.stages)
+        used += sum(
+            self.words[t]
+            for t in resident
+            if self.life[t][0] <= chain.last and chain.first <= self.life[t][1]
+        )
+        return used + _total(*made) <= self.config.scratchpad_words
 
     def _choose_regions(
-        self, stage: Stage, resident: set[str], budget: int, decent: bool
+        self, i: int, resident: set[str], budget: int, decent: bool
     ) -> StagePlan | None:
         """The largest regions whose buffers fit in ``budget`` words: doubled, so that loads and
         stores overlap; else single; else with the reduction split."""
-        most = self._most(stage, resident)
+        stage = self.stages[i]
+        most = min(self.regions.get(i) or self._most(stage, resident), stage.h * stage.w)
         enough = min(stage.h * stage.w, DECENT_REGION, most) // 2
 
         def fits(plan: StagePlan) -> bool:

@@ -34,6 +34,15 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """What the search decides: the fused chains, disjoint and in order, and for stages of their own
+    the outputs per region (stage, outputs) where not the usual."""
+
+    chains: tuple[Chain, ...] = ()
+    regions: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Roll:
     """The rows of a tensor that lie in the scratchpad at a time."""
 

@@ -30,7 +30,8 @@ import onnx
 import onnx_ir as ir
 
 from isa import Config
-from sw.compiler import compile_graph
+from sw.compiler import READ_LATENCY, Compiler, Optimise
+from sw.compiler.stripes import Schedule
 from sw.dataflow import CONVERSIONS, Dataflow
 from sw.graph import Graph, ModelError, Port, Tensor
 from sw.load import PASSES
@@ -64,6 +65,8 @@ class AcceleratorSegment:
     graph: Graph
     program: Program | None
     """None if there is no configuration to compile for."""
+    schedule: Schedule | None
+    """The program's."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,12 @@ def partition(
     *,
     dims: Mapping[str, int] | None = None,
     fallback: bool = True,
+    optimise: Optimise = "fast",
+    read_latency: int = READ_LATENCY,
 ) -> Partition:
     """Partition the model in ``path``. With a configuration the accelerator's segments are compiled
     for it, and what it cannot hold goes to the host too. ``dims``: values of symbolic dimensions.
+    ``optimise`` and ``read_latency`` as for :meth:`~sw.compiler.Compiler.search`.
 
     Raises :class:`ModelError` for a malformed model, for one of which nothing would run on the
     accelerator, and without ``fallback`` for one that needs the host."""
@@ -116,6 +122,8 @@ def partition(
             )
         why = f"; {on_host[0]}" if on_host else ""
         raise ModelError(f"{path}: no operator of the model runs on the accelerator{why}")
+    if optimise == "best":
+        segments = [worker.optimised(s, read_latency) for s in segments]
     return Partition(
         Path(path), placements, segments, worker.input_graph(segments), worker.compile_seconds
     )
@@ -366,7 +374,7 @@ class _Partitioner(Dataflow):
             graph = _Located(self.extract(nodes, inputs, outputs)).run(_HANDLERS)
             for each in PASSES:
                 graph = each(graph)
-            return AcceleratorSegment(graph, self._compile(graph))
+            return AcceleratorSegment(graph, *self._compile(graph))
         except ModelError as e:
             if e.node in self.producer:
                 culprits = [self.producer[e.node]]
@@ -388,13 +396,27 @@ class _Partitioner(Dataflow):
             text = text.removeprefix(f"{label.op_type} {label.name!r}: ")
         return text
 
-    def _compile(self, graph: Graph) -> Program | None:
+    def _compile(
+        self, graph: Graph, optimise: Optimise = "fast", read_latency: int = READ_LATENCY
+    ) -> tuple[Program, Schedule] | tuple[None, None]:
         if self.config is None:
-            return None
+            return None, None
         start = time.perf_counter()
-        program = compile_graph(graph, self.config)
+        compiler = Compiler(graph, self.config)
+        schedule = compiler.search(optimise, read_latency)
+        program = compiler.program(schedule)
         self.compile_seconds += time.perf_counter() - start
-        return program
+        return program, schedule
+
+    def optimised(
+        self, segment: AcceleratorSegment | HostSegment, read_latency: int
+    ) -> AcceleratorSegment | HostSegment:
+        """The segment with the best schedule instead of the fast one."""
+        if isinstance(segment, HostSegment):
+            return segment
+        return AcceleratorSegment(
+            segment.graph, *self._compile(segment.graph, "best", read_latency)
+        )
 
     def _find_culprits(
         self, nodes: list[int], graph: Graph | None, error: ModelError

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from isa import Config, ConfigError
 from sw import golden, host, oracle
-from sw.compiler import compile_graph
+from sw.compiler import READ_LATENCY, Optimise, compile_graph
 from sw.cyclemodel import predict_layers
 from sw.dataflow import run_reference
 from sw.device import Device, DeviceError, open_device
@@ -45,7 +45,6 @@ from sw.timeline import write_timeline
 SIMULATORS = ("verilator", "icarus", "commands", "model", "golden")
 DEVICELESS = ("model", "golden")
 """Run no program: the golden model computes; ``model`` predicts the cycles of every layer."""
-READ_LATENCY = 64
 CLOCK_MHZ = 200.0
 
 
@@ -150,7 +149,7 @@ class _Machine:
         self.rtl = options.simulator in ("verilator", "icarus")
         segments = [s for s in plan.segments if isinstance(s, AcceleratorSegment)]
         self.checked = {
-            id(s): compile_graph(s.graph, options.config, dump=True)
+            id(s): compile_graph(s.graph, options.config, dump=True, schedule=s.schedule)
             for s in segments
             if options.check_layers and options.simulator not in DEVICELESS
         }
@@ -381,6 +380,9 @@ def main(
         Path | None,
         typer.Option("--program", help="also write the program file (of several: NAME.0.EXT ...)"),
     ] = None,
+    optimise: Annotated[
+        str, typer.Option(help="search for a schedule: fast (by estimate) | best (minutes)")
+    ] = "fast",
     fallback: Annotated[
         bool,
         typer.Option(
@@ -402,6 +404,7 @@ def main(
         for name, value, known in (
             ("--sim", sim, SIMULATORS),
             ("--check", check, ("layers", "outputs")),
+            ("--optimise", optimise, get_args(Optimise)),
         ):
             if value not in known:
                 raise InputError(f"{name} {value}: must be one of {', '.join(known)}")
@@ -413,7 +416,9 @@ def main(
             with progress.status("quantising the model"):
                 model, dims = calibrated(model, calibrate, dims, Path(folder.name)), {}
         with progress.status("loading and compiling the model"):
-            plan = partition(model, chosen, dims=dims, fallback=fallback)
+            plan = partition(
+                model, chosen, dims=dims, fallback=fallback, optimise=optimise, read_latency=latency
+            )
         if input is None:
             console.print(f"no --input: seeded random input (seed {seed})")
             arrays = random_inputs(plan.inputs, seed)

@@ -14,6 +14,7 @@ from sw.driver import Driver
 from sw.execute import compare, execute, load
 from sw.graph import Graph
 from sw.load import load as load_model
+from sw.program import Program
 
 
 def random_layer(seed: int, **limits: int) -> onnx.ModelProto:
@@ -46,7 +47,11 @@ def prepare(model: onnx.ModelProto, path, seed: int):
 
 def check_on(device: Device, config: Config, graph: Graph, inputs, expected, *, dump=True) -> int:
     """Run on a device, compare every layer with the golden model; the cycles."""
-    program = compile_graph(graph, config, dump=dump)
+    return check_program(device, compile_graph(graph, config, dump=dump), inputs, expected)
+
+
+def check_program(device: Device, program: Program, inputs, expected) -> int:
+    """As :func:`check_on`, of what has been compiled."""
     driver = Driver(device)
     load(driver, program)
     run = execute(driver, program, inputs, trace=False)

@@ -28,6 +28,9 @@ from sw.program import Layer, Placement, Program
 Optimise = Literal["fast", "best"]
 """How long to search for a schedule."""
 
+READ_LATENCY = 64
+"""Cycles, of the memory that schedules are tried on unless another is named."""
+
 ALIGN = 4096
 """Alignment of the parts of the DRAM window: one AXI burst never crosses 4 KiB."""
 
@@ -103,6 +106,14 @@ class Compiler:
             raise ModelError(f"output {name}: is a graph input, nothing computes it")
         return planner
 
+    def search(self, optimise: Optimise = "fast", read_latency: int = READ_LATENCY) -> Schedule:
+        """The schedule that :mod:`~sw.compiler.search` finds, for a memory of so many cycles' read
+        latency. Raises :class:`~sw.graph.ModelError` for what does not fit."""
+        schedule = fast_schedule(self.planner())
+        if optimise == "best":
+            return best_schedule(self.program, schedule, read_latency)
+        return schedule
+
     def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
         """Raises :class:`~sw.graph.ModelError` for what does not fit."""
         graph, config, constants = self.graph, self.config, self.constants
@@ -161,15 +172,6 @@ class Compiler:
         )
 
 
-def choose_schedule(graph: Graph, config: Config, optimise: Optimise = "fast") -> Schedule:
-    """The schedule that the search finds; see :mod:`~sw.compiler.search`.
-
-    Raises :class:`~sw.graph.ModelError` as :func:`compile_graph`."""
-    compiler = Compiler(graph, config)
-    schedule = fast_schedule(compiler.planner())
-    return best_schedule(compiler.program, schedule) if optimise == "best" else schedule
-
-
 def compile_graph(
     graph: Graph, config: Config, *, dump: bool = False, schedule: Schedule | None = None
 ) -> Program:
@@ -180,6 +182,4 @@ def compile_graph(
     Raises :class:`~sw.graph.ModelError` for what does not fit.
     """
     compiler = Compiler(graph, config)
-    if schedule is None:
-        schedule = fast_schedule(compiler.planner())
-    return compiler.program(schedule, dump=dump)
+    return compiler.program(compiler.search() if schedule is None else schedule, dump=dump)

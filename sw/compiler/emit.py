@@ -9,7 +9,6 @@ from sw.compiler.moves import Mover, View
 from sw.compiler.plan import (
     Plan,
     Region,
-    StagePlan,
     cuts,
     input_extent,
     part_of,
@@ -39,7 +38,7 @@ class Emitter(Mover):
         super().__init__(config, stages, plan, stream, dram, constants, stored)
         self.ring = WeightRing(config.weight_words)
         self._half = 0
-        self._gathered = (0, 0)
+        self._gathered: dict[int, tuple[int, int]] = {}
         self._ahead: dict[int, dict[int, View]] = {}
         self._piece_limit = max(config.rows, min(CHUNK_WORDS, config.weight_words // 4))
 
@@ -103,10 +102,10 @@ class Emitter(Mover):
         base = self.plan.addresses[("im2col", i, 0)]
         rows = self.plan.stages[i].buffers["im2col"][0] // (w * fold.words)
         y, _, count, _ = input_extent(source, region)
-        origin, first = self._gathered
+        origin, first = self._gathered.get(i, (0, 0))
         if region.y == 0 or y + count - origin > rows:
             origin = first = y
-        self._gathered = origin, y + count
+        self._gathered[i] = origin, y + count
         # Of the buffer, only what is held: the rest must not count as padding.
         out = View(base + (y - origin) * w, w, rows * w, y, 0, count, w)
         first = max(first, y)

@@ -189,7 +189,7 @@ def _total(plans: list[StagePlan], rolls: dict[str, Roll]) -> int:
     return buffers + sum(r.words for r in rolls.values())
 
 
-class DoesNotFit(ModelError):
+class DoesNotFitError(ModelError):
     """A chain that does not fit in the scratchpad."""
 
     def __init__(self, chain: Chain, sentence: str):
@@ -270,7 +270,9 @@ class Planner:
         rolls: dict[str, Roll] = {}
         while len(plans) < len(self.stages):
             chain = self.chain[len(plans)]
-            used = max(sum(b.words for b in buffers if b.first <= i <= b.last) for i in chain.stages)
+            used = max(
+                sum(b.words for b in buffers if b.first <= i <= b.last) for i in chain.stages
+            )
             alive = [t for t in resident if any(_in(i, self.life[t]) for i in chain.stages)]
             chosen = None
             for decent in (True, False):
@@ -280,7 +282,7 @@ class Planner:
                 if alive:
                     return None, max(alive, key=self._cost)
             if chosen is None:
-                raise DoesNotFit(chain, self._refusal(chain.first))
+                raise DoesNotFitError(chain, self._refusal(chain.first))
             plans += chosen[0]
             rolls |= chosen[1]
             buffers += [Buffer(("tensor", t), r.words, *self.life[t]) for t, r in chosen[1].items()]
@@ -306,7 +308,7 @@ class Planner:
             i = max(range(len(load)), key=load.__getitem__)
             alive = [t for t in resident if self.life[t][0] <= i <= self.life[t][1]]
             if not alive and not resident:
-                raise DoesNotFit(self.chain[i], self._refusal(i))
+                raise DoesNotFitError(self.chain[i], self._refusal(i))
             return None, max(alive or sorted(resident), key=self._cost)
         return Plan(resident, plans, self._order(plans), self.chain, rolls, addresses), None
 
@@ -353,9 +355,7 @@ class Planner:
             rows = list(zip([0, *ends[i]], ends[i]))
             if any(a == b for a, b in rows):
                 return None
-            regions = [
-                Region(n, a, 0, b - a, stage.w) for n in range(stage.batch) for a, b in rows
-            ]
+            regions = [Region(n, a, 0, b - a, stage.w) for n in range(stage.batch) for a, b in rows]
             plans.append(StagePlan(regions, self._buffers(stage, resident, regions, 2)))
             if stage.op.output in self.within:
                 rolls[stage.op.output] = roll(self.stages, chain, i, ends)

@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from isa import Config, Engine, PostOp
-from sw.compiler.plan import PLAIN, DoesNotFit, Planner, StagePlan, input_extent, output_extent, tiles
+from sw.compiler.plan import (
+    PLAIN,
+    DoesNotFitError,
+    Planner,
+    StagePlan,
+    input_extent,
+    output_extent,
+    tiles,
+)
 from sw.compiler.stages import Stage
 from sw.compiler.stripes import Chain, Schedule, depths
 from sw.cyclemodel import predict_layers
@@ -174,7 +182,7 @@ def fast_schedule(planner: Planner) -> Schedule:
     while schedule.chains:
         try:
             planner.scheduled(schedule).plan()
-        except DoesNotFit as e:
+        except DoesNotFitError as e:
             kept = tuple(c for c in schedule.chains if c != e.chain)
             if kept == schedule.chains:
                 return PLAIN
@@ -193,15 +201,12 @@ EFFORT = 400_000
 REFUSED = 100
 """What a schedule that does not fit counts as."""
 
-READ_LATENCY = 64
-"""Cycles of the memory that programs are tried on."""
-
 
 class _BestSearch:
     """Changes to a schedule, one at a time, where most cycles are lost first."""
 
-    def __init__(self, compile_by: Callable[[Schedule], Program]):
-        self.compile_by = compile_by
+    def __init__(self, compile_by: Callable[[Schedule], Program], read_latency: int):
+        self.compile_by, self.read_latency = compile_by, read_latency
         self.left = EFFORT
         self.tried: set[Schedule] = set()
         self.order: list[int] = []
@@ -217,7 +222,7 @@ class _BestSearch:
             self.left -= REFUSED
             return False
         self.left -= len(program.command_layers)
-        made = predict_layers(program, READ_LATENCY)
+        made = predict_layers(program, self.read_latency)
         cost = made.cycles, made.read_bytes + made.write_bytes
         if cost >= self.best:
             return False
@@ -285,6 +290,8 @@ def _with(schedule: Schedule, *chains: Chain) -> Schedule:
     return replace(schedule, chains=tuple(sorted([*kept, *new], key=lambda c: c.first)))
 
 
-def best_schedule(compile_by: Callable[[Schedule], Program], start: Schedule) -> Schedule:
+def best_schedule(
+    compile_by: Callable[[Schedule], Program], start: Schedule, read_latency: int
+) -> Schedule:
     """Improve a schedule on the programs it gives."""
-    return _BestSearch(compile_by).run(start)
+    return _BestSearch(compile_by, read_latency).run(start)

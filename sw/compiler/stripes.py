@@ -155,11 +155,11 @@ def _slide(
     origin = end = 0
     origins, kept = [], []
     for high, low in zip(made, lows):
-        keep = (0, 0)
+        low, keep = min(low, end), (0, 0)  # rows that nobody reads are made as well
         if high - origin > rows:
             if high - low > rows or end - low > low - origin:
                 return None
-            origin, keep = low, (low, max(low, end))
+            origin, keep = low, (low, end)
         origins.append(origin)
         kept.append(keep)
         end = high

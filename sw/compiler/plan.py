@@ -349,13 +349,16 @@ class Planner:
     ) -> tuple[list[StagePlan], dict[str, Roll]] | None:
         """Plans of a fused chain's stages; None: a stripe would be empty."""
         ends = row_ends(self.stages, chain)
+        if any(a == b for rows in ends.values() for a, b in zip([0, *rows], rows)):
+            return None
         plans, rolls = [], {}
         for i in chain.stages:
             stage = self.stages[i]
-            rows = list(zip([0, *ends[i]], ends[i]))
-            if any(a == b for a, b in rows):
-                return None
-            regions = [Region(n, a, 0, b - a, stage.w) for n in range(stage.batch) for a, b in rows]
+            regions = [
+                Region(n, a, 0, b - a, stage.w)
+                for n in range(stage.batch)
+                for a, b in zip([0, *ends[i]], ends[i])
+            ]
             plans.append(StagePlan(regions, self._buffers(stage, resident, regions, 2)))
             if stage.op.output in self.within:
                 rolls[stage.op.output] = roll(self.stages, chain, i, ends)

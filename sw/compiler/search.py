@@ -9,7 +9,7 @@ fewer cycles (at equal cycles, fewer bytes moved)."""
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -134,27 +134,31 @@ class _FastSearch:
                 made.add(self.stages[last].op.output)
                 if not moved:
                     continue
-                # Beside the chain there may be no room for its result.
-                for resident in (self.resident, self.resident - {self.stages[last].op.output}):
+                resident = self.resident
+                chain = self.fitting(first, last, resident)
+                if chain is None and self.stages[last].op.output in resident:
+                    # Beside the chain there may be no room for its result.
+                    resident = resident - {self.stages[last].op.output}
                     chain = self.fitting(first, last, resident)
-                    if chain is None:
-                        continue
-                    before = sum(max(self.alone[i].values()) for i in chain.stages)
-                    gain = before - self._cost(chain, resident)
-                    if gain > GAIN * before:
-                        yield chain, gain
+                if chain is None:
                     break
+                before = sum(max(self.alone[i].values()) for i in chain.stages)
+                gain = before - self._cost(chain, resident)
+                if gain > GAIN * before:
+                    yield chain, gain
 
     def fitting(self, first: int, last: int, resident: set[str]) -> Chain | None:
         """The chain with the fewest stripes that fits beside the resident tensors."""
         most = min(self.planner.rows(i) for i in range(first, last + 1))
-        for stripes in STRIPES:
-            if stripes > most:
-                break
+        numbers = STRIPES[: bisect_right(STRIPES, most)]
+
+        def fits(stripes: int) -> bool:
             chain = Chain(first, last, stripes)
-            if self.planner.scheduled(Schedule((chain,))).fits(chain, resident):
-                return chain
-        return None
+            return self.planner.scheduled(Schedule((chain,))).fits(chain, resident)
+
+        # The more stripes, the less room they take.
+        at = bisect_left(numbers, True, key=fits)
+        return Chain(first, last, numbers[at]) if at < len(numbers) else None
 
     def _cost(self, chain: Chain, resident: set[str]) -> float:
         planner = self.planner.scheduled(Schedule((chain,)))

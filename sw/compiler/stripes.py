@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from sw.compiler.stages import Stage
+from sw.compiler.stages import Source, Stage
 from sw.graph import Graph
 
 
@@ -111,25 +111,30 @@ def row_ends(stages: list[Stage], chain: Chain) -> dict[int, list[int]]:
 
 def roll(stages: list[Stage], chain: Chain, producer: int, ends: dict[int, list[int]]) -> Roll:
     """The smallest buffer for the output of a stage of the chain in which it can be made while the
-    stripe before is still being read."""
+    stripe before is still being read. No stripe may be empty."""
     stage = stages[producer]
-    tensor, depth = stage.op.output, depths(stages, chain)
+    depth = depths(stages, chain)
     made = [min(end * stage.steps[0], stage.out_h) for end in ends[producer]]
-    lows: list[int] = []  # by stripe: the first row that is still to be read when it is made
-    early: list[int] = []  # the same, one stripe of every reader earlier
-    for t in range(chain.stripes):
-        low = [made[t]]
-        before = [made[t]]
-        for i in chain.stages:
-            for source in stages[i].sources:
-                if source.tensor != tensor:
-                    continue
-                first = t - (depth[i] - depth[producer]) + 1
-                low += _starts(source, ends[i], first)
-                before += _starts(source, ends[i], first - 1)
-        lows.append(min(low))
-        early.append(min(before))
-    rows = max(end - low for end, low in zip(made, early))
+    # By reader: how many stripes it is behind, and the first row that each of its stripes reads.
+    readers = [
+        (depth[i] - depth[producer], _starts(source, ends[i]))
+        for i in chain.stages
+        for source in stages[i].sources
+        if source.tensor == stage.op.output
+    ]
+
+    def unread(t: int, ahead: int) -> int:
+        """The first row still to be read when stripe ``t`` is made, every reader ``ahead`` stripes
+        further on than it has to be."""
+        left = [
+            starts[max(t - lag + ahead, 0)]
+            for lag, starts in readers
+            if t - lag + ahead < len(made)
+        ]
+        return min([made[t], *left])
+
+    lows = [unread(t, 1) for t in range(chain.stripes)]
+    rows = max(end - unread(t, 0) for t, end in enumerate(made))
     while True:
         rows = min(rows, stage.out_h)
         placed = _slide(made, lows, rows)
@@ -138,14 +143,11 @@ def roll(stages: list[Stage], chain: Chain, producer: int, ends: dict[int, list[
         rows += 1
 
 
-def _starts(source, ends: list[int], first: int) -> list[int]:
-    """The first rows that the stripes from ``first`` on read."""
-    out = []
-    for s in range(max(first, 0), len(ends)):
-        before = ends[s - 1] if s else 0
-        if ends[s] > before:
-            out.append(0 if source.broadcast else source.span(0, before, ends[s] - before)[0])
-    return out
+def _starts(source: Source, ends: list[int]) -> list[int]:
+    """The first row that each stripe of a reader reads."""
+    if source.broadcast:
+        return [0] * len(ends)
+    return [source.span(0, a, b - a)[0] for a, b in zip([0, *ends], ends)]
 
 
 def _slide(

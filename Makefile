@@ -28,10 +28,10 @@ docs: .venv/run.stamp
 	$(BIN)/python -m isa.document
 	$(BIN)/python -m sw.check --document
 
-bench: .venv/run.stamp
+bench: .venv/bench.stamp
 	$(BIN)/python -m sw.bench
 
-bench-long: .venv/run.stamp
+bench-long: .venv/bench.stamp
 	$(BIN)/python -m sw.bench --long
 
 speed: .venv/run.stamp
@@ -47,6 +47,10 @@ clean:
 
 .venv/dev.stamp: pyproject.toml .venv/run.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/bench.stamp: pyproject.toml .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 # Icarus Verilog, where it may be installed; its tests are skipped, and say so, where it may not.

@@ -1,11 +1,16 @@
-"""The blocks of the accelerator side by side, for benches of single blocks."""
+"""Blocks of the accelerator outside it: side by side for benches of single blocks, and the array
+alone."""
 
 from __future__ import annotations
+
+from functools import reduce
+from operator import xor
 
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.array import SystolicArray
 from hw.conv import ConvEngine
 from hw.post import PostEngine
 from hw.requantise import Requantise
@@ -50,3 +55,21 @@ class Blocks(wiring.Component):
             for path, member, _ in self.signature.flatten(self)
             if member.flow is In
         ]
+
+
+class ArrayAlone(wiring.Component):
+    """The systolic array, its column sums folded into one output so that all of it is needed."""
+
+    def __init__(self, config: Config):
+        self.array = SystolicArray(config)
+        ports = {name: port for name, port in self.array.signature.members.items() if port.is_port}
+        self.inputs = [name for name, port in ports.items() if port.flow is In]
+        super().__init__({**{name: ports[name] for name in self.inputs}, "sums": Out(32)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.array = self.array
+        for name in self.inputs:
+            m.d.comb += getattr(self.array, name).eq(getattr(self, name))
+        m.d.comb += self.sums.eq(reduce(xor, self.array.sums))
+        return m

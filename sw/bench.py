@@ -22,8 +22,7 @@ import onnx
 import typer
 
 from isa import Config
-from sw import golden
-from sw import plots
+from sw import golden, plots
 from sw.compiler import READ_LATENCY, Compiler, Optimise
 from sw.cyclemodel import Prediction, predict_layers
 from sw.device import open_device

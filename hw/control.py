@@ -8,17 +8,12 @@ from amaranth.lib.wiring import In, Out, flipped
 
 from hw.axi import Axi4Lite
 from hw.csr import ControlStatus
-from hw.fetch import Fetch, engines_of
+from hw.fetch import OPCODE_OF, Fetch, engines_of
 from hw.interfaces import CommandPort, MemoryRead, MemoryWrite
 from hw.shell import Shell
 from hw.trace import Trace
-from isa import COMMANDS, Config, Engine, Opcode
+from isa import Config, Engine
 from isa.csr import CSR_ADDR_BITS
-
-OPCODE_OF: dict[Engine, Opcode] = {
-    engine: command.opcode for command in COMMANDS.values() for engine in command.engines
-}
-"""The one kind of command each engine takes."""
 
 
 def port_name(engine: Engine) -> str:
@@ -93,8 +88,8 @@ class Control(wiring.Component):
             bits = shell.push.payload.command.shape().size
             m.d.comb += [
                 shell.push.valid.eq(fetch.push[engine]),
-                shell.push.payload.index.eq(fetch.entry.index),
-                shell.push.payload.command.eq(fetch.entry.command[:bits]),
+                shell.push.payload.index.eq(fetch.index),
+                shell.push.payload.command.eq(fetch.command[engine][:bits]),
                 fetch.ready[engine].eq(shell.push.ready),
                 shell.clear.eq(csr.start),
                 shell.running.eq(csr.running),

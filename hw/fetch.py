@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -14,6 +14,8 @@ from isa.commands import ENGINE_BITS, HEADER
 WORD_BITS = 64
 LONGEST = max(c.words for c in COMMANDS.values())
 """Words of the longest command."""
+REST_BITS = WORD_BITS - sum(f.bits for f in HEADER)
+"""Bits of a command's first word behind the header."""
 REQUEST_WORDS = 32
 """Words asked for at a time."""
 BUFFER_BYTES = 1024
@@ -27,9 +29,10 @@ FAULT_REPORT = data.StructLayout(
 )
 """A fault and where it happened; ``valid`` pulses. Every unit that can fail has such an output."""
 
-QUEUE_ENTRY = data.StructLayout({"index": INDEX_BITS, "command": LONGEST * WORD_BITS})
-"""A command on its way to a queue, its words from bit 0 of ``command``; a queue keeps as many bits
-as its engine's command has."""
+OPCODE_OF: dict[Engine, Opcode] = {
+    engine: command.opcode for command in COMMANDS.values() for engine in command.engines
+}
+"""The one kind of command each engine takes."""
 
 
 def engines_of(config: Config) -> tuple[Engine, ...]:
@@ -41,9 +44,9 @@ class Fetch(wiring.Component):
     """Runs through the ``words`` 64-bit words at byte ``program`` of the DRAM window.
 
     ``start`` pulses while ``idle``; ``program`` (a multiple of 64) and ``words`` are sampled with
-    it. A command is on ``entry`` with ``push`` (one bit per engine) until that engine's ``ready``;
-    the words of the next are assembled meanwhile at one word a cycle, so that an n-word command
-    takes n cycles when the bus is at least 64 bits wide.
+    it. A command is on ``index`` and its engine's ``command``, complete, with ``push`` (one bit per
+    engine) until that engine's ``ready``. Its words are taken at one a cycle, so that a command of
+    which n are present takes n cycles when the bus is at least 64 bits wide.
 
     ``ended`` is high from the END command to the next start. ``idle``: no request is pending and
     every beat asked for has been taken. ``last_index`` is the index of the last complete command (0
@@ -61,7 +64,8 @@ class Fetch(wiring.Component):
                 "program": In(32),
                 "words": In(32),
                 "memory": Out(MemoryRead(config)),
-                "entry": Out(QUEUE_ENTRY),
+                "index": Out(INDEX_BITS),
+                "command": Out(WORD_BITS * LONGEST).array(len(Engine)),
                 "push": Out(len(Engine)),
                 "ready": In(len(Engine)),
                 "ended": Out(1),
@@ -97,40 +101,49 @@ class Fetch(wiring.Component):
         running = Signal()
         left = Signal(32)
         index = Signal(INDEX_BITS)
-        store = [Signal(WORD_BITS, name=f"word_{i}") for i in range(LONGEST)]
-        full = Signal()  # ``store`` holds a whole command, or one whose opcode is illegal.
-        count = Signal(range(LONGEST))  # Words of the command being assembled; 0 while ``full``.
-        remaining = Signal(range(LONGEST))
+        head = Signal(data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS}))
+        # Of every engine, the words behind the first as its last command had them.
+        kept = {
+            e: [
+                Signal(WORD_BITS, name=f"{e.name.lower()}_{i}")
+                for i in range(1, COMMANDS[OPCODE_OF[e]].words)
+            ]
+            for e in engines_of(self.config)
+        }
+        known = Signal(len(Engine))  # Engines of which there is a last command.
+        full = Signal()  # The command is whole, or its opcode illegal.
+        missing = Signal(head.present.shape())  # Words of it still to come; 0 while ``full``.
 
         # The command at hand: what it is and where it goes.
-        header = {}
-        at = 0
-        for f in HEADER:
-            header[f.name] = store[0][at : at + f.bits]
-            at += f.bits
-        existing = sum(1 << e for e in engines_of(self.config))
+        existing = sum(1 << e for e in kept)
         absent = ~existing & ((1 << ENGINE_BITS) - 1)
         target = Signal(len(Engine))
-        end = Signal()
-        with m.Switch(header["opcode"]):
+        end, complete, excess = Signal(), Signal(), Signal()
+        with m.Switch(head.opcode):
             for command in COMMANDS.values():
                 with m.Case(command.opcode):
+                    m.d.comb += [
+                        complete.eq(head.present == command.complete),
+                        excess.eq((head.present & ~C(command.complete, len(missing))).any()),
+                    ]
                     if command.opcode is Opcode.END:
                         m.d.comb += end.eq(1)
                     for engine in command.engines:
                         if existing >> engine & 1:
-                            with m.If(header["engine"] == engine):
+                            with m.If(head.engine == engine):
                                 m.d.comb += target.eq(1 << engine)
         legal = Signal()
-        m.d.comb += legal.eq(
-            end | (target.any() & ~((header["wait"] | header["signal"]) & absent).any())
-        )
+        tokens = ((head.wait | head.signal) & absent) == 0
+        with m.If(excess):
+            m.d.comb += legal.eq(0)
+        with m.Elif(complete):
+            m.d.comb += legal.eq(end | (target.any() & tokens))
+        with m.Else():
+            m.d.comb += legal.eq((target & known).any() & tokens)
         pushed = Signal()
-        m.d.comb += [
-            self.entry.index.eq(index),
-            self.entry.command.eq(Cat(store)),
-            pushed.eq((self.push & self.ready).any()),
-        ]
+        m.d.comb += [self.index.eq(index), pushed.eq((self.push & self.ready).any())]
+        for engine, words in kept.items():
+            m.d.comb += self.command[engine].eq(Cat(head, words))
 
         word = unpack.word
         taken = Signal()
@@ -160,7 +173,7 @@ class Fetch(wiring.Component):
             with m.Elif(full):
                 m.d.comb += self.push.eq(target)
                 with m.If(pushed):
-                    m.d.sync += [index.eq(index + 1), full.eq(0)]
+                    m.d.sync += [index.eq(index + 1), full.eq(0), known.eq(known | target)]
             with m.Elif(left == 0):
                 fail(Fault.ILLEGAL_COMMAND)
             with m.Elif(prefetch.denied & prefetch.idle):
@@ -168,23 +181,28 @@ class Fetch(wiring.Component):
             with m.Elif(word.valid & word.payload.error):
                 fail(Fault.AXI_READ, unpack.address)
 
-        lengths = Array(COMMANDS[i].words - 1 if i in COMMANDS else 0 for i in range(16))
-        more = Signal.like(remaining)  # Words still missing once this one has been taken.
-        m.d.comb += more.eq(Mux(count == 0, lengths[word.payload.data[:4]], remaining))
+        new = data.View(head.shape(), word.payload.data)
+        opcodes = Array(i in COMMANDS for i in range(1 << len(head.opcode)))
+        more = Signal.like(missing)  # Words still missing once this one has been taken.
+        with m.If(missing == 0):
+            m.d.comb += more.eq(Mux(opcodes[new.opcode], new.present, 0))
+        with m.Else():
+            m.d.comb += more.eq(missing & (missing - 1))
         with m.If(taken):
-            m.d.sync += left.eq(left - 1)
-            with m.Switch(count):
-                for i, register in enumerate(store):
-                    with m.Case(i):
-                        m.d.sync += register.eq(word.payload.data)
+            m.d.sync += [left.eq(left - 1), missing.eq(more)]
+            with m.If(missing == 0):
+                m.d.sync += head.eq(new)
+            for engine, words in kept.items():
+                with m.If(target[engine]):
+                    for i, register in enumerate(words):
+                        with m.If(missing[i] & ~more[i]):
+                            m.d.sync += register.eq(word.payload.data)
             with m.If(more == 0):
-                m.d.sync += [full.eq(1), count.eq(0)]
+                m.d.sync += full.eq(1)
                 with m.If(pushed):
                     m.d.sync += self.last_index.eq(index + 1)
                 with m.Else():
                     m.d.sync += self.last_index.eq(index)
-            with m.Else():
-                m.d.sync += [count.eq(count + 1), remaining.eq(more - 1)]
 
         with m.If(self.start):
             m.d.sync += [
@@ -193,7 +211,8 @@ class Fetch(wiring.Component):
                 left.eq(self.words),
                 index.eq(0),
                 self.last_index.eq(0),
-                count.eq(0),
+                known.eq(0),
+                missing.eq(0),
                 full.eq(0),
             ]
         return m

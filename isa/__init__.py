@@ -6,6 +6,8 @@ Pure Python, no amaranth, no onnx. Everything else imports this package and neve
 from isa.commands import (
     COMMANDS,
     Command,
+    Decoder,
+    Encoder,
     Engine,
     Field,
     LoadTarget,
@@ -13,14 +15,13 @@ from isa.commands import (
     PostOp,
     PostSource,
     WindowOp,
-    decode,
     encode,
 )
 from isa.config import Config, ConfigError
 from isa.csr import CSRS, Control, Csr, Fault, Irq, Status
 from isa.trace import TRACE_EVENT, TraceKind
 
-VERSION = 1
+VERSION = 2
 """Version of the command set and CSR map; hardware and program must agree on it."""
 
 DEVICE_ID = 0x5359_5354
@@ -37,6 +38,8 @@ __all__ = [
     "ConfigError",
     "Control",
     "Csr",
+    "Decoder",
+    "Encoder",
     "Engine",
     "Fault",
     "Field",
@@ -48,6 +51,5 @@ __all__ = [
     "Status",
     "TraceKind",
     "WindowOp",
-    "decode",
     "encode",
 ]

@@ -8,7 +8,8 @@
 
 A line is the opcode and any number of ``field=value``. A value is a number (any Python base), the
 name of an enumeration's member, or, for ``wait`` and ``signal``, engine names joined by commas.
-``engine`` may be left out where it is the first that takes the command.
+``engine`` may be left out where it is the first that takes the command. Words that the engine's
+last command had are left out of the program unless ``present`` says otherwise.
 
     python -m isa.assembler asm program.s -o program.bin      # little-endian 64-bit words
     python -m isa.assembler disasm program.bin
@@ -23,7 +24,7 @@ from typing import Annotated
 
 import typer
 
-from isa.commands import COMMANDS, Engine, Field, Opcode, decode, encode
+from isa.commands import COMMANDS, Decoder, Encoder, Engine, Field, Opcode
 
 MASKS = ("wait", "signal")
 """Header fields whose value is a set of engines."""
@@ -53,7 +54,7 @@ def _parse_value(field: Field, text: str) -> int:
     raise ValueError(f"{text!r} is not a number")
 
 
-def _assemble_line(text: str) -> list[int]:
+def _assemble_line(text: str, encoder: Encoder) -> list[int]:
     name, *assignments = text.split()
     if name not in Opcode.__members__:
         raise ValueError(f"{name!r} is no command")
@@ -73,28 +74,32 @@ def _assemble_line(text: str) -> list[int]:
         except ValueError as e:
             raise ValueError(f"{name}: {key}: {e}") from None
     engine = values.pop("engine", None)
-    return encode(command.opcode, None if engine is None else Engine(engine), **values)
+    return encoder.encode(command.opcode, None if engine is None else Engine(engine), **values)
 
 
 def assemble(text: str) -> list[int]:
     """The 64-bit words of the program ``text``. Raises :class:`AssemblyError`."""
     words: list[int] = []
+    encoder = Encoder()
     for number, line in enumerate(text.splitlines(), 1):
         line = line.partition("#")[0].strip()
         if line:
             try:
-                words += _assemble_line(line)
+                words += _assemble_line(line, encoder)
             except ValueError as e:
                 raise AssemblyError(f"line {number}: {e}") from None
     return words
 
 
 def format_command(values: Mapping[str, int]) -> str:
-    """The line for one decoded command (as :func:`isa.commands.decode` returns it)."""
+    """The line for one decoded command (as :class:`isa.commands.Decoder` returns it), without
+    ``present``."""
     command = COMMANDS[Opcode(values["opcode"])]
     out = [command.name]
     for f in command.fields[1:]:
         value = values[f.name]
+        if f.name == "present":
+            continue
         if f.name == "engine":
             default = command.engines[0] if command.engines else 0
             if value != default:
@@ -111,12 +116,15 @@ def format_command(values: Mapping[str, int]) -> str:
 
 
 def _lines(words: Sequence[int]) -> Iterator[str]:
-    at = 0
+    at, decoder, encoder = 0, Decoder(), Encoder()
     while at < len(words):
-        values, end = decode(words, at)
+        values, end = decoder.decode(words, at)
         line = format_command(values)
-        if _assemble_line(line) != [int(w) for w in words[at:end]]:
-            raise ValueError(f"word {at}: {values['opcode'].name}: bits set outside its fields")
+        own = [int(w) for w in words[at:end]]
+        if _assemble_line(line, encoder) != own:
+            line += f" present={values['present']}"
+            if _assemble_line(line, encoder) != own:
+                raise ValueError(f"word {at}: {values['opcode'].name}: bits set outside its fields")
         yield line
         at = end
 

@@ -1,9 +1,14 @@
 """The command set: declared once, from which encoder, hardware layouts, documentation follow.
 
 A program is one stream of commands in DRAM. A command is a little-endian bit string, fields packed
-from bit 0 without gaps in declared order, padded to whole 64-bit words; its opcode gives its
-length. The fetch unit hands each command to the queue of the engine it names. Every engine runs its
-queue in order; engines run concurrently and synchronise with tokens only:
+from bit 0 without gaps in declared order, padded to whole 64-bit words.
+
+In the stream, a command is its first word and those of the others that ``present`` names, in order.
+The words left out are as they were in the last command of the same engine. An engine's first
+command after the start of a program must be complete. Fields that change together share a word.
+
+The fetch unit hands each command to the queue of the engine it names. Every engine runs its queue
+in order; engines run concurrently and synchronise with tokens only:
 
 * There is one counting semaphore for every ordered pair of engines (from, to).
 * Before a command starts, it takes one token of each engine whose bit is set in ``wait``.
@@ -113,18 +118,20 @@ class Field:
         return (1 << (self.bits - self.signed)) - 1
 
 
-ENGINE_BITS = 8
-"""Width of the wait and signal masks; bits beyond the last engine must be zero."""
+ENGINE_BITS = 6
+"""Width of the wait and signal masks; bits of an engine that does not exist must be zero."""
 
 TABLE_BYTES = 256
 """Length of POST's table: one byte for every int8."""
 
 HEADER = (
-    Field("opcode", 4, "what to do", enum=Opcode),
-    Field("engine", 4, "which engine's queue (END: 0)", enum=Engine),
+    Field("opcode", 3, "what to do", enum=Opcode),
+    Field("engine", 3, "which engine's queue (END: 0)", enum=Engine),
     Field("wait", ENGINE_BITS, "engines to take one token of before starting, one bit each"),
     Field("signal", ENGINE_BITS, "engines to give one token to at the end, one bit each"),
+    Field("present", 6, "words that follow in the stream: bit i is word i + 1 of the command"),
 )
+"""All in the first word. The other words of the longest command set the width of ``present``."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,21 @@ class Command:
 
     @property
     def words(self) -> int:
-        """Length in 64-bit words."""
+        """Length in 64-bit words when complete."""
         return -(-self.bits // 64)
+
+    @property
+    def complete(self) -> int:
+        """``present`` of a complete command."""
+        return (1 << (self.words - 1)) - 1
+
+
+def _ordered(names: str, *groups: Sequence[Field]) -> tuple[Field, ...]:
+    """The fields of ``groups`` in the order of ``names``, which must be all of them."""
+    fields = {f.name: f for group in groups for f in group}
+    order = names.split()
+    assert sorted(order) == sorted(fields), set(order) ^ set(fields)
+    return tuple(fields[name] for name in order)
 
 
 def _transfer(local: str) -> tuple[Field, ...]:
@@ -217,8 +237,11 @@ COMMANDS: dict[Opcode, Command] = {
         Command(
             Opcode.LOAD,
             (Engine.LOAD, Engine.WLOAD),
-            (Field("target", 1, "destination memory", enum=LoadTarget),)
-            + _transfer("destination memory"),
+            _ordered(
+                "dram target local2 local count0 local1 dram1 count1 count2 dram2",
+                (Field("target", 1, "destination memory", enum=LoadTarget),),
+                _transfer("destination memory"),
+            ),
             "Copies ``count2 x count1 x count0`` vectors from DRAM. A vector takes "
             "``vector_bytes`` (scratchpad) or ``weight_vector_bytes`` (weights) in DRAM, of which "
             "the first ``rows`` or ``cols`` are kept. ``dram``, ``dram1`` and ``dram2`` are "
@@ -227,7 +250,10 @@ COMMANDS: dict[Opcode, Command] = {
         Command(
             Opcode.STORE,
             (Engine.STORE,),
-            _transfer("scratchpad"),
+            _ordered(
+                "dram local2 local count0 local1 dram1 count1 count2 dram2",
+                _transfer("scratchpad"),
+            ),
             "Copies ``count2 x count1 x count0`` scratchpad words to DRAM, ``vector_bytes`` each; "
             "the bytes beyond ``rows`` of each are written as zero. Ends when the last write "
             "response has arrived.",
@@ -235,13 +261,19 @@ COMMANDS: dict[Opcode, Command] = {
         Command(
             Opcode.CONV,
             (Engine.CONV,),
-            (
-                Field("accumulate", 1, "0: the first tile overwrites the accumulators; 1: adds"),
-                Field("weights", 20, "weight word of the first tile"),
-                Field("acc", 16, "accumulator word of output (0, 0)"),
-                Field("blocks", 12, "input channel blocks (>= 1)"),
-            )
-            + _window("kernel"),
+            _ordered(
+                "weights acc accumulate pad src blocks x0 kernel_w stride_x y0 out_h in_h kernel_h "
+                "out_w in_w src_pitch src_block stride_y dilation_x dilation_y",
+                (
+                    Field(
+                        "accumulate", 1, "0: the first tile overwrites the accumulators; 1: adds"
+                    ),
+                    Field("weights", 20, "weight word of the first tile"),
+                    Field("acc", 16, "accumulator word of output (0, 0)"),
+                    Field("blocks", 12, "input channel blocks (>= 1)"),
+                ),
+                _window("kernel"),
+            ),
             "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight "
             "buffer: for every output (oy, ox): acc[oy * out_w + ox][n] += sum over lanes r of "
             "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x)[r] * "
@@ -251,39 +283,44 @@ COMMANDS: dict[Opcode, Command] = {
         Command(
             Opcode.POST,
             (Engine.POST,),
-            (
-                Field("source", 1, "where ``a`` comes from", enum=PostSource),
-                Field("op", 2, "what is done with ``a`` and ``b``", enum=PostOp),
-                Field("acc", 16, "accumulator word of output (0, 0); outputs are consecutive"),
-                Field("groups", 8, "groups of ``lanes`` channels to process (>= 1)"),
-                Field("lane", 6, "first group's position in its scratchpad word, in groups"),
-                Field("out_w", 16, "output columns (>= 1)"),
-                Field("out_h", 16, "output rows (>= 1)"),
-            )
-            + _output()
-            + (
-                Field("out_step", 8, "words from one output column to the next (>= 1)"),
-                Field("a", 20, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"),
-                Field("a_pitch", 16, "words from one row of ``a`` to the next"),
-                Field("a_block", 20, "words from one channel block of ``a`` to the next"),
-                Field("b", 20, "op not NONE: word of ``b`` (0, 0), block 0"),
-                Field("b_pitch", 16, "words from one row of ``b`` to the next"),
-                Field("b_block", 20, "words from one channel block of ``b`` to the next"),
-                Field("b_step", 1, "words from one column of ``b`` to the next"),
-                Field("params", 20, "source ACCUMULATOR: scratchpad word of the parameters"),
-            )
-            + _requantise()
-            + (
-                Field("za", 8, "op not NONE: zero point of ``a``", signed=True),
-                Field("zb", 8, "op not NONE: zero point of ``b``", signed=True),
-                Field("zo", 8, "op not NONE: zero point of the result", signed=True),
-                Field("low2", 8, "op not NONE: lower clamp of the result", signed=True),
-                Field("high2", 8, "op not NONE: upper clamp of the result", signed=True),
-                Field("ma", 24, "op ADD, SUB: multiplier of ``a``; MUL: of the product"),
-                Field("mb", 24, "op ADD, SUB: multiplier of ``b``"),
-                Field("shift", 6, "op not NONE: right shift, rounding half to even (>= 1)"),
-                Field("lut", 1, "1: results go through the table"),
-                Field("table", 20, "lut: scratchpad word of the table"),
+            _ordered(
+                "acc out lane params a b op out_h out_w out_pitch groups zero low high out_block "
+                "b_block out_step a_pitch a_block b_pitch za source b_step lut zb zo low2 high2 "
+                "shift ma mb table",
+                (
+                    Field("source", 1, "where ``a`` comes from", enum=PostSource),
+                    Field("op", 2, "what is done with ``a`` and ``b``", enum=PostOp),
+                    Field("acc", 16, "accumulator word of output (0, 0); outputs are consecutive"),
+                    Field("groups", 8, "groups of ``lanes`` channels to process (>= 1)"),
+                    Field("lane", 6, "first group's position in its scratchpad word, in groups"),
+                    Field("out_w", 16, "output columns (>= 1)"),
+                    Field("out_h", 16, "output rows (>= 1)"),
+                ),
+                _output(),
+                (
+                    Field("out_step", 8, "words from one output column to the next (>= 1)"),
+                    Field("a", 20, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"),
+                    Field("a_pitch", 16, "words from one row of ``a`` to the next"),
+                    Field("a_block", 20, "words from one channel block of ``a`` to the next"),
+                    Field("b", 20, "op not NONE: word of ``b`` (0, 0), block 0"),
+                    Field("b_pitch", 16, "words from one row of ``b`` to the next"),
+                    Field("b_block", 20, "words from one channel block of ``b`` to the next"),
+                    Field("b_step", 1, "words from one column of ``b`` to the next"),
+                    Field("params", 20, "source ACCUMULATOR: scratchpad word of the parameters"),
+                ),
+                _requantise(),
+                (
+                    Field("za", 8, "op not NONE: zero point of ``a``", signed=True),
+                    Field("zb", 8, "op not NONE: zero point of ``b``", signed=True),
+                    Field("zo", 8, "op not NONE: zero point of the result", signed=True),
+                    Field("low2", 8, "op not NONE: lower clamp of the result", signed=True),
+                    Field("high2", 8, "op not NONE: upper clamp of the result", signed=True),
+                    Field("ma", 24, "op ADD, SUB: multiplier of ``a``; MUL: of the product"),
+                    Field("mb", 24, "op ADD, SUB: multiplier of ``b``"),
+                    Field("shift", 6, "op not NONE: right shift, rounding half to even (>= 1)"),
+                    Field("lut", 1, "1: results go through the table"),
+                    Field("table", 20, "lut: scratchpad word of the table"),
+                ),
             ),
             "For every group g (outermost) and output (oy, ox): takes ``lanes`` channels, "
             "computes, writes them at position (lane + g) mod (rows / lanes) of scratchpad word "
@@ -301,18 +338,23 @@ COMMANDS: dict[Opcode, Command] = {
         Command(
             Opcode.WINDOW,
             (Engine.WINDOW,),
-            (
-                Field("op", 2, "what is done over the window", enum=WindowOp),
-                Field("blocks", 12, "channel blocks to process (>= 1); IM2COL: 1"),
-                Field("run", 8, "IM2COL: bytes copied per tap (>= 1)"),
-            )
-            + _window("window")
-            + _output()
-            + (
-                Field("weights", 20, "DEPTHWISE: scratchpad word of the first tap's weights"),
-                Field("params", 20, "DEPTHWISE, SUM: scratchpad word of the parameters"),
-            )
-            + _requantise(),
+            _ordered(
+                "out src weights params y0 high out_h in_h x0 out_w in_w src_pitch out_pitch low "
+                "zero src_block out_block pad op kernel_w kernel_h stride_x stride_y dilation_x "
+                "dilation_y blocks run",
+                (
+                    Field("op", 2, "what is done over the window", enum=WindowOp),
+                    Field("blocks", 12, "channel blocks to process (>= 1); IM2COL: 1"),
+                    Field("run", 8, "IM2COL: bytes copied per tap (>= 1)"),
+                ),
+                _window("window"),
+                _output(),
+                (
+                    Field("weights", 20, "DEPTHWISE: scratchpad word of the first tap's weights"),
+                    Field("params", 20, "DEPTHWISE, SUM: scratchpad word of the parameters"),
+                ),
+                _requantise(),
+            ),
             "DEPTHWISE, SUM, MAX: for every block b and output (oy, ox), lane by lane: reduces "
             "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x) over "
             "the taps (x as for CONV) and writes scratchpad word out + b * out_block + oy * "
@@ -335,16 +377,23 @@ def encode(
     *,
     wait: int = 0,
     signal: int = 0,
+    present: int | None = None,
     **values: int,
 ) -> list[int]:
-    """The command's 64-bit words. Fields not named are 0. Raises ``ValueError`` naming the
-    field."""
+    """All 64-bit words of the command; as they stand in the stream if it is complete, which it is
+    by default. Fields not named are 0. Raises ``ValueError`` naming the field that does not fit.
+
+    ``engine`` may be left out where it is the first that takes the command.
+    """
     command = COMMANDS[opcode]
     if engine is None:
         engine = command.engines[0] if command.engines else Engine(0)
     elif engine not in command.engines:
         raise ValueError(f"{command.name}: engine {engine!r} does not take this command")
-    values = {"opcode": opcode, "engine": engine, "wait": wait, "signal": signal, **values}
+    if present is None:
+        present = command.complete
+    header = dict(opcode=opcode, engine=engine, wait=wait, signal=signal, present=present)
+    values = header | values
     number, at = 0, 0
     for f in command.fields:
         value = int(values.pop(f.name, 0))
@@ -357,32 +406,96 @@ def encode(
     return [number >> (64 * i) & 0xFFFF_FFFF_FFFF_FFFF for i in range(command.words)]
 
 
-def decode(words: Sequence[int], at: int = 0) -> tuple[Mapping[str, int], int]:
-    """Decode the command at ``words[at]``: its fields by name, and the index of the next command.
+def header_of(head: int) -> dict[str, int]:
+    """The header's fields, by name, in a command's first word."""
+    out = {}
+    for f in HEADER:
+        out[f.name] = head & ((1 << f.bits) - 1)
+        head >>= f.bits
+    return out
 
-    Raises ``ValueError`` on an illegal opcode, engine, enum value or truncated command.
-    """
-    head = int(words[at])
-    try:
-        command = COMMANDS[Opcode(head & 0xF)]
-    except ValueError:
-        raise ValueError(f"word {at}: illegal opcode {head & 0xF}") from None
-    end = at + command.words
-    if end > len(words):
-        raise ValueError(f"word {at}: {command.name} is truncated")
-    number = sum(int(w) << (64 * i) for i, w in enumerate(words[at:end]))
-    out: dict[str, int] = {}
-    for f in command.fields:
-        value = number & ((1 << f.bits) - 1)
-        number >>= f.bits
-        if f.signed and value >> (f.bits - 1):
-            value -= 1 << f.bits
-        if f.enum is not None:
-            try:
-                value = f.enum(value)
-            except ValueError:
-                raise ValueError(f"word {at}: {command.name}: illegal {f.name} {value}") from None
-        out[f.name] = value
-    if command.engines and out["engine"] not in command.engines:
-        raise ValueError(f"word {at}: {command.name}: illegal engine {out['engine']}")
-    return out, end
+
+_PRESENT_AT = sum(f.bits for f in HEADER[:-1])
+
+
+class Encoder:
+    """Encodes the commands of one stream, in order, as short as they can be."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, list[int]] = {}
+
+    def encode(
+        self,
+        opcode: Opcode,
+        engine: Engine | None = None,
+        *,
+        present: int | None = None,
+        **values: int,
+    ) -> list[int]:
+        """As :func:`encode`, but without the words that the engine's last command had.
+        ``present`` says instead which are not left out."""
+        head, *words = encode(opcode, engine, present=present, **values)
+        header = header_of(head)
+        last = self._last.get(header["engine"])
+        if present is not None and last is not None:
+            words = [w if present >> i & 1 else last[i] for i, w in enumerate(words)]
+        elif present is None:
+            present = header["present"]
+            if last is not None:
+                same = sum(1 << i for i, (a, b) in enumerate(zip(words, last)) if a == b)
+                present, head = present & ~same, head & ~(same << _PRESENT_AT)
+        if words:
+            self._last[header["engine"]] = words
+        return [head] + [w for i, w in enumerate(words) if present >> i & 1]
+
+
+class Decoder:
+    """Decodes the commands of one stream, in order."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, list[int]] = {}
+
+    def decode(self, words: Sequence[int], at: int = 0) -> tuple[Mapping[str, int], int]:
+        """Decode the command at ``words[at]``: its fields by name, and the index of the next.
+
+        Raises ``ValueError`` on an illegal opcode, engine, enum value or ``present``, on a first
+        command that is incomplete or one that is truncated.
+        """
+        header = header_of(int(words[at]))
+        engine, present = header["engine"], header["present"]
+        try:
+            command = COMMANDS[Opcode(header["opcode"])]
+        except ValueError:
+            raise ValueError(f"word {at}: illegal opcode {header['opcode']}") from None
+        if command.engines and engine not in command.engines:
+            raise ValueError(f"word {at}: {command.name}: illegal engine {engine}")
+        if present & ~command.complete:
+            raise ValueError(f"word {at}: {command.name}: illegal present {present:#x}")
+        last = self._last.get(engine)
+        if last is None and present != command.complete:
+            raise ValueError(
+                f"word {at}: {command.name}: the first of its engine, but not complete"
+            )
+        end = at + 1 + present.bit_count()
+        if end > len(words):
+            raise ValueError(f"word {at}: {command.name} is truncated")
+        rest = iter(words[at + 1 : end])
+        whole = [int(next(rest)) if present >> i & 1 else last[i] for i in range(command.words - 1)]
+        number = sum(w << (64 * i) for i, w in enumerate([int(words[at]), *whole]))
+        out: dict[str, int] = {}
+        for f in command.fields:
+            value = number & ((1 << f.bits) - 1)
+            number >>= f.bits
+            if f.signed and value >> (f.bits - 1):
+                value -= 1 << f.bits
+            if f.enum is not None:
+                try:
+                    value = f.enum(value)
+                except ValueError:
+                    raise ValueError(
+                        f"word {at}: {command.name}: illegal {f.name} {value}"
+                    ) from None
+            out[f.name] = value
+        if whole:
+            self._last[engine] = whole
+        return out, end

@@ -121,7 +121,7 @@ def _command(command: Command) -> Iterator[str]:
     yield _markdown(command.doc)
     yield ""
     engines = ", ".join(e.name for e in command.engines) or "none (the fetch unit's)"
-    yield f"Engines: {engines}. Length: {command.bits} bits, {command.words} 64-bit words."
+    yield f"Engines: {engines}. Complete: {command.bits} bits, {command.words} 64-bit words."
     yield ""
     if command.own_fields:
         yield from _fields(command.own_fields, sum(f.bits for f in HEADER))

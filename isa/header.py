@@ -103,6 +103,7 @@ def _layout(name: str, fields: Iterable[Field]) -> Iterator[str]:
 
 def _command(command: Command) -> Iterator[str]:
     yield f"#define SYSTOLE_{command.name}_WORDS {command.words}"
+    yield f"#define SYSTOLE_{command.name}_COMPLETE {command.complete:#x} /* as PRESENT */"
     yield from _layout(command.name, command.fields)
 
 

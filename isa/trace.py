@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from isa.commands import ENGINE_BITS, Engine, Field
+from isa.commands import Engine, Field
 
 
 class TraceKind(enum.IntEnum):
@@ -20,7 +20,7 @@ TRACE_EVENT = (
     Field("engine", 4, "where", enum=Engine),
     Field("index", 24, "index of the command in the program, from 0"),
     Field("waited", 24, "START: cycles the command waited for tokens at the head of its queue"),
-    Field("missing", ENGINE_BITS, "START: the tokens missing in the last cycle of that wait"),
+    Field("missing", 8, "START: the tokens missing in the last cycle of that wait"),
     Field("stalled", 24, "END: cycles since the engine's previous END in which memory held it up"),
 )
 """Fields packed from bit 0, 128 bits in all."""

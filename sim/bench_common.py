@@ -33,7 +33,7 @@ DRAM_BYTES = 8192
 INPUTS = Blocks(CONFIG).inputs()
 
 Command = SimpleNamespace
-"""A command's fields, as ``isa.decode`` names them."""
+"""A command's fields, as ``isa.Decoder`` names them."""
 
 
 def pack(values: np.ndarray) -> int:

@@ -74,7 +74,7 @@ def faults(device: RtlDevice, rng: random.Random) -> None:
     first = encode(Opcode.LOAD, **load, **token)
     second = encode(Opcode.STORE, dram=1024, **store, **wait)
     bad_engine = list(first)
-    bad_engine[0] = bad_engine[0] & ~0xF0 | Engine.CONV << 4
+    bad_engine[0] |= Engine.CONV << 3
     at, beyond = 4096, size - 2 * vector
     error = {"error_first": BASE + at, "error_last": BASE + at}
     many = [encode(Opcode.LOAD, **load, **token)] * ((1 << TOKEN_BITS) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from isa import Config, Engine, LoadTarget, Opcode, encode
+from isa import Config, Encoder, Engine, LoadTarget, Opcode, encode
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def round_trip(config: Config, rng: random.Random, *, copies: int) -> Program:
     chunk = 512 * vector
     memory = bytearray(rng.randbytes(2 * copies * chunk))
     expected = bytearray(memory)
-    commands = []
+    commands, encoder = [], Encoder()
     engines = [rng.choice((Engine.LOAD, Engine.WLOAD)) for _ in range(copies)]
     for i in range(copies):
         counts = [rng.randint(1, 5) for _ in range(3)]
@@ -50,7 +50,7 @@ def round_trip(config: Config, rng: random.Random, *, copies: int) -> Program:
         shape = dict(zip(("count0", "count1", "count2"), counts, strict=True))
         where = {"local": local, "local1": place[0], "local2": place[1]}
         commands.append(
-            encode(
+            encoder.encode(
                 Opcode.LOAD,
                 engines[i],
                 wait=1 << Engine.STORE if i else 0,
@@ -64,7 +64,7 @@ def round_trip(config: Config, rng: random.Random, *, copies: int) -> Program:
             )
         )
         commands.append(
-            encode(
+            encoder.encode(
                 Opcode.STORE,
                 wait=1 << engines[i],
                 signal=1 << engines[i + 1] if i + 1 < copies else 0,

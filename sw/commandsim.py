@@ -22,22 +22,21 @@ from isa import (
     Config,
     Control,
     Csr,
+    Decoder,
     Engine,
     Fault,
     Irq,
     Opcode,
     Status,
-    decode,
 )
 from isa.assembler import format_command
+from isa.commands import header_of
 from sw.device import Device, DeviceError
 from sw.engines import Engines, Illegal, Memories, OutsideWindow
 from sw.races import Tracker
 
 NO_ENGINE = 15
 """FAULT_ENGINE of the fetch unit."""
-
-_LENGTHS = {opcode: command.words for opcode, command in COMMANDS.items()}
 
 OnCommand = Callable[[int, Mapping[str, int], Memories], None]
 """Called after every command with its index, its fields and the memories."""
@@ -70,12 +69,16 @@ class _Fetch:
         # Where the DRAM window cuts the program off, if it does.
         self._cut = offset + 8 * inside if inside < words else None
         self._at = 0
-        self._starts: list[int] = []  # First word of each command.
+        self._decoder = Decoder()
+        self._known: set[int] = set()  # Engines that have had a command.
         self.index = -1
 
     def describe(self, index: int) -> str:
         """The text of a command that has been fetched."""
-        return format_command(decode(self._words, self._starts[index])[0])
+        decoder, at = Decoder(), 0
+        for _ in range(index + 1):
+            fields, at = decoder.decode(self._words, at)
+        return format_command(fields)
 
     def _fault(self, code: Fault, address: int = 0) -> HardwareFault:
         return HardwareFault(code, self.index, NO_ENGINE, address)
@@ -84,25 +87,30 @@ class _Fetch:
         """The next command's fields, ``None`` at END. Raises :class:`HardwareFault` as the fetch
         unit, :class:`Illegal` on values outside an enumeration."""
         self.index += 1
-        self._starts.append(self._at)
         ended = self._at == len(self._words)
-        opcode = None if ended else self._words[self._at] & 0xF
-        if opcode is not None and opcode not in COMMANDS:
+        head = None if ended else header_of(self._words[self._at])
+        if head is not None and head["opcode"] not in COMMANDS:
             raise self._fault(Fault.ILLEGAL_COMMAND)
-        if opcode is None or self._at + _LENGTHS[opcode] > len(self._words):
+        if head is None or self._at + head["present"].bit_count() >= len(self._words):
             if self._cut is not None:
                 raise self._fault(Fault.DRAM_WINDOW, self._cut)
             raise self._fault(Fault.ILLEGAL_COMMAND)
-        if opcode == Opcode.END:
-            return None
-        head = self._words[self._at]
-        takers = [e for e in COMMANDS[Opcode(opcode)].engines if self._existing >> e & 1]
-        if (head >> 4 & 0xF) not in takers or (head >> 8 | head >> 16) & 0xFF & ~self._existing:
+        command, engine = COMMANDS[Opcode(head["opcode"])], head["engine"]
+        if head["present"] & ~command.complete:
             raise self._fault(Fault.ILLEGAL_COMMAND)
+        if command.opcode is Opcode.END:
+            return None
+        if (
+            engine not in command.engines
+            or (1 << engine | head["wait"] | head["signal"]) & ~self._existing
+            or (engine not in self._known and head["present"] != command.complete)
+        ):
+            raise self._fault(Fault.ILLEGAL_COMMAND)
+        self._known.add(engine)
         try:
-            fields, self._at = decode(self._words, self._at)
+            fields, self._at = self._decoder.decode(self._words, self._at)
         except ValueError as e:
-            raise Illegal(self.index, Opcode(opcode).name, str(e)) from None
+            raise Illegal(self.index, command.name, str(e)) from None
         return SimpleNamespace(**fields)
 
 

@@ -16,7 +16,7 @@ from math import inf
 
 import numpy as np
 
-from isa import COMMANDS, Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
+from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from isa.commands import TABLE_BYTES
 from sw.program import Program
 
@@ -157,7 +157,7 @@ class _Machine:
     def __init__(self, program: Program, read_latency: int, write_latency: int):
         self.config = config = program.config
         self.commands = list(program.decoded())
-        self.sizes = [COMMANDS[c["opcode"]].words for c in self.commands]
+        self.sizes = [1 + c["present"].bit_count() for c in self.commands]
         self.read_latency, self.write_latency = read_latency, write_latency
         rows, cols = config.rows, config.cols
         self.capture = rows - rows // config.cell_rows + 1

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import isa
-from isa import Config, Opcode, decode
+from isa import Config, Decoder, Opcode
 from sw import layout
 from sw.files import write_atomically
 from sw.graph import Port, Tensor
@@ -92,9 +92,9 @@ class Program:
 
     def decoded(self) -> Iterator[Mapping[str, int]]:
         """The fields of every command in program order, END excluded."""
-        words, at = self.commands(), 0
+        words, at, decoder = self.commands(), 0, Decoder()
         while at < len(words):
-            command, at = decode(words, at)
+            command, at = decoder.decode(words, at)
             if command["opcode"] == Opcode.END:
                 return
             yield command

@@ -10,7 +10,18 @@ from amaranth.sim import Simulator
 
 from hw.control import OPCODE_OF, Control, port_name
 from hw.interfaces import layout_of
-from isa import CSRS, TRACE_EVENT, Config, Engine, Fault, Opcode, Status, TraceKind, encode
+from isa import (
+    COMMANDS,
+    CSRS,
+    TRACE_EVENT,
+    Config,
+    Encoder,
+    Engine,
+    Fault,
+    Opcode,
+    Status,
+    TraceKind,
+)
 from isa import Control as ControlBits
 
 PROGRAM = 0x1000
@@ -270,11 +281,17 @@ class Bench:
             core.append((index, work.cycles, work))
             self.log.append((self.now, TraceKind.START, engine, index))
 
-    def expect(self, commands: list[tuple[Engine, int, int]]) -> list[list[int]]:
-        """Encode (engine, wait, signal), END added, and remember which index each engine gets."""
+    def expect(
+        self, commands: list[tuple[Engine, int, int]], *, complete: bool = False
+    ) -> list[list[int]]:
+        """Encode (engine, wait, signal), END added, and remember which index each engine gets.
+        ``complete``: leave no words out."""
         self.next_index = {e: deque() for e in Engine}
-        out = []
+        out, encoder = [], Encoder()
         for i, (engine, wait, signal) in enumerate(commands):
             self.next_index[engine].append(i)
-            out.append(encode(OPCODE_OF[engine], engine, wait=wait, signal=signal))
-        return [*out, encode(Opcode.END)]
+            command = COMMANDS[OPCODE_OF[engine]]
+            present = command.complete if complete else None
+            tokens = dict(wait=wait, signal=signal, present=present)
+            out.append(encoder.encode(command.opcode, engine, **tokens))
+        return [*out, encoder.encode(Opcode.END)]

@@ -48,7 +48,7 @@ def test_device_runs_a_program():
         ([0], "ILLEGAL_COMMAND", 0, None, 0),
         (assembler.assemble("STORE")[:2], "ILLEGAL_COMMAND", 0, None, 0),
         ("LOAD dram=8192 count0=1 count1=1 count2=1", "ILLEGAL_COMMAND", 1, None, 0),
-        ("CONV wait=64\nEND", "ILLEGAL_COMMAND", 0, None, 0),
+        ("CONV present=0\nEND", "ILLEGAL_COMMAND", 0, None, 0),
         (
             "LOAD dram=65504 dram1=8 count0=2 count1=5 count2=1\nEND",
             "DRAM_WINDOW",
@@ -89,7 +89,7 @@ def test_device_reports_faults_and_recovers(program, name, index, engine, addres
 def test_program_beyond_the_window_faults():
     """Two commands fit into the window, the third does not."""
     device = CommandDevice(tiny(4, 4), memory_bytes=1 << 16)
-    words = assembler.assemble("LOAD count0=1 count1=1 count2=1\n" * 3 + "END")
+    words = assembler.assemble("LOAD count0=1 count1=1 count2=1 present=7\n" * 3 + "END")
     device.write_memory(4096 - 64, np.array(words, "<u8").tobytes())
     values = {"DRAM_LIMIT": 4096 + 4, "PROGRAM": 4096 - 64, "PROGRAM_WORDS": len(words)}
     for name, value in values.items():

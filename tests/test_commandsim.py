@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command_reference import DATA, POINTWISE, Reference, image, tiny
 
-from isa import Config, Engine, Opcode, PostOp, PostSource, WindowOp, assembler, encode
+from isa import Config, Encoder, Engine, Opcode, PostOp, PostSource, WindowOp, assembler
 from sw.commandsim import run_program
 from sw.engines import Memories
 
@@ -133,14 +133,14 @@ def parameters(rng: random.Random, count: int) -> bytes:
 
 def serialised(commands: list[tuple[Opcode, Engine, dict[str, int]]]) -> list[int]:
     """The program with every command waiting for the one before."""
-    words = []
+    words, encoder = [], Encoder()
     for i, (opcode, engine, fields) in enumerate(commands):
         before = commands[i - 1][1] if i else engine
         after = commands[i + 1][1] if i + 1 < len(commands) else engine
         wait = 1 << before if before != engine else 0
         signal = 1 << after if after != engine else 0
-        words += encode(opcode, engine, wait=wait, signal=signal, **fields)
-    return words + encode(Opcode.END)
+        words += encoder.encode(opcode, engine, wait=wait, signal=signal, **fields)
+    return words + encoder.encode(Opcode.END)
 
 
 @pytest.mark.parametrize("kind", ["conv", "post", *WindowOp.__members__, "transfer"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from isa import Config, Engine, decode
+from isa import Config, Engine
 from sw.bench import load_network, measured, predicted
 from sw.compiler import compile_graph
 from sw.cyclemodel import predict, predict_layers
@@ -49,9 +49,8 @@ def test_commands_start_only_when_their_tokens_are_given():
     program = compile_graph(load_network("dscnn-kws"), Config())
     timings = predict(program, read_latency=64)
     assert len(timings) == len(program.command_layers)
-    words, at, given, taken = program.commands(), 0, defaultdict(deque), 0
-    for t in timings:
-        c, at = decode(words, at)
+    given, taken = defaultdict(deque), 0
+    for t, c in zip(timings, program.decoded(), strict=True):
         assert 0 < t.start < t.end
         for other in Engine:
             if c["wait"] >> other & 1:

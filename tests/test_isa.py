@@ -16,10 +16,11 @@ from isa import (
     CSRS,
     TRACE_EVENT,
     Config,
+    Decoder,
+    Encoder,
     Engine,
     Opcode,
     assembler,
-    decode,
     document,
     encode,
     header,
@@ -35,7 +36,7 @@ def commands(draw):
     engine = draw(st.sampled_from(command.engines)) if command.engines else None
     fields = {}
     for f in command.fields[1:]:
-        if f.name == "engine":
+        if f.name in ("engine", "present"):
             continue
         legal = st.sampled_from(f.enum) if f.enum else st.integers(f.low, f.high)
         fields[f.name] = draw(st.one_of(st.just(0), legal))
@@ -45,16 +46,51 @@ def commands(draw):
 @settings(derandomize=True, max_examples=80, deadline=None)
 @given(st.lists(commands(), max_size=4))
 def test_encode_decode_text_round_trip(program):
-    words = [w for opcode, engine, fields in program for w in encode(opcode, engine, **fields)]
-    at = 0
-    for opcode, engine, fields in program:
-        values, at = decode(words, at)
-        expected = {"opcode": opcode, "engine": engine or 0, **fields}
-        assert values == expected
-    assert at == len(words)
-    text = disassemble(words)
-    assert len(text.splitlines()) == len(program)
-    assert assemble(text) == words
+    complete = [w for opcode, engine, fields in program for w in encode(opcode, engine, **fields)]
+    encoder = Encoder()
+    short = [
+        w for opcode, engine, fields in program for w in encoder.encode(opcode, engine, **fields)
+    ]
+    for words in (complete, short):
+        at, decoder = 0, Decoder()
+        for opcode, engine, fields in program:
+            values, at = decoder.decode(words, at)
+            expected = {"opcode": opcode, "engine": engine or 0, **fields}
+            assert values == expected | {"present": values["present"]}
+        assert at == len(words)
+        text = disassemble(words)
+        assert len(text.splitlines()) == len(program)
+        assert assemble(text) == words
+
+
+def test_words_that_stay_are_left_out():
+    encoder = Encoder()
+    post = lambda engine=None, **fields: encoder.encode(Opcode.POST, engine, **fields)  # noqa: E731
+    assert len(post(acc=1, table=2)) == COMMANDS[Opcode.POST].words
+    assert len(encoder.encode(Opcode.CONV)) == COMMANDS[Opcode.CONV].words
+    assert len(post(acc=2, table=2, wait=1)) == 1
+    changed = post(acc=2, table=3)
+    assert len(changed) == 2 and len(post(acc=2, table=3)) == 1
+    assert len(post(table=3, present=0b111111)) == 7
+    for engine in (Engine.LOAD, Engine.WLOAD):
+        assert len(encoder.encode(Opcode.LOAD, engine, count0=5)) == 4
+    assert len(encoder.encode(Opcode.LOAD, dram=9, count0=5)) == 1
+
+
+def test_hot_fields_share_few_words():
+    """What changes from one command to the next of an ordinary layer."""
+    for opcode, fields, most in (
+        (Opcode.LOAD, "dram target local count0", 2),
+        (Opcode.CONV, "weights acc accumulate", 1),
+        (Opcode.CONV, "weights acc accumulate src blocks", 2),
+        (Opcode.POST, "acc out", 1),
+        (Opcode.POST, "acc out params a b", 2),
+        (Opcode.WINDOW, "out src weights params y0", 2),
+    ):
+        encoder = Encoder()
+        encoder.encode(opcode)
+        changed = dict.fromkeys(fields.split(), 1)
+        assert len(encoder.encode(opcode, **changed)) == most
 
 
 @pytest.mark.parametrize("opcode", Opcode)
@@ -71,11 +107,15 @@ def test_out_of_range_fields_are_refused_by_name(opcode):
 
 def test_decode_refuses_what_is_no_command():
     with pytest.raises(ValueError, match="illegal opcode 0"):
-        decode([0])
+        Decoder().decode([0])
     with pytest.raises(ValueError, match="CONV is truncated"):
-        decode(encode(Opcode.CONV)[:-1])
+        Decoder().decode(encode(Opcode.CONV)[:-1])
     with pytest.raises(ValueError, match="illegal engine"):
-        decode([encode(Opcode.END)[0] & ~0xF | Opcode.STORE, 0, 0, 0])
+        Decoder().decode([encode(Opcode.STORE)[0] & ~0o70, 0, 0, 0])
+    with pytest.raises(ValueError, match="word 0: CONV: the first of its engine, but not complete"):
+        Decoder().decode(encode(Opcode.CONV, present=7))
+    with pytest.raises(ValueError, match="LOAD: illegal present 0xf"):
+        Decoder().decode([*encode(Opcode.LOAD, present=15), 0])
 
 
 def test_text_form():
@@ -83,16 +123,22 @@ def test_text_form():
     # two loads
     LOAD engine=WLOAD target=WEIGHTS wait=CONV,POST dram=0x1000 count0=2 # and a comment
     CONV x0=-3 wait=3
+    CONV x0=-3 weights=5
+    CONV x0=-3 weights=5 present=1
     END
     """
     expected = encode(
         Opcode.LOAD, Engine.WLOAD, wait=0b1100, target=1, dram=4096, count0=2
     ) + encode(Opcode.CONV, x0=-3, wait=3)
+    again = encode(Opcode.CONV, x0=-3, weights=5, present=0)[:1]
+    again += encode(Opcode.CONV, x0=-3, weights=5, present=1)[:2]
     words = assemble(text)
-    assert words == expected + encode(Opcode.END)
+    assert words == expected + again + encode(Opcode.END)
     assert disassemble(words) == (
-        "LOAD engine=WLOAD wait=CONV,POST target=WEIGHTS dram=4096 count0=2\n"
+        "LOAD engine=WLOAD wait=CONV,POST dram=4096 target=WEIGHTS count0=2\n"
         "CONV wait=LOAD,WLOAD x0=-3\n"
+        "CONV weights=5 x0=-3\n"
+        "CONV weights=5 x0=-3 present=1\n"
         "END\n"
     )
 
@@ -152,8 +198,8 @@ def test_documentation_names_everything():
     for command in COMMANDS.values():
         assert all(f"`{f.name}`" in text for f in command.fields)
     assert all(f"| 0x{c.offset:03x} | `{c.name}` |" in text for c in CSRS.values())
-    # Worked out by hand: CONV's header is 24 bits, then accumulate (1), then weights (20).
-    assert "| 44:25 | `weights` | 20 |" in text
+    # Worked out by hand: CONV's header is 24 bits, then weights (20), then acc (16).
+    assert "| 59:44 | `acc` | 16 |" in text
 
 
 C_MAIN = """
@@ -181,7 +227,7 @@ def test_c_header_encodes_as_python(tmp_path):
         for i, f in enumerate(command.own_fields):
             fields[f.name] = f.enum(1) if f.enum else (f.low if f.signed else f.high - i % 2)
         engine = command.engines[-1] if command.engines else Engine(0)
-        fields |= {"wait": 0x15, "signal": 0x2A}
+        fields |= {"wait": 0x15, "signal": 0x2A, "present": command.complete}
         expected += encode(command.opcode, engine if command.engines else None, **fields)
         name = command.name
         body.append(f"{{ uint64_t w[SYSTOLE_{name}_WORDS] = {{0}};")
@@ -189,6 +235,7 @@ def test_c_header_encodes_as_python(tmp_path):
             value = {"opcode": command.opcode, "engine": engine, **fields}[f.name]
             body.append(f"SYSTOLE_PUT(w, {name}, {f.name.upper()}, {int(value)});")
         body.append(f"show(w, SYSTOLE_{name}_WORDS);")
+        body.append(f"if (SYSTOLE_{name}_COMPLETE != {command.complete}u) return 8;")
         for f in command.fields:
             value = {"opcode": command.opcode, "engine": engine, **fields}[f.name]
             masked = int(value) & ((1 << f.bits) - 1)

@@ -137,6 +137,7 @@ class Compiler:
         Emitter(config, stages, plan, stream, dram, constants.offsets, stored).emit()
         stream.check_tokens()
 
+        # Addresses are in commands' first words, which are always there: the length stays.
         shift = align(8 * len(stream.words()))
         for c in stream.commands:
             if c.opcode in (Opcode.LOAD, Opcode.STORE):

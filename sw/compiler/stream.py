@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from isa import COMMANDS, Config, Engine, Opcode, encode
+from isa import COMMANDS, Config, Encoder, Engine, Opcode
 from isa.csr import TOKEN_BITS
 from sw.graph import ModelError
 
@@ -198,6 +198,7 @@ class CommandStream:
     def words(self) -> list[int]:
         """The encoded program, END appended."""
         out: list[int] = []
+        encoder = Encoder()
         for c in self.commands:
-            out += encode(c.opcode, c.engine, wait=c.wait, signal=c.signal, **c.fields)
-        return out + encode(Opcode.END)
+            out += encoder.encode(c.opcode, c.engine, wait=c.wait, signal=c.signal, **c.fields)
+        return out + encoder.encode(Opcode.END)

@@ -104,10 +104,11 @@ class ControlStatus(wiring.Component):
 
     Byte strobes are honoured; writes to read-only registers are ignored.
 
-    ``start`` pulses when a program begins; ``fetch_start`` 10 cycles later, when all counters are
-    zero. ``running`` is BUSY. ``finished`` (input) says that END has been fetched and everything is
-    idle: DONE; ``drained`` (input) that all but the trace is, which stops the cycle counter. The
-    first valid report of ``faults`` (lowest index first) ends the program with FAULT.
+    ``start`` pulses when a program begins; ``fetch_start`` one cycle later. The counters take 8
+    cycles to become zero, fewer than the first command takes to arrive. ``running`` is BUSY.
+    ``finished`` (input) says that END has been fetched and everything is idle: DONE; ``drained``
+    (input) that all but the trace is, which stops the cycle counter. The first valid report of
+    ``faults`` (lowest index first) ends the program with FAULT.
 
     ``halt`` is high from a fault or soft reset on: no further command is handed out. A soft reset
     raises ``drain`` until ``axi_idle``, then ``reset`` for some cycles: everything but this unit
@@ -214,11 +215,9 @@ class ControlStatus(wiring.Component):
 
         # A program's run, from START to DONE, FAULT or soft reset.
         m.d.comb += self.start.eq(start_order & ~reset_order & ~self.running & ~self.halt)
-        fetch_delay = Signal(COUNTERS + 2)
-        m.d.sync += fetch_delay.eq(Mux(self.halt, 0, Cat(self.start, fetch_delay[:-1])))
-        m.d.comb += self.fetch_start.eq(fetch_delay[-1])
+        m.d.sync += self.fetch_start.eq(self.start)
         # Until the fetch unit starts, it still shows the end of the last program.
-        counters = self._counters(m, counting=self.running & (~self.drained | fetch_delay.any()))
+        counters = self._counters(m, counting=self.running & (~self.drained | self.fetch_start))
         report = self._report(m, watchdog=plain["WATCHDOG"])
         done = Signal()
         failure = Signal(FAULT_REPORT, init={"engine": NO_ENGINE})
@@ -236,7 +235,7 @@ class ControlStatus(wiring.Component):
         with m.Elif(report.valid & ~self.halt):
             m.d.comb += irq_set.eq(Irq.FAULT)
             m.d.sync += [self.running.eq(0), self.fault.eq(1), failure.eq(report)]
-        with m.Elif(self.finished & self.running & ~fetch_delay.any()):
+        with m.Elif(self.finished & self.running & ~self.fetch_start):
             m.d.comb += irq_set.eq(Irq.DONE)
             m.d.sync += [self.running.eq(0), done.eq(1)]
         irq_clear = Mux(written["IRQ"], bus.write_data & bus.write_mask, 0)[: len(irq)]

@@ -20,7 +20,7 @@ from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from isa.commands import TABLE_BYTES
 from sw.program import Program
 
-FETCH_START = 17
+FETCH_START = 8
 """Cycles from the start of a program to its first command, memory latency excluded."""
 WRITE_LATENCY = 64
 """Of the memory, from a write's last beat to its response."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 
 from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
@@ -16,10 +17,14 @@ from sw.compiler.plan import (
 )
 from sw.compiler.stages import Geometry, Pass, Phase, Stage, WeightRun
 from sw.compiler.stream import CommandStream, Memory, Span, run
-from sw.compiler.weights import CHUNK_WORDS, Piece, WeightRing, pieces
+from sw.compiler.weights import CHUNK_WORDS, JOINED_WORDS, Piece, WeightRing, pieces
 
 EAGER_PIECES = 8
 """Commands into which the first column block of a tile is cut at most."""
+
+SLOW_TILE = 2
+"""Tiles of this many times ``rows`` outputs keep the array busier than their weights the bus: the
+weights of column blocks to come may then be loaded with theirs."""
 
 
 class Emitter(Mover):
@@ -45,8 +50,11 @@ class Emitter(Mover):
     def emit(self) -> None:
         for i, r in self.plan.order:
             if r == 0:
-                self.load_resident_inputs(i, self.stages[i])
-                self.load_fixed(i, self.stages[i])
+                stage, plan = self.stages[i], self.plan.stages[i]
+                self.load_resident_inputs(i, stage)
+                if stage.kind == "array" and plan.split is None:
+                    self._preload(i, stage, plan.regions[0])
+                self.load_fixed(i, stage)
             self._emit_region(i, r)
 
     def _emit_region(self, i: int, r: int) -> None:
@@ -183,17 +191,31 @@ class Emitter(Mover):
                     self._post(i, stage, phase, group, column, tile, views, out)
 
     def _weights(
-        self, i: int, key: tuple, piece: Piece, kernel: tuple[int, int], offset: int
+        self, i: int, kernel: tuple[int, int], wanted: Iterable[tuple[tuple, Piece, int]]
     ) -> int:
-        """Weight-buffer address of a piece, loaded if it is not there any more. ``offset``: word of
-        the piece's run in the stage's weights."""
-        at = self.ring.find((key, piece))
-        if at is not None:
-            return at
+        """Weight-buffer address of the first piece wanted, loaded if it is not there any more, and
+        with it as many of the next as fit into one command. For each its key, itself and the word
+        of its run in the stage's weights."""
         rows, size = self.config.rows, self.config.weight_vector_bytes
-        words = piece.words(rows)
-        at = self.ring.place((key, piece), words)
-        address = self.constants[(i, "weights")] + (offset + piece.offset(*kernel, rows)) * size
+        found: list[tuple[tuple, int]] = []
+        first = words = 0
+        for key, piece, offset in wanted:
+            at = self.ring.find((key, piece))
+            if at is not None and not found:
+                return at
+            start, n = offset + piece.offset(*kernel, rows), piece.words(rows)
+            if not found:
+                first = start
+            elif (
+                at is not None
+                or start != first + words
+                or words + n > min(JOINED_WORDS, self._piece_limit)
+            ):
+                break
+            found.append(((key, piece), n))
+            words += n
+        at = self.ring.place(found)
+        address = self.constants[(i, "weights")] + first * size
         fields = dict(
             target=LoadTarget.WEIGHTS, dram=address, count0=words, count1=1, count2=1, local=at
         )
@@ -236,13 +258,7 @@ class Emitter(Mover):
         """One command, or one per piece of the reduction where the pieces arrive, or lie, one by
         one."""
         kernel, rows = each.geometry.kernel, self.config.rows
-        # The first column block follows its input as that is made, block by block.
-        eager = key[3] == 0 and tile.pixels >= rows
-        limit = self._piece_limit
-        if eager:
-            some = -(-weights.blocks // EAGER_PIECES)
-            limit = min(limit, max(some * kernel[0] * kernel[1], 1) * rows)
-        todo = pieces(weights.blocks, kernel, rows, limit)
+        eager, todo = self._pieces(key, weights, kernel, tile)
         held = [self.ring.find((key, p)) for p in todo]
         if (
             not eager
@@ -252,11 +268,59 @@ class Emitter(Mover):
             todo, held = [Piece(0, weights.blocks, 0, kernel[0], 0, kernel[1])], held[:1]
         else:
             held = [None] * len(todo)
-        for piece, at in zip(todo, held):
-            at = self._weights(i, key, piece, kernel, weights.offset) if at is None else at
+        for n, (piece, at) in enumerate(zip(todo, held)):
+            if at is None:
+                at = self._weights(i, kernel, self._wanted(stage, key, weights, todo[n:], tile))
             placed = replace(piece, block=piece.block + weights.block)
             self._conv_piece(i, stage, each, tile, x, placed, at, accumulate)
             accumulate = True
+
+    def _pieces(
+        self, key: tuple, weights: WeightRun, kernel: tuple[int, int], tile: Region
+    ) -> tuple[bool, list[Piece]]:
+        """The pieces of a run, and whether their inputs arrive one by one: the first column block
+        follows its input as that is made, block by block."""
+        rows, limit = self.config.rows, self._piece_limit
+        eager = key[3] == 0 and tile.pixels >= rows
+        if eager:
+            some = -(-weights.blocks // EAGER_PIECES)
+            limit = min(limit, max(some * kernel[0] * kernel[1], 1) * rows)
+        return eager, pieces(weights.blocks, kernel, rows, limit)
+
+    def _wanted(
+        self, stage: Stage, key: tuple, weights: WeightRun, todo: list[Piece], tile: Region
+    ) -> Iterator[tuple[tuple, Piece, int]]:
+        """What ``_weights`` may load: pieces of a run, and where the array needs longer for them
+        than the load those of the following column blocks."""
+        for piece in todo:
+            yield key, piece, weights.offset
+        if tile.pixels >= SLOW_TILE * self.config.rows:
+            yield from self._next_columns(stage, key)
+
+    def _preload(self, i: int, stage: Stage, region: Region) -> None:
+        """Load the first weights of a stage, before anything that may have to wait for space."""
+        tile = next(iter(tiles(region, self.config)))
+        for n, each in enumerate(stage.phases[0].passes):
+            for weights in each.runs[0]:
+                key, kernel = (i, 0, n, 0, weights.block), each.geometry.kernel
+                _, todo = self._pieces(key, weights, kernel, tile)
+                self._weights(i, kernel, self._wanted(stage, key, weights, todo, tile))
+                return
+
+    def _next_columns(self, stage: Stage, key: tuple) -> Iterator[tuple[tuple, Piece, int]]:
+        """The pieces of the column blocks behind a run's, as ``_weights`` wants them, where nothing
+        else comes between."""
+        i, phase, n, column, _ = key
+        passes = stage.phases[phase].passes
+        if len(passes) > 1:
+            return
+        for following, runs in enumerate(passes[n].runs[column + 1 :], column + 1):
+            if len(runs) != 1:
+                return
+            own = (i, phase, n, following, runs[0].block)
+            kernel = passes[n].geometry.kernel
+            for piece in pieces(runs[0].blocks, kernel, self.config.rows, self._piece_limit):
+                yield own, piece, runs[0].offset
 
     def _conv_split(
         self,
@@ -283,7 +347,7 @@ class Emitter(Mover):
                     x = replace(x, base=x.base - first * x.block)
                 for inner in pieces(count, (n, kernel[1]), rows, self._piece_limit):
                     piece = replace(inner, block=block + inner.block, ky=ky + inner.ky)
-                    at = self._weights(i, key, piece, kernel, weights.offset)
+                    at = self._weights(i, kernel, [(key, piece, weights.offset)])
                     placed = replace(piece, block=piece.block + weights.block)
                     self._conv_piece(i, stage, each, tile, x, placed, at, accumulate)
                     accumulate = True

@@ -12,6 +12,9 @@ from sw.compiler.stream import CommandStream, Memory, Span
 LOAD_WORDS = 1024
 """Activation words one LOAD brings, about."""
 
+STORE_WORDS = 8
+"""Activation words for which one STORE waits."""
+
 MAX_COUNT = 0xFFFF
 MAX_GROUPS = 0xFF
 """Of one POST command."""
@@ -266,15 +269,23 @@ class Mover:
         return View(self.slot("out", i), w, h * w, y, x, h, w)
 
     def store(self, i: int, region: Region, group: int, view: View) -> None:
-        """Store a finished group where DRAM needs it."""
+        """Store a finished group where DRAM needs it; small ones of a resident tensor several at a
+        time."""
         stage = self.stages[i]
-        name = stage.op.output
-        on_chip = name in self.plan.resident or name in self.plan.rolls
-        if on_chip and name not in self.stored:
+        name, groups = stage.op.output, 1
+        if name in self.plan.rolls and name not in self.stored:
             return
-        first = group * stage.group_words
-        count = min(stage.group_words, stage.blocks - first)
         y, x, h, w = output_extent(stage, region)
+        if name in self.plan.resident:
+            if name not in self.stored:
+                return
+            together = max(1, STORE_WORDS // (stage.group_words * h * w))
+            groups = group % together + 1
+            if groups < together and group + 1 < stage.groups:
+                return
+            view = self.output(i, region, group + 1 - groups)
+        first = (group + 1 - groups) * stage.group_words
+        count = min(groups * stage.group_words, stage.blocks - first)
         image = View(0, 0, 0, 0, 0, stage.out_h, stage.out_w)
         self._transfer(
             Engine.STORE,

@@ -9,6 +9,9 @@ from sw.compiler.plan import cuts
 CHUNK_WORDS = 512
 """Weight words one WLOAD brings, about: the grain at which CONV can follow the load."""
 
+JOINED_WORDS = 256
+"""Weight words up to which pieces are loaded together; more would keep the first waiting."""
+
 
 class WeightRing:
     """The weight buffer as a ring of loaded pieces; the oldest are overwritten."""
@@ -23,17 +26,20 @@ class WeightRing:
         held = self._held.get(key)
         return held[0] if held else None
 
-    def place(self, key: tuple, words: int) -> int:
-        """Make room for a piece; its address."""
+    def place(self, pieces: list[tuple[tuple, int]]) -> int:
+        """Make room for pieces, (key, words) each, one behind the other; the first's address."""
+        words = sum(n for _, n in pieces)
         if self._next + words > self.capacity:
             self._next = 0
-        at = self._next
+        first = at = self._next
         self._held = {
             k: (a, n) for k, (a, n) in self._held.items() if a + n <= at or at + words <= a
         }
-        self._held[key] = (at, words)
-        self._next = at + words
-        return at
+        for key, n in pieces:
+            self._held[key] = (at, n)
+            at += n
+        self._next = at
+        return first
 
 
 @dataclass(frozen=True)

@@ -529,7 +529,7 @@ class Emitter(Mover):
         taps = g.kernel[0] * g.kernel[1]
         if stage.params is not None:
             words = self.config.window_param_words
-            fields["params"] = self.fixed(i, "params") + group * words
+            fields["params"] = self.fixed(i, "params") + group * words % len(stage.params)
             reads.append(run(Memory.SCRATCHPAD, fields["params"], words))
         if stage.window_weights is not None:
             fields["weights"] = self.fixed(i, "window_weights") + group * taps

@@ -514,8 +514,9 @@ class Lowering:
         x = self.graph.tensors[op.x]
         if op.kind == "max":
             return self._window_stage(layer, op, op.kernel, WindowOp.MAX, -128)
-        bias = np.full(x.shape[1], -x.zero * op.kernel[0] * op.kernel[1])
-        scale = np.full(x.shape[1], op.scale, np.float32)
+        # All channels are alike: one block's parameters serve every block.
+        bias = np.full(self.config.rows, -x.zero * op.kernel[0] * op.kernel[1])
+        scale = np.full(self.config.rows, op.scale, np.float32)
         params = self._params(op, bias, scale, self.config.rows)
         return self._window_stage(layer, op, op.kernel, WindowOp.SUM, x.zero, params=params)
 

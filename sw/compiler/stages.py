@@ -179,7 +179,7 @@ class Stage:
     weights: np.ndarray | None = None
     """(words, cols), int8, for the weight buffer."""
     params: np.ndarray | None = None
-    """(words, rows), int8."""
+    """(words, rows), int8; of a window stage for every block, or for one that stands for all."""
     window_weights: np.ndarray | None = None
     """(blocks * kh * kw, rows), int8."""
     table: np.ndarray | None = None

@@ -323,17 +323,23 @@ def test_pieces_cover_the_reduction_in_order(blocks, kh, kw, limit):
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 16)), max_size=80))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 16), st.integers(0, 16)), max_size=80))
 def test_weight_ring_holds_what_it_says(requests):
-    """Against a memory that remembers what was written where."""
+    """Against a memory that remembers what was written where; pieces come alone or in pairs."""
     ring, memory = WeightRing(32), [None] * 32
-    for name, words in requests:
+    for name, words, more in requests:
         key = (name, words)
         at = ring.find(key)
         if at is None:
-            at = ring.place(key, words)
-            assert 0 <= at <= 32 - words
-            memory[at : at + words] = [key] * words
+            placed = [(key, words)]
+            if more and ring.find((name + 10, more)) is None:
+                placed.append(((name + 10, more), more))
+            at = ring.place(placed)
+            assert 0 <= at <= 32 - sum(n for _, n in placed)
+            start = at
+            for each, n in placed:
+                memory[start : start + n] = [each] * n
+                start += n
         assert memory[at : at + words] == [key] * words
     held = [(key, ring.find(key)) for key in set(memory) - {None} if ring.find(key) is not None]
     for key, at in held:
@@ -444,6 +450,45 @@ def test_single_buffers_are_not_prefetched():
     plan = Planner(graph, stages, config, {"t0"}).plan().stages[0]
     assert plan.buffers[0][1] == 1 and len(plan.regions) > 1 and stages[0].groups > 1
     _check(config, graph, b)
+
+
+def _commands(graph, **match: int) -> list[dict]:
+    """The commands of the compiled graph that have these values."""
+    program = compile_graph(graph, Config())
+    return [c for c in program.decoded() if all(c[k] == v for k, v in match.items())]
+
+
+@pytest.mark.parametrize(("columns", "loads"), [(64, [256]), (1, [64] * 4)])
+def test_weights_of_slow_tiles_are_loaded_together(columns, loads):
+    """Four column blocks of 64 words: at once where the array is slower than the bus."""
+    b = _one_layer(64, 64, columns)
+    graph = b.graph(["t0"])
+    weights = _commands(graph, opcode=Opcode.LOAD, target=LoadTarget.WEIGHTS)
+    assert [c["count0"] for c in weights] == loads
+    _check(Config(), graph, b)
+
+
+def test_a_stage_asks_for_weights_before_parameters():
+    first = _commands(_one_layer(64, 64).graph(["t0"]), engine=Engine.WLOAD)[0]
+    assert first["target"] == LoadTarget.WEIGHTS
+
+
+@pytest.mark.parametrize(("columns", "stored"), [(1, [8, 2]), (2, [8, 8, 4]), (9, [9] * 10)])
+def test_small_groups_are_stored_together(columns, stored):
+    b = _one_layer(16, 160, columns)
+    graph = b.graph(["t0"])
+    assert [c["count0"] for c in _commands(graph, opcode=Opcode.STORE)] == stored
+    _check(Config(), graph, b)
+
+
+def test_blocks_of_an_average_pool_share_parameters():
+    b = GraphBuilder(np.random.default_rng(0))
+    b.pool(b.input((1, 40, 3, 3)), "average", (3, 3), (1, 1), NO_PADS)
+    graph = b.graph(["t0"])
+    assert [c["count0"] for c in _commands(graph, engine=Engine.WLOAD)] == [8]
+    windows = _commands(graph, opcode=Opcode.WINDOW)
+    assert len(windows) == 3 and len({c["params"] for c in windows}) == 1
+    _check(Config(), graph, b)
 
 
 @pytest.mark.parametrize("config", [_small(16, 16, 256, 2, 16), Config.sized(64, 64)])

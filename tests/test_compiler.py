@@ -458,9 +458,10 @@ def _commands(graph, **match: int) -> list[dict]:
     return [c for c in program.decoded() if all(c[k] == v for k, v in match.items())]
 
 
-@pytest.mark.parametrize(("columns", "loads"), [(64, [256]), (1, [64] * 4)])
+@pytest.mark.parametrize(("columns", "loads"), [(64, [16, 16, 32, 64, 128]), (1, [64] * 4)])
 def test_weights_of_slow_tiles_are_loaded_together(columns, loads):
-    """Four column blocks of 64 words: at once where the array is slower than the bus."""
+    """Four column blocks of 64 words: more and more at once where the bus is faster than the
+    array."""
     b = _one_layer(64, 64, columns)
     graph = b.graph(["t0"])
     weights = _commands(graph, opcode=Opcode.LOAD, target=LoadTarget.WEIGHTS)

@@ -45,6 +45,7 @@ class Emitter(Mover):
         self._half = 0
         self._gathered: dict[int, tuple[int, int]] = {}
         self._ahead: dict[int, dict[int, View]] = {}
+        self._weights_loaded = 0
         self._piece_limit = max(config.rows, min(CHUNK_WORDS, config.weight_words // 4))
 
     def emit(self) -> None:
@@ -194,8 +195,8 @@ class Emitter(Mover):
         self, i: int, kernel: tuple[int, int], wanted: Iterable[tuple[tuple, Piece, int]]
     ) -> int:
         """Weight-buffer address of the first piece wanted, loaded if it is not there any more, and
-        with it as many of the next as fit into one command. For each its key, itself and the word
-        of its run in the stage's weights."""
+        with it as many of the next as fit into one command; at first few, for the array to start
+        soon. For each its key, itself and the word of its run in the stage's weights."""
         rows, size = self.config.rows, self.config.weight_vector_bytes
         found: list[tuple[tuple, int]] = []
         first = words = 0
@@ -209,11 +210,12 @@ class Emitter(Mover):
             elif (
                 at is not None
                 or start != first + words
-                or words + n > min(JOINED_WORDS, self._piece_limit)
+                or words + n > min(JOINED_WORDS, self._piece_limit, self._weights_loaded)
             ):
                 break
             found.append(((key, piece), n))
             words += n
+        self._weights_loaded += words
         at = self.ring.place(found)
         address = self.constants[(i, "weights")] + first * size
         fields = dict(

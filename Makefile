@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
+# Trained models with their data, as sw/models.py names them; not part of the project.
+MODELS ?= ../shared/models
 
-.PHONY: run test test-long sim lint docs bench bench-long speed clean
+.PHONY: run test test-long sim lint docs bench bench-long models speed clean
 
 run: .venv/run.stamp
 	$(BIN)/python -m sw.demo
@@ -33,6 +35,9 @@ bench: .venv/bench.stamp
 
 bench-long: .venv/bench.stamp
 	$(BIN)/python -m sw.bench --long
+
+models: .venv/run.stamp
+	$(BIN)/python -m sw.modeltable --models $(MODELS) -o docs/models.md --rtl --samples 200
 
 speed: .venv/run.stamp
 	$(BIN)/python -m sim.speed

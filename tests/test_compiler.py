@@ -393,7 +393,7 @@ def _graphs_on_commands(first: int, work: int) -> None:
     assert done > CHUNK // 2
 
 
-@pytest.mark.parametrize("first", range(0, 4 * CHUNK, CHUNK))
+@pytest.mark.parametrize("first", range(0, 15 * CHUNK, CHUNK))
 def test_random_graphs(first):
     _graphs_on_commands(first, 200_000)
 

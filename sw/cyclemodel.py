@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -41,6 +41,9 @@ PARAM_LEAD = 2
 WINDOW_DEPTH = 22
 IM2COL_DEPTH = 27
 """Cycles of a WINDOW command beside its source words."""
+
+_ENGINES_OF = [tuple(int(e) for e in Engine if mask >> e & 1) for mask in range(1 << len(Engine))]
+"""The engines in a mask of waits or signals."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,28 @@ class _Post:
 class _Machine:
     """All engines, and the state of one pass over the program."""
 
-    def __init__(self, program: Program, read_latency: int, write_latency: int):
-        self.config = config = program.config
-        self.commands = list(program.decoded())
-        self.sizes = [1 + c["present"].bit_count() for c in self.commands]
+    def __init__(
+        self,
+        commands: list[Mapping[str, int]],
+        config: Config,
+        read_latency: int,
+        write_latency: int,
+    ):
+        self.config = config
+        self.commands = commands
+        self.sizes = [COMMANDS[c["opcode"]].words for c in commands]
+        self.engines = [int(c["engine"]) for c in commands]
+        self.waits = [_ENGINES_OF[c["wait"]] for c in commands]
+        self.signals = [_ENGINES_OF[c["signal"]] for c in commands]
+        self.bursts = [
+            _bursts(c, config) if c["opcode"] in (Opcode.LOAD, Opcode.STORE) else []
+            for c in commands
+        ]
+        self.window_cycles = {
+            i: _window_cycles(c, config)
+            for i, c in enumerate(commands)
+            if c["opcode"] == Opcode.WINDOW
+        }
         self.read_latency, self.write_latency = read_latency, write_latency
         rows, cols = config.rows, config.cols
         self.capture = rows - rows // config.cell_rows + 1
@@ -165,79 +186,81 @@ class _Machine:
 
     def run(self, delays: Mapping[int, int]) -> list[Timing]:
         """Schedule everything; ``delays`` are cycles that conflicts add to commands."""
-        config = self.config
+        config, count = self.config, len(self.commands)
         self.delays = delays
-        self.starts: list[float] = [inf] * len(self.commands)
-        self.ends: list[float] = [inf] * len(self.commands)
+        self.starts: list[float] = [inf] * count
+        self.ends: list[float] = [inf] * count
         self.streams: list[tuple[float, float, int]] = []
         """When CONV reads: first and last cycle, command."""
-        self.buses = {
-            "read": _Transfers(config.axi_outstanding, self.read_latency + READ_RETURN, 0),
-            "write": _Transfers(config.axi_outstanding, STORE_DEPTH, self.write_latency),
-        }
-        self.free: dict[Engine, float] = dict.fromkeys(Engine, 0)
-        self.transfers: dict[Engine, deque[int]] = {}
-        self.current: dict[Engine, int] = {}
-        self.tokens: dict[tuple[int, int], deque[float]] = {
-            (a, b): deque() for a in Engine for b in Engine
-        }
+        read = _Transfers(config.axi_outstanding, self.read_latency + READ_RETURN, 0)
+        write = _Transfers(config.axi_outstanding, STORE_DEPTH, self.write_latency)
+        self.buses = {Engine.LOAD: read, Engine.WLOAD: read, Engine.STORE: write}
+        self.free: list[float] = [0] * len(Engine)
+        self.transfers: dict[int, deque[int]] = {}
+        self.current: dict[int, int] = {}
+        self.tokens = [[deque[float]() for _ in Engine] for _ in Engine]
+        """Of each engine: when those given to it by each other were."""
         self.conv_tile = (-inf, 0)
         self.post = _Post(0, 0, 0, False)
-        queues: dict[Engine, deque[tuple[int, float]]] = {e: deque() for e in Engine}
-        taken: dict[Engine, deque[float]] = {e: deque([0.0] * config.queue_depth) for e in Engine}
-        fetched, fetching, last = self.read_latency + FETCH_START, 0, Engine.LOAD
+        self.queues = [deque[tuple[int, float]]() for _ in Engine]
+        taken = [deque([0.0] * config.queue_depth) for _ in Engine]
+        fetched, fetching, last = self.read_latency + FETCH_START, 0, 0
+        beats_a_word = 8 / config.beat_bytes
+        # When each engine can go on; ``changed``: those for which that is to be looked at again.
+        next_at: list[float] = [inf] * len(Engine)
+        self.changed: set[int] = set()
         while True:
-            while fetching < len(self.commands):
-                engine = Engine(self.commands[fetching]["engine"])
-                if len(queues[engine]) == config.queue_depth:
-                    break
-                fetched = max(fetched, taken[engine].popleft()) + self.sizes[fetching]
-                self.buses["read"].free += self.sizes[fetching] * 8 / config.beat_bytes
-                queues[engine].append((fetching, fetched))
+            # The fetcher stands before a full queue until that engine takes a command.
+            while fetching < count and taken[engine := self.engines[fetching]]:
+                size = self.sizes[fetching]
+                fetched = max(fetched, taken[engine].popleft()) + size
+                read.free += size * beats_a_word
+                self.queues[engine].append((fetching, fetched))
+                self.changed.add(engine)
                 fetching += 1
-            best, chosen = inf, None
-            for engine in Engine:
-                at = self._next(engine, queues[engine])
-                # At equal times the engine that was not served last goes first.
-                if at < best or (at == best and chosen == last):
-                    best, chosen = at, engine
-            if chosen is None:
+            for e in self.changed:
+                next_at[e] = self._next(e)
+            self.changed.clear()
+            best = min(next_at)
+            if best == inf:
                 break
+            # At equal times the engine that was not served last goes first.
+            chosen = next_at.index(best)
+            if chosen == last and best in next_at[chosen + 1 :]:
+                chosen = next_at.index(best, chosen + 1)
             last = chosen
+            self.changed.add(chosen)
             if chosen in self.transfers:
                 self._burst(chosen, best)
             else:
-                index, _ = queues[chosen].popleft()
+                index, _ = self.queues[chosen].popleft()
                 taken[chosen].append(best)
                 self._start(chosen, index, best)
         return [Timing(round(a), round(b)) for a, b in zip(self.starts, self.ends)]
 
-    def _next(self, engine: Engine, queue: deque[tuple[int, float]]) -> float:
+    def _next(self, engine: int) -> float:
         """When an engine can go on: with its next burst or its next command; ``inf``: not yet."""
         if engine in self.transfers:
-            return max(self.free[engine], self._bus(engine).slot())
+            return max(self.free[engine], self.buses[engine].slot())
+        queue = self.queues[engine]
         if not queue:
             return inf
-        index, fetched = queue[0]
-        start = max(fetched, self.free[engine])
-        wait = self.commands[index]["wait"]
-        for e in Engine:
-            if wait >> e & 1:
-                given = self.tokens[e, engine]
-                start = max(start, given[0] if given else inf)
+        index, start = queue[0]
+        start = max(start, self.free[engine])
+        for e in self.waits[index]:
+            given = self.tokens[engine][e]
+            if not given:
+                return inf
+            start = max(start, given[0])
         return start + 1
 
-    def _bus(self, engine: Engine) -> _Transfers:
-        return self.buses["write" if engine == Engine.STORE else "read"]
-
-    def _start(self, engine: Engine, index: int, start: float) -> None:
+    def _start(self, engine: int, index: int, start: float) -> None:
         c = self.commands[index]
-        for e in Engine:
-            if c["wait"] >> e & 1:
-                self.tokens[e, engine].popleft()
+        for e in self.waits[index]:
+            self.tokens[engine][e].popleft()
         self.starts[index] = start
-        if c["opcode"] in (Opcode.LOAD, Opcode.STORE):
-            self.transfers[engine] = deque(_bursts(c, self.config))
+        if self.bursts[index]:
+            self.transfers[engine] = deque(self.bursts[index])
             self.current[engine] = index
             self.free[engine] = start + REQUEST
         elif engine == Engine.CONV:
@@ -245,16 +268,17 @@ class _Machine:
         elif engine == Engine.POST:
             self._post(c, index, start)
         else:
-            end = start + _window_cycles(c, self.config) + self.delays.get(index, 0)
+            end = start + self.window_cycles[index] + self.delays.get(index, 0)
             self.free[engine] = end
             self._end(index, end)
 
-    def _burst(self, engine: Engine, at: float) -> None:
-        bus, left = self._bus(engine), self.transfers[engine]
+    def _burst(self, engine: int, at: float) -> None:
+        bus, left = self.buses[engine], self.transfers[engine]
         beats = left.popleft()
         if not left:
             beats += self.delays.get(self.current[engine], 0)
         end = bus.issue(at, beats)
+        self.changed.update(e for e in self.transfers if self.buses[e] is bus)
         self.free[engine] = at + 1
         if not left:
             del self.transfers[engine]
@@ -299,11 +323,11 @@ class _Machine:
         self._end(index, ended)
 
     def _end(self, index: int, end: float) -> None:
-        c = self.commands[index]
         self.ends[index] = end
-        for e in Engine:
-            if c["signal"] >> e & 1:
-                self.tokens[c["engine"], e].append(end)
+        engine = self.engines[index]
+        for e in self.signals[index]:
+            self.tokens[e][engine].append(end)
+            self.changed.add(e)
 
     def conflicts(self) -> dict[int, int]:
         """Cycles that commands of the last run lose to others that go first at the scratchpad."""
@@ -357,7 +381,13 @@ def predict(
     program: Program, *, read_latency: int, write_latency: int = WRITE_LATENCY
 ) -> list[Timing]:
     """Start and end of every command; the last end is the program's."""
-    machine = _Machine(program, read_latency, write_latency)
+    return _predict(list(program.decoded()), program.config, read_latency, write_latency)
+
+
+def _predict(
+    commands: list[Mapping[str, int]], config: Config, read_latency: int, write_latency: int
+) -> list[Timing]:
+    machine = _Machine(commands, config, read_latency, write_latency)
     timings = machine.run({})
     delays = machine.conflicts()
     return machine.run(delays) if delays else timings
@@ -365,9 +395,12 @@ def predict(
 
 def traffic(program: Program) -> list[tuple[int, int]]:
     """DRAM bytes (read, written) by each command, END excluded."""
-    config = program.config
+    return _traffic(program.decoded(), program.config)
+
+
+def _traffic(commands: Iterable[Mapping[str, int]], config: Config) -> list[tuple[int, int]]:
     out = []
-    for c in program.decoded():
+    for c in commands:
         read = write = 0
         if c["opcode"] in (Opcode.LOAD, Opcode.STORE):
             count = c["count0"] * c["count1"] * c["count2"]
@@ -400,18 +433,19 @@ def predict_layers(
     program: Program, read_latency: int, write_latency: int = WRITE_LATENCY
 ) -> Prediction:
     """The whole program's and every layer's cycles and DRAM bytes."""
-    timings = predict(program, read_latency=read_latency, write_latency=write_latency)
+    commands = list(program.decoded())
+    timings = _predict(commands, program.config, read_latency, write_latency)
     cycles = layer_cycles(program, [t.end for t in timings])
     moved = [[0, 0] for _ in program.layers]
-    for layer, (read, write) in zip(program.command_layers, traffic(program)):
+    for layer, (read, write) in zip(program.command_layers, _traffic(commands, program.config)):
         moved[layer][0] += read
         moved[layer][1] += write
     layers = [LayerPrediction(n, *both) for n, both in zip(cycles, moved, strict=True)]
     beat = program.config.beat_bytes
-    commands = -(-8 * program.command_words // beat) * beat
+    fetched = -(-8 * program.command_words // beat) * beat
     return Prediction(
         max((t.end for t in timings), default=0) + 1,
-        sum(layer.read_bytes for layer in layers) + commands,
+        sum(layer.read_bytes for layer in layers) + fetched,
         sum(layer.write_bytes for layer in layers),
         layers,
     )

@@ -18,7 +18,7 @@ from isa.csr import CSR_ADDR_BITS
 
 # Clients of the scratchpad and of the managers, in the order of their priority where there is one.
 READERS = (Engine.CONV, Engine.POST, Engine.WINDOW, Engine.STORE)
-WRITERS = (Engine.POST, Engine.WINDOW, Engine.LOAD, Engine.WLOAD)
+WRITERS = (Engine.LOAD, Engine.WLOAD, Engine.POST, Engine.WINDOW)
 READ_FETCH, READ_LOAD, READ_WLOAD = range(3)
 WRITE_STORE, WRITE_TRACE = range(2)
 

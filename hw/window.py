@@ -26,7 +26,8 @@ class Kind(enum.Enum, shape=2):
 
 IN_FLIGHT = 16
 """Words that a token can have been issued for and that are not yet written: more than the longest
-way through the pipeline (data, reduction, requantisation, result: 12 cycles)."""
+way through the pipeline (data, reduction, requantisation, result: 12 cycles) and a result that
+waits."""
 
 
 class PendingWrites(wiring.Component):
@@ -86,7 +87,7 @@ class WindowEngine(wiring.Component):
     it: load as weights or parameters, reduce, or collect bytes. One token a cycle is issued; all
     that follows is one pipeline that takes them in order, so the weights and parameters of a block
     are loaded behind the last words of the block before and nothing needs to drain. The
-    pipeline stands still while a result waits for the scratchpad; a read that waits leaves a
+    pipeline stands still while two results wait for the scratchpad; a read that waits leaves a
     bubble.
 
     Tokens of a block: DEPTHWISE its tap weights, then (also SUM) 8 of parameters, then the words of
@@ -446,9 +447,11 @@ class WindowEngine(wiring.Component):
         result = Signal(word_bits, reset_less=True)
         result_valid = Signal()
         maximum_valid = Signal()
+        # A result that was refused makes way for the next one.
+        waiting, waits = Signal(word_bits, reset_less=True), Signal()
         m.d.comb += [
             maximum_valid.eq(reduce.o_valid & maximum),
-            en.eq(~result_valid | self.scratchpad_write.ready),
+            en.eq(~result_valid | ~waits | self.scratchpad_write.ready),
         ]
         with m.If(en):
             m.d.sync += [
@@ -468,12 +471,15 @@ class WindowEngine(wiring.Component):
                     )
 
         written = Signal()
+        m.d.sync += waits.eq(Mux(written, waits & result_valid, waits | result_valid))
+        with m.If(en & result_valid):
+            m.d.sync += waiting.eq(result)
         m.d.comb += [
-            self.scratchpad_write.valid.eq(result_valid),
+            self.scratchpad_write.valid.eq(result_valid | waits),
             self.scratchpad_write.addr.eq(pending.o_addr),
-            self.scratchpad_write.data.eq(result),
+            self.scratchpad_write.data.eq(Mux(waits, waiting, result)),
             self.scratchpad_write.mask.eq(~0),
-            written.eq(result_valid & self.scratchpad_write.ready),
+            written.eq(self.scratchpad_write.valid & self.scratchpad_write.ready),
             outputs.step.eq(take & token.emits),
             outputs.last_word.eq(token.segment.last),
             pending.push.eq(outputs.step),
@@ -481,8 +487,7 @@ class WindowEngine(wiring.Component):
             pending.end.eq(outputs.end),
             pending.pop.eq(written),
             self.command.stalled.eq(
-                (self.scratchpad_read.valid & ~self.scratchpad_read.ready)
-                | (result_valid & ~self.scratchpad_write.ready)
+                (self.scratchpad_read.valid & ~self.scratchpad_read.ready) | ~en
             ),
         ]
         m.d.sync += self.command.retire.eq(written & pending.o_end)

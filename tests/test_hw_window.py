@@ -148,7 +148,9 @@ def run(
             )
             now += 1
             assert now < 60_000, "timeout"
-            assert stalled == ((reads and not read_ready) or (writes and not write_ready))
+            read_refused, write_refused = reads and not read_ready, writes and not write_ready
+            # One result may wait without holding anything up.
+            assert read_refused <= stalled <= (read_refused or write_refused)
             if taken:
                 waiting.pop(0)
                 ctx.set(port.cmd.payload, waiting[0] if waiting else fields())

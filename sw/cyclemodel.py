@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 
 import numpy as np
@@ -38,9 +39,14 @@ POST_DEPTH = {PostOp.NONE: 7, PostOp.ADD: 11, PostOp.SUB: 11, PostOp.MUL: 11}
 """Cycles from the last word that POST issues to the end of the command."""
 PARAM_LEAD = 2
 """Cycles beside the reads of parameters or a table before the first word is issued."""
-WINDOW_DEPTH = 22
-IM2COL_DEPTH = 27
-"""Cycles of a WINDOW command beside its source words."""
+WINDOW_SET_UP = 4
+"""Cycles from the start of WINDOW to its first word, beside those for the bits of its factors."""
+DIVIDEND_BITS = 17
+"""Of IM2COL's factors."""
+WINDOW_LEAD = 2
+"""Cycles from the start of WINDOW's walk to its first read."""
+WINDOW_DEPTH = {WindowOp.DEPTHWISE: 14, WindowOp.SUM: 14, WindowOp.MAX: 8, WindowOp.IM2COL: 5}
+"""Cycles from the last word that WINDOW issues to the end of the command."""
 
 _ENGINES_OF = [tuple(int(e) for e in Engine if mask >> e & 1) for mask in range(1 << len(Engine))]
 """The engines in a mask of waits or signals."""
@@ -74,29 +80,141 @@ class Prediction:
     layers: list[LayerPrediction]
 
 
-def _window_cycles(c: Mapping[str, int], config: Config) -> int:
+@cache
+def _im2col_row(
+    x0: int,
+    stride: int,
+    dilation: int,
+    kernel_w: int,
+    kernel_h: int,
+    run: int,
+    in_w: int,
+    out_w: int,
+    rows: int,
+    keeps: bool,
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """Steps of IM2COL for a row of outputs, as :class:`hw.window_walk.TapWalk` takes them, and
+    those that read: step, row of the kernel, word in its row of the input."""
+    steps, reads = 0, []
+    newest, words = 0, 0
+    # A pixel whose last run ends in its next word takes a step more.
+    flush = (kernel_w * kernel_h * run - 1) % rows < (run - 1) % rows
+    for ox in range(out_w):
+        fetched = []
+        taken = 0
+        for kx in range(kernel_w):
+            words = words if keeps else 0
+            word, byte = divmod(x0 + ox * stride + kx * dilation, rows)
+            for done in range(0, run, rows):
+                spills = byte + min(run - done, rows) > rows
+                first = words > 0 and newest == word
+                if not (words == 2 and newest == word + 1) and (spills or not first):
+                    if spills and not first:
+                        fetched.append((taken, word))
+                        taken += 1
+                    newest, words = word + spills, 1 + spills
+                    fetched.append((taken, newest))
+                taken += 1
+                word += 1
+        for ky in range(kernel_h):
+            reads += [(steps + at, ky, w) for at, w in fetched if 0 <= w < -(-in_w // rows)]
+            steps += taken
+        steps += flush
+    return steps, reads
+
+
+def _im2col(c: Mapping[str, int], config: Config) -> tuple[int, list[tuple[int, int, int]]]:
+    keeps = c["kernel_w"] == 1 and c["kernel_h"] <= config.window_width
+    names = ("x0", "stride_x", "dilation_x", "kernel_w", "kernel_h", "run", "in_w", "out_w")
+    return _im2col_row(*(c[n] for n in names), config.rows, keeps)
+
+
+@cache
+def _conv_words(
+    blocks: int,
+    src_block: int,
+    src_pitch: int,
+    kernel: tuple[int, int],
+    out: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    first: tuple[int, int],
+    present: tuple[int, int],
+    least: int,
+) -> np.ndarray:
+    """The words CONV reads, cycle by cycle, from ``src``; -1: none. Pairs are (y, x)."""
+    y, x = (
+        first[i] + np.arange(out[i])[:, None] * stride[i] + np.arange(kernel[i]) * dilation[i]
+        for i in (0, 1)
+    )
+    inside = [(n >= 0) & (n < present[i]) for i, n in enumerate((y, x))]
+    # Blocks, kernel rows, kernel columns, output rows, output columns.
+    y, y_inside = (n.T[None, :, None, :, None] for n in (y, inside[0]))
+    x, x_inside = (n.T[None, None, :, None, :] for n in (x, inside[1]))
+    block = np.arange(blocks)[:, None, None, None, None] * src_block
+    words = np.where(y_inside & x_inside, block + y * src_pitch + x, -1)
+    words = words.reshape(-1, out[0] * out[1])
+    if words.shape[1] < least:
+        words = np.pad(words, ((0, 0), (0, least - words.shape[1])), constant_values=-1)
+    return words.reshape(-1)
+
+
+def _conv_banks(c: Mapping[str, int], config: Config) -> np.ndarray:
+    """The bank CONV reads in each cycle from its first; -1: none."""
+    pairs = [
+        (c[f"{name}_h"], c[f"{name}_w"]) if wide else (c[f"{name}_y"], c[f"{name}_x"])
+        for name, wide in (("kernel", 1), ("out", 1), ("stride", 0), ("dilation", 0))
+    ]
+    words = _conv_words(
+        c["blocks"],
+        c["src_block"],
+        c["src_pitch"],
+        *pairs,
+        (c["y0"], c["x0"]),
+        (c["in_h"], c["in_w"]),
+        config.rows,
+    )
+    return np.where(words < 0, -1, (c["src"] + words) % config.banks)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What a WINDOW command takes: cycles of set-up, words issued; and what the next one must have
+    in common with it to follow without the pipeline running dry."""
+
+    set_up: int
+    words: int
+    mode: tuple[int, ...]
+
+
+def _window(c: Mapping[str, int], config: Config) -> _Window:
     out_h, out_w = c["out_h"], c["out_w"]
-    if c["op"] == WindowOp.IM2COL:
-        # A run takes as many cycles as it touches words.
-        ox, kx = np.arange(out_w)[:, None], np.arange(c["kernel_w"])
-        byte = (c["x0"] + ox * c["stride_x"] + kx * c["dilation_x"]) % config.rows
-        words = (byte + c["run"] - 1) // config.rows + 1
-        return out_h * c["kernel_h"] * int(words.sum()) + IM2COL_DEPTH
-    sizes, plain = [], True
-    for axis in "wh":
-        kernel, stride = c[f"kernel_{axis}"], c["stride_x" if axis == "w" else "stride_y"]
-        dilation = c["dilation_x" if axis == "w" else "dilation_y"]
-        plain &= kernel <= 3 and stride <= kernel and (dilation == 1 or kernel == 1)
-        sizes.append((c[f"out_{axis}"] - 1) * stride + kernel)
     taps = c["kernel_w"] * c["kernel_h"]
-    cycles = out_h * out_w * taps
-    if plain and 2 <= sizes[0] <= config.window_width:
-        cycles = sizes[0] * sizes[1]
-    elif c["op"] == WindowOp.DEPTHWISE and taps > config.window_width:
-        cycles *= 2
-    start = config.window_param_words if c["op"] != WindowOp.MAX else 0
-    start += taps if c["op"] == WindowOp.DEPTHWISE else 0
-    return c["blocks"] * (cycles + start) + WINDOW_DEPTH
+    factors = (abs(c["y0"]), c["stride_y"], c["dilation_y"], c["kernel_h"])
+    bits, fast = max(factors).bit_length(), False
+    if c["op"] == WindowOp.IM2COL:
+        bits = max(bits, DIVIDEND_BITS)
+        words = out_h * _im2col(c, config)[0]
+    else:
+        sizes, plain = [], True
+        for axis, of in ("wx", "hy"):
+            kernel, stride = c[f"kernel_{axis}"], c[f"stride_{of}"]
+            plain &= kernel <= 3 and stride <= kernel and (c[f"dilation_{of}"] == 1 or kernel == 1)
+            sizes.append((c[f"out_{axis}"] - 1) * stride + kernel)
+        words = out_h * out_w * taps
+        fast = plain and 2 <= sizes[0] <= config.window_width
+        again = c["op"] == WindowOp.DEPTHWISE and not fast and taps > config.window_width
+        if fast:
+            words = sizes[0] * sizes[1]
+        elif again:
+            words *= 2
+        if c["op"] == WindowOp.DEPTHWISE and not again:
+            words += taps
+        if c["op"] != WindowOp.MAX:
+            words += config.window_param_words
+        words *= c["blocks"]
+    modes = ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h")
+    return _Window(WINDOW_SET_UP + bits, words, (fast, *(c[m] for m in modes)))
 
 
 def _bursts(c: Mapping[str, int], config: Config) -> list[int]:
@@ -174,10 +292,8 @@ class _Machine:
             _bursts(c, config) if c["opcode"] in (Opcode.LOAD, Opcode.STORE) else []
             for c in commands
         ]
-        self.window_cycles = {
-            i: _window_cycles(c, config)
-            for i, c in enumerate(commands)
-            if c["opcode"] == Opcode.WINDOW
+        self.windows = {
+            i: _window(c, config) for i, c in enumerate(commands) if c["opcode"] == Opcode.WINDOW
         }
         self.read_latency, self.write_latency = read_latency, write_latency
         rows, cols = config.rows, config.cols
@@ -202,6 +318,10 @@ class _Machine:
         """Of each engine: when those given to it by each other were."""
         self.conv_tile = (-inf, 0)
         self.post = _Post(0, 0, 0, False)
+        self.window: tuple[tuple[int, ...], float, float] = ((), 0, 0)
+        """The last WINDOW command: its mode, when all is issued, when all is written."""
+        self.walks: dict[int, tuple[float, float]] = {}
+        """When WINDOW commands begin to issue words, and when they have."""
         self.queues = [deque[tuple[int, float]]() for _ in Engine]
         taken = [deque([0.0] * config.queue_depth) for _ in Engine]
         fetched, fetching, last = self.read_latency + FETCH_START, 0, 0
@@ -268,9 +388,7 @@ class _Machine:
         elif engine == Engine.POST:
             self._post(c, index, start)
         else:
-            end = start + self.window_cycles[index] + self.delays.get(index, 0)
-            self.free[engine] = end
-            self._end(index, end)
+            self._window(c, index, start)
 
     def _burst(self, engine: int, at: float) -> None:
         bus, left = self.buses[engine], self.transfers[engine]
@@ -322,6 +440,17 @@ class _Machine:
         self.free[Engine.POST] = accept
         self._end(index, ended)
 
+    def _window(self, c: Mapping[str, int], index: int, start: float) -> None:
+        window, (mode, issued, ended) = self.windows[index], self.window
+        begin = max(start + window.set_up, issued + 1 if window.mode == mode else ended)
+        issued = begin + window.words + self.delays.get(index, 0)
+        ended = issued + WINDOW_DEPTH[c["op"]]
+        self.window = window.mode, issued, ended
+        self.walks[index] = begin, issued
+        # The next command is prepared while this one is at work.
+        self.free[Engine.WINDOW] = begin
+        self._end(index, ended)
+
     def _end(self, index: int, end: float) -> None:
         self.ends[index] = end
         engine = self.engines[index]
@@ -335,17 +464,11 @@ class _Machine:
             (begin, stop, stop - begin, self.commands[conv]["stride_x"] % 2 == 0)
             for begin, stop, conv in self.streams
         ]
-        windows = [
-            (self.starts[i], self.ends[i], c["blocks"] * c["out_w"] * c["out_h"], True)
-            for i, c in enumerate(self.commands)
-            if c["opcode"] == Opcode.WINDOW and c["stride_x"] == 2 and c["op"] != WindowOp.IM2COL
-        ]
         out = {}
         for index, c in enumerate(self.commands):
             span = self.starts[index], self.ends[index]
             if c["opcode"] == Opcode.WINDOW and c["op"] == WindowOp.IM2COL:
-                # It reads a bank several times over; a read refused finds CONV at the next bank.
-                lost = _shared(convs, *span, even=False) / (self.config.banks + 1)
+                lost = self._im2col_conflicts(c, *self.walks[index])
             elif c["opcode"] == Opcode.WINDOW and c["op"] != WindowOp.SUM:
                 # It meets CONV about every other row, and is in step with it from there on.
                 rows = c["blocks"] * ((c["out_h"] - 1) * c["stride_y"] + c["kernel_h"])
@@ -353,14 +476,38 @@ class _Machine:
             elif c["opcode"] == Opcode.POST and c["op"] != PostOp.NONE:
                 # CONV reads every other bank: the two sequential readers meet again and again.
                 lost = _shared(convs, *span, even=True) / 3
-            elif c["opcode"] == Opcode.LOAD and c["target"] == LoadTarget.SCRATCHPAD:
-                # A result every other cycle meets the words loaded again and again.
-                lost = _shared(windows, *span, even=True) * 0.9
             else:
                 continue
             if lost >= 1:
                 out[index] = round(lost)
         return out
+
+    def _im2col_conflicts(self, c: Mapping[str, int], begin: float, end: float) -> int:
+        """Reads of IM2COL that meet one of CONV's, which goes first, at a bank."""
+        config = self.config
+        # Banks of CONV in the cycles from ``begin`` on.
+        length = 2 * round(end - begin)
+        taken = np.full(length, -1)
+        first = bisect_left(self.streams, begin, key=lambda s: s[1])
+        for start, _, index in self.streams[first:]:
+            at = round(start - begin)
+            if at >= length:
+                break
+            banks = _conv_banks(self.commands[index], config)[max(0, -at) :]
+            at = max(at, 0)
+            taken[at : at + len(banks)] = banks[: length - at]
+        steps, reads = _im2col(c, config)
+        banks = taken.tolist()
+        lost = 0
+        for oy in range(c["out_h"]):
+            for step, ky, word in reads:
+                y = c["y0"] + oy * c["stride_y"] + ky * c["dilation_y"]
+                if 0 <= y < c["in_h"]:
+                    bank = (c["src"] + y * c["src_pitch"] + word) % config.banks
+                    at = WINDOW_LEAD + oy * steps + step
+                    while at + lost < length and banks[at + lost] == bank:
+                        lost += 1
+        return lost
 
 
 def _shared(

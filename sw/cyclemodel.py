@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from math import inf
 
 import numpy as np
@@ -21,8 +21,14 @@ from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from isa.commands import TABLE_BYTES
 from sw.program import Program
 
-FETCH_START = 8
-"""Cycles from the start of a program to its first command, memory latency excluded."""
+FETCH_START = 10
+"""Cycles from the start of a program to the first request for its commands."""
+FETCH_WORDS = 32
+"""Words of the program asked for at a time."""
+FETCH_BUFFER = 128
+"""Words of the program that may be asked for and not yet handed out."""
+FETCH_RETURN = 5
+"""Cycles from a word's beat to when its command may be handed out."""
 WRITE_LATENCY = 64
 """Of the memory, from a write's last beat to its response."""
 REQUEST = 2
@@ -80,7 +86,7 @@ class Prediction:
     layers: list[LayerPrediction]
 
 
-@cache
+@lru_cache(1024)
 def _im2col_row(
     x0: int,
     stride: int,
@@ -129,7 +135,7 @@ def _im2col(c: Mapping[str, int], config: Config) -> tuple[int, list[tuple[int, 
     return _im2col_row(*(c[n] for n in names), config.rows, keeps)
 
 
-@cache
+@lru_cache(1024)
 def _conv_words(
     blocks: int,
     src_block: int,
@@ -261,6 +267,49 @@ class _Transfers:
         return self.free
 
 
+class _Fetch:
+    """Fetches the program over the read bus, ahead of the commands handed out."""
+
+    def __init__(self, words: int, bus: _Transfers, config: Config):
+        self.words, self.bus = words, bus
+        self.beat_words = config.beat_bytes / 8
+        self.asked = self.handed = 0
+        self.room = deque[float]([FETCH_START] * (FETCH_BUFFER // FETCH_WORDS))
+        """Since when requests, each behind the one before, have room in the buffer."""
+        self.come: deque[tuple[int, float]] = deque()
+        """Requests whose words are not all handed out: the word after, when the last is there."""
+
+    def next(self) -> float:
+        """When the next request can be issued; ``inf``: not yet, or never."""
+        if self.asked == self.words or not self.room:
+            return inf
+        return max(self.room[0], self.bus.slot())
+
+    def issue(self, at: float) -> None:
+        self.room.popleft()
+        size = min(FETCH_WORDS, self.words - self.asked)
+        end = self.bus.issue(at, -(-size // self.beat_words))
+        self.asked += size
+        self.come.append((self.asked, end + FETCH_RETURN))
+
+    def _there(self, more: int) -> float:
+        """When the first ``handed + more`` words are there; ``handed`` never goes down."""
+        while self.come[0][0] < self.handed + more:
+            self.come.popleft()
+        after, last = self.come[0]
+        return last - (after - self.handed - more) // self.beat_words
+
+    def hand(self, size: int, at: float) -> float:
+        """When the next ``size`` words, already asked for, have been handed out, from ``at`` on one
+        a cycle."""
+        handed = self.handed // FETCH_WORDS
+        end = max(at, self._there(1) - 1) + size
+        self.handed += size
+        end = max(end, self._there(0))
+        self.room += [end] * (self.handed // FETCH_WORDS - handed)
+        return end
+
+
 @dataclass(frozen=True)
 class _Post:
     """The last POST command: when its last group starts, all is issued, all is written; whether
@@ -324,8 +373,8 @@ class _Machine:
         """When WINDOW commands begin to issue words, and when they have."""
         self.queues = [deque[tuple[int, float]]() for _ in Engine]
         taken = [deque([0.0] * config.queue_depth) for _ in Engine]
-        fetched, fetching, last = self.read_latency + FETCH_START, 0, 0
-        beats_a_word = 8 / config.beat_bytes
+        fetched, fetching, last = 0.0, 0, 0
+        fetch = _Fetch(sum(self.sizes) + COMMANDS[Opcode.END].words, read, config)
         # When each engine can go on; ``changed``: those for which that is to be looked at again.
         next_at: list[float] = [inf] * len(Engine)
         self.changed: set[int] = set()
@@ -333,8 +382,9 @@ class _Machine:
             # The fetcher stands before a full queue until that engine takes a command.
             while fetching < count and taken[engine := self.engines[fetching]]:
                 size = self.sizes[fetching]
-                fetched = max(fetched, taken[engine].popleft()) + size
-                read.free += size * beats_a_word
+                if fetch.handed + size > fetch.asked:
+                    break
+                fetched = fetch.hand(size, max(fetched, taken[engine].popleft()))
                 self.queues[engine].append((fetching, fetched))
                 self.changed.add(engine)
                 fetching += 1
@@ -342,8 +392,13 @@ class _Machine:
                 next_at[e] = self._next(e)
             self.changed.clear()
             best = min(next_at)
-            if best == inf:
-                break
+            fetches = fetch.next()
+            if fetches <= best:
+                if fetches == inf:
+                    break
+                fetch.issue(fetches)
+                self.changed.update(e for e in self.transfers if self.buses[e] is read)
+                continue
             # At equal times the engine that was not served last goes first.
             chosen = next_at.index(best)
             if chosen == last and best in next_at[chosen + 1 :]:
@@ -464,6 +519,14 @@ class _Machine:
             (begin, stop, stop - begin, self.commands[conv]["stride_x"] % 2 == 0)
             for begin, stop, conv in self.streams
         ]
+        loads = [
+            (begin, end, c["count0"] * c["count1"] * c["count2"], False)
+            for begin, end, c in (
+                (self.starts[i] + REQUEST + self.read_latency, self.ends[i], self.commands[i])
+                for i, engine in enumerate(self.engines)
+                if engine == Engine.LOAD and self.config.beat_bytes >= self.config.vector_bytes
+            )
+        ]
         out = {}
         for index, c in enumerate(self.commands):
             span = self.starts[index], self.ends[index]
@@ -476,6 +539,9 @@ class _Machine:
             elif c["opcode"] == Opcode.POST and c["op"] != PostOp.NONE:
                 # CONV reads every other bank: the two sequential readers meet again and again.
                 lost = _shared(convs, *span, even=True) / 3
+            elif c["opcode"] == Opcode.POST and c["out_step"] % 2 == 0:
+                # It writes every other bank, behind the loads.
+                lost = _shared(loads, *span, even=False) / 3
             else:
                 continue
             if lost >= 1:

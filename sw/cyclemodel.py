@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf
@@ -21,6 +21,8 @@ from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from isa.commands import TABLE_BYTES
 from sw.program import Program
 
+PASSES = 2
+"""How often conflicts are looked for, each time where the pass before put the commands."""
 FETCH_START = 10
 """Cycles from the start of a program to the first request for its commands."""
 FETCH_WORDS = 32
@@ -321,6 +323,10 @@ class _Post:
     overlaps: bool
 
 
+_Spans = list[tuple[float, float, float, bool]]
+"""Accesses of an engine, in order of their ends: from, to, how many, at an even stride."""
+
+
 class _Machine:
     """All engines, and the state of one pass over the program."""
 
@@ -369,8 +375,8 @@ class _Machine:
         self.post = _Post(0, 0, 0, False)
         self.window: tuple[tuple[int, ...], float, float] = ((), 0, 0)
         """The last WINDOW command: its mode, when all is issued, when all is written."""
-        self.walks: dict[int, tuple[float, float]] = {}
-        """When WINDOW commands begin to issue words, and when they have."""
+        self.issues: dict[int, tuple[float, float]] = {}
+        """When POST and WINDOW commands begin to issue words, and when they have."""
         self.queues = [deque[tuple[int, float]]() for _ in Engine]
         taken = [deque([0.0] * config.queue_depth) for _ in Engine]
         fetched, fetching, last = 0.0, 0, 0
@@ -491,6 +497,7 @@ class _Machine:
         issued = last_group + n + self.delays.get(index, 0)
         ended = issued + POST_DEPTH[c["op"]]
         self.post = _Post(last_group, issued, ended, overlaps)
+        self.issues[index] = begin, issued
         # The next command is offered while this one is at work.
         self.free[Engine.POST] = accept
         self._end(index, ended)
@@ -501,7 +508,7 @@ class _Machine:
         issued = begin + window.words + self.delays.get(index, 0)
         ended = issued + WINDOW_DEPTH[c["op"]]
         self.window = window.mode, issued, ended
-        self.walks[index] = begin, issued
+        self.issues[index] = begin, issued
         # The next command is prepared while this one is at work.
         self.free[Engine.WINDOW] = begin
         self._end(index, ended)
@@ -527,26 +534,98 @@ class _Machine:
                 if engine == Engine.LOAD and self.config.beat_bytes >= self.config.vector_bytes
             )
         ]
+        # Those that write every other bank.
+        posts = [
+            i
+            for i, c in enumerate(self.commands)
+            if c["opcode"] == Opcode.POST and c["out_step"] % 2 == 0
+        ]
         out = {}
         for index, c in enumerate(self.commands):
-            span = self.starts[index], self.ends[index]
-            if c["opcode"] == Opcode.WINDOW and c["op"] == WindowOp.IM2COL:
-                lost = self._im2col_conflicts(c, *self.walks[index])
-            elif c["opcode"] == Opcode.WINDOW and c["op"] != WindowOp.SUM:
-                # It meets CONV about every other row, and is in step with it from there on.
-                rows = c["blocks"] * ((c["out_h"] - 1) * c["stride_y"] + c["kernel_h"])
-                lost = rows / 2 * _shared(convs, *span, even=False) / (span[1] - span[0])
+            if c["opcode"] == Opcode.WINDOW:
+                lost = self._window_conflicts(index, convs, posts, *self.issues[index])
             elif c["opcode"] == Opcode.POST and c["op"] != PostOp.NONE:
                 # CONV reads every other bank: the two sequential readers meet again and again.
-                lost = _shared(convs, *span, even=True) / 3
+                lost = _shared(convs, *self.issues[index], even=True) / 3
             elif c["opcode"] == Opcode.POST and c["out_step"] % 2 == 0:
                 # It writes every other bank, behind the loads.
-                lost = _shared(loads, *span, even=False) / 3
+                lost = _shared(loads, *self.issues[index], even=False) / 3
             else:
                 continue
             if lost >= 1:
                 out[index] = round(lost)
         return out
+
+    def _window_conflicts(
+        self, index: int, convs: _Spans, posts: list[int], begin: float, end: float
+    ) -> float:
+        c = self.commands[index]
+        lost = 0.0
+        if c["op"] == WindowOp.IM2COL:
+            lost += self._im2col_conflicts(c, begin, end)
+        elif c["op"] != WindowOp.SUM:
+            # It meets CONV about every other row, and is in step with it from there on.
+            rows = c["blocks"] * ((c["out_h"] - 1) * c["stride_y"] + c["kernel_h"])
+            lost += rows / 2 * _shared(convs, begin, end, even=False) / (end - begin)
+        return lost + self._write_conflicts(c, index, posts, begin, end)
+
+    def _write_conflicts(
+        self, c: Mapping[str, int], index: int, posts: list[int], begin: float, end: float
+    ) -> int:
+        """Writes of WINDOW that meet one of ``posts``, which goes first, at a bank. A word that is
+        refused may wait beside the next."""
+        banks = self.config.banks
+        taken: dict[int, int] = {}
+        first = bisect_left(posts, begin, key=lambda i: self.ends[i])
+        for i in posts[first:]:
+            p, at = self.commands[i], round(self.issues[i][0] - begin)
+            if at >= end - begin:
+                break
+            for y in range(p["out_h"]):
+                bank = p["out"] + y * p["out_pitch"]
+                for _ in range(p["out_w"]):
+                    taken[at] = bank % banks
+                    bank += p["out_step"]
+                    at += 1
+        if not taken:
+            return 0
+        late = WINDOW_DEPTH[c["op"]] - POST_DEPTH[PostOp.NONE]
+        lost, written, before = 0, -1, -1
+        for step, word in self._window_writes(c, index):
+            ready = step + late + lost
+            # The word before the last must have been written when this one comes.
+            if before >= ready:
+                lost += before + 1 - ready
+                ready = before + 1
+            at, bank = max(ready, written + 1), word % banks
+            while taken.get(at) == bank:
+                at += 1
+            before, written = written, at
+        return lost
+
+    def _window_writes(self, c: Mapping[str, int], index: int) -> Iterator[tuple[int, int]]:
+        """The step that completes each word that WINDOW writes, and where it goes."""
+        window = self.windows[index]
+        out_w, out_h, blocks, inner = c["out_w"], c["out_h"], c["blocks"], 1
+        block_words = window.words / blocks
+        if c["op"] == WindowOp.IM2COL:
+            inner = -(-c["kernel_w"] * c["kernel_h"] * c["run"] // self.config.rows)
+            first, across, down = 0.0, block_words / out_h / out_w, block_words / out_h
+        elif window.mode[0]:
+            row = (out_w - 1) * c["stride_x"] + c["kernel_w"]
+            across, down = c["stride_x"], row * c["stride_y"]
+            first = block_words - 1 - (out_h - 1) * down - (out_w - 1) * across
+        else:
+            across = c["kernel_w"] * c["kernel_h"]
+            down = across * out_w
+            first = block_words - down * out_h
+        for b in range(blocks):
+            for y in range(out_h):
+                for x in range(out_w):
+                    step = b * block_words + first + y * down + x * across
+                    word = c["out"] + b * c["out_block"] + y * c["out_pitch"] + x
+                    for k in range(inner):
+                        yield round(step + k * across / inner), word + k * c["out_block"]
 
     def _im2col_conflicts(self, c: Mapping[str, int], begin: float, end: float) -> int:
         """Reads of IM2COL that meet one of CONV's, which goes first, at a bank."""
@@ -576,9 +655,7 @@ class _Machine:
         return lost
 
 
-def _shared(
-    spans: list[tuple[float, float, float, bool]], start: float, end: float, *, even: bool
-) -> float:
+def _shared(spans: _Spans, start: float, end: float, *, even: bool) -> float:
     """Accesses from ``start`` to ``end`` of those who make so many accesses in their span; with
     ``even`` only those of an even stride. Spans are in order of their ends."""
     total = 0.0
@@ -601,9 +678,13 @@ def _predict(
     commands: list[Mapping[str, int]], config: Config, read_latency: int, write_latency: int
 ) -> list[Timing]:
     machine = _Machine(commands, config, read_latency, write_latency)
-    timings = machine.run({})
-    delays = machine.conflicts()
-    return machine.run(delays) if delays else timings
+    timings, delays = machine.run({}), {}
+    for _ in range(PASSES):
+        before, delays = delays, machine.conflicts()
+        if delays == before:
+            break
+        timings = machine.run(delays)
+    return timings
 
 
 def traffic(program: Program) -> list[tuple[int, int]]:

@@ -23,12 +23,14 @@ from sw.program import Program
 
 PASSES = 2
 """How often conflicts are looked for, each time where the pass before put the commands."""
-FETCH_START = 10
+FETCH_START = 1
 """Cycles from the start of a program to the first request for its commands."""
 FETCH_WORDS = 32
 """Words of the program asked for at a time."""
 FETCH_BUFFER = 128
 """Words of the program that may be asked for and not yet handed out."""
+END_WORDS = 1
+"""Words of the END command."""
 FETCH_RETURN = 5
 """Cycles from a word's beat to when its command may be handed out."""
 WRITE_LATENCY = 64
@@ -339,7 +341,7 @@ class _Machine:
     ):
         self.config = config
         self.commands = commands
-        self.sizes = [COMMANDS[c["opcode"]].words for c in commands]
+        self.sizes = [1 + c["present"].bit_count() for c in commands]
         self.engines = [int(c["engine"]) for c in commands]
         self.waits = [_ENGINES_OF[c["wait"]] for c in commands]
         self.signals = [_ENGINES_OF[c["signal"]] for c in commands]
@@ -380,7 +382,7 @@ class _Machine:
         self.queues = [deque[tuple[int, float]]() for _ in Engine]
         taken = [deque([0.0] * config.queue_depth) for _ in Engine]
         fetched, fetching, last = 0.0, 0, 0
-        fetch = _Fetch(sum(self.sizes) + COMMANDS[Opcode.END].words, read, config)
+        fetch = _Fetch(sum(self.sizes) + END_WORDS, read, config)
         # When each engine can go on; ``changed``: those for which that is to be looked at again.
         next_at: list[float] = [inf] * len(Engine)
         self.changed: set[int] = set()

@@ -12,7 +12,7 @@ from hw import fetch, window_walk
 from hw.array import SystolicArray
 from hw.requantise import Requantise
 from hw.window_lines import WindowReduce
-from isa import Config, Engine, WindowOp, decode
+from isa import Config, Engine, WindowOp
 from sw import cyclemodel
 from sw.bench import load_network, measured, predicted
 from sw.compiler import compile_graph

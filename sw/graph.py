@@ -223,6 +223,9 @@ class Select(Op):
     steps: tuple[int, int] = (1, 1)
     fill: int = 0
     """int8; also what positions outside a pick's input become is its zero point, requantised."""
+    joined: bool = False
+    """Inputs and output are taken as single images, (1, N * C, H, W): elements move between images.
+    Else all images move alike."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -249,6 +252,57 @@ class ConvTranspose(Op):
         return (self.x,)
 
 
+@dataclass(frozen=True, eq=False)
+class Matrices:
+    """The matrices of an operand of a product: matrix i is elements [n, c:, p:] of ``tensor`` seen
+    as (N, C, H * W), with (n, c, p) = places[i]; its sizes are the operator's."""
+
+    tensor: str
+    places: np.ndarray
+    """int64 (batch, 3)."""
+
+
+@dataclass(frozen=True, eq=False)
+class MatMul(Op):
+    """Products of activations, out[i, m, n] = sum over k of a[i, m, k] * b[i, k, n].
+
+    The columns of every matrix are channels, its rows positions: of ``a`` K channels at M
+    positions, of ``b`` N channels at K positions, of the output N channels at M positions."""
+
+    a: Matrices
+    b: Matrices
+    places: np.ndarray
+    """Of the output's matrices, which are all of it."""
+    rows: int
+    """M."""
+    depth: int
+    """K."""
+    columns: int
+    """N."""
+    scale: np.float32
+    """a_scale * b_scale / y_scale."""
+    activation: Activation | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.a.tensor, self.b.tensor)
+
+    @property
+    def batch(self) -> int:
+        return len(self.a.places)
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Op):
+    """Channels and positions change places: (N, C, H, W) to (N, H * W, 1, C). It does not clamp."""
+
+    x: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
 @dataclass(frozen=True)
 class Graph:
     """Operators in topological order; every op's output is a key of ``tensors``."""
@@ -265,6 +319,8 @@ def macs(op: Op, graph: Graph) -> int:
     if isinstance(op, ConvTranspose):
         n, _, h, w = graph.tensors[op.x].shape
         return n * h * w * int(np.prod(op.weights.shape))
+    if isinstance(op, MatMul):
+        return int(np.prod(graph.tensors[op.output].shape)) * op.depth
     if not isinstance(op, Conv):
         return 0
     n, _, h, w = graph.tensors[op.output].shape

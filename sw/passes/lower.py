@@ -21,6 +21,7 @@ from sw.graph import (
     Conv,
     ConvTranspose,
     Graph,
+    MatMul,
     ModelError,
     Op,
     Pool,
@@ -28,6 +29,7 @@ from sw.graph import (
     Select,
     Table,
     Tensor,
+    Transpose,
 )
 from sw.passes import finish, moves
 from sw.passes.layout import LayoutError, View, default_layout, input_perm, output_perm
@@ -250,7 +252,7 @@ class Lowering:
             value = self.pointwise(node, value)
         if isinstance(value, Pending) and isinstance(value.op, Select):
             (name, *others), shape = value.op.inputs, value.shape
-            if not others and moves.is_identity(value.op.steps, value.op.phases, shape):
+            if not others and moves.is_identity(value.op, shape):
                 scale = np.float32(value.op.phases[0][0].scale)
                 real = np.arange(-128, 128) - self.tensors[name].quant.zero
                 real = real.astype(np.float32) * scale
@@ -370,13 +372,44 @@ class Lowering:
         quant = self.tensors[x.tensor].quant
         if key not in self.settled:
             source = Dequantised(x.tensor, x.view, quant.scale)
-            moved = self._settle(self.moved(node, [source], index))
-            self.settled[key] = moved.tensor
+            try:
+                moved = self.moved(node, [source], index)
+            except ModelError:
+                n, c, h, w = self.tensors[x.tensor].shape
+                places = np.arange(n * c * h * w, dtype=np.int32).reshape(n, h * w, c)
+                other = places.transpose(0, 2, 1).reshape(-1)[index]
+                source = replace(source, tensor=self.transposed(node, x))
+                moved = self.moved(node, [source], other)
+            (origin,) = moved.op.inputs
+            if moved.shape == self.tensors[origin].shape and moves.is_identity(
+                moved.op, moved.shape
+            ):
+                self.settled[key] = origin
+            else:
+                self.settled[key] = self._settle(moved).tensor
         name = self.settled[key]
         view = self._result_view(index.shape, self.tensors[name].shape)
         return (
             Dequantised(name, view, scale) if isinstance(x, Dequantised) else Quantised(name, view)
         )
+
+    def transposed(self, node: Node, x: Quantised | Dequantised) -> str:
+        """The tensor of ``x`` with channels and positions in each other's place."""
+        key = (x.tensor, "transposed")
+        if key not in self.settled:
+            quant = self.known_quant(node, x)
+            n, c, h, w = self.tensors[x.tensor].shape
+            fields = {"name": node.name, "op_type": "Transpose", "output": ""}
+            op = Transpose(**fields, low=-128, high=127, x=x.tensor)
+            shape = (n, h * w, 1, c)
+            pending = Pending(op, shape, View.contiguous(shape))
+            name = f"{x.tensor}:transposed"
+            self.settled[key] = self._emit(op, pending, quant, -128, 127, name)
+            if x.tensor in self.made:
+                # Right behind its operand, where the array has other work meanwhile.
+                at = self.ops.index(self.made[x.tensor])
+                self.ops.insert(at + 1, self.ops.pop())
+        return self.settled[key]
 
     def moved(
         self, node: Node, parts: Sequence[Dequantised], index: np.ndarray, fill: float = 0.0
@@ -390,10 +423,11 @@ class Lowering:
         for layout in layouts:
             found = moves.fit(index.reshape(-1)[layout.indices()], sources, fill == 0)
             if found:
-                steps, phases = found
+                steps, phases, joined = found
                 fields = {"name": node.name, "op_type": node.op_type, "output": ""}
                 clamps = {"low": -128, "high": 127}
-                op = Select(**fields, **clamps, phases=phases, steps=steps, fill=fill)
+                how = {"phases": phases, "steps": steps, "joined": joined}
+                op = Select(**fields, **clamps, **how, fill=fill)
                 return Pending(op, layout.shape, self._result_view(index.shape, layout.shape))
         raise node.fail(
             f"its result {list(index.shape)} takes elements of "
@@ -414,13 +448,16 @@ class Lowering:
         if isinstance(value, RealInput):
             return self._quantise_input(node, value, quant)
         if isinstance(value, Dequantised):
+            stored = self.tensors[value.tensor].quant
+            if replace(stored, scale=value.scale) == quant:
+                return Quantised(value.tensor, value.view)
             value = self.pointwise(node, value)
         if isinstance(value, Function):
             value = finish.table(node, value, self.tensors[value.tensor].shape, quant)
         if not isinstance(value, Pending):
             raise node.fail("its operand is neither an activation nor a float input")
         op, low, high = value.op, quant.value(value.low), quant.value(value.high)
-        if isinstance(op, Conv | ConvTranspose):
+        if isinstance(op, Conv | ConvTranspose | MatMul):
             op = replace(op, scale=finish.checked(node, op.scale / quant.scale))
         elif isinstance(op, Binary):
             op = finish.scaled_binary(node, op, quant)
@@ -443,9 +480,12 @@ class Lowering:
         nothing None."""
         op = value.op
         scaled = finish.scaled_select(node, op, quant)
-        if moves.is_identity(op.steps, op.phases, value.shape) and scaled.phases[0][0].scale == 1:
-            source = self.tensors[op.inputs[0]].quant
-            if (source.zero, source.unsigned, unclamped) == (quant.zero, quant.unsigned, True):
+        if moves.is_identity(op, value.shape) and scaled.phases[0][0].scale == 1:
+            stored = self.tensors[op.inputs[0]]
+            source = stored.quant
+            # The view of a graph input counts in the model's array, that of the result does not.
+            same = stored.layout is None and unclamped
+            if (source.zero, source.unsigned, same) == (quant.zero, quant.unsigned, True):
                 return None
             if source.zero == quant.zero:
                 return finish.clamp(op)

@@ -9,15 +9,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sw.graph import Pick
+from sw.graph import Pick, Select
 
 MAX_PHASES = 64
 """Phases of a Select that are tried."""
 MAX_PICKS = 256
 """Picks of a Select, over all its phases."""
+MAX_CHANNELS = 4096
+"""Of all images of a tensor together, where elements move between images."""
 
 Shape = tuple[int, int, int, int]
-Fit = tuple[tuple[int, int], list[list[Pick]]]
+Fit = tuple[tuple[int, int], list[list[Pick]], bool]
+"""Steps, phases and ``joined`` of a Select."""
 
 
 def identity(name: str, shape: Shape, scale: float) -> Pick:
@@ -25,12 +28,12 @@ def identity(name: str, shape: Shape, scale: float) -> Pick:
     return Pick(name, np.arange(shape[1]), scale=scale)
 
 
-def is_identity(steps: tuple[int, int], phases: Sequence[Sequence[Pick]], shape: Shape) -> bool:
+def is_identity(op: Select, shape: Shape) -> bool:
     """Whether a Select takes elements of a single tensor, with an output of the same ``shape``,
     without moving any."""
-    if steps != (1, 1) or len(phases[0]) != 1:
+    if op.joined or op.steps != (1, 1) or len(op.phases[0]) != 1:
         return False
-    pick = phases[0][0]
+    pick = op.phases[0][0]
     same = np.array_equal(pick.channels, np.arange(shape[1]))
     return same and pick.strides == (1, 1) and pick.offsets == (0, 0)
 
@@ -38,13 +41,19 @@ def is_identity(steps: tuple[int, int], phases: Sequence[Sequence[Pick]], shape:
 def fit(
     index: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool
 ) -> Fit | None:
-    """Steps and phases of a Select. ``index`` (N, C, H, W) has for each output element its place in
-    the ``sources`` (name, scale, shape) flattened and put end to end, or -1: fill, which is the
-    real number zero (``zero_fill``) or another. None if there is no Select of at most MAX_PHASES
-    phases and MAX_PICKS picks."""
+    """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
+    (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
+    (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
+    picks."""
     cells = _cells(index, [shape for _, _, shape in sources])
-    if cells is None:
-        return None
+    joined = cells is None
+    if joined:
+        sources = [(name, scale, _joined(shape)) for name, scale, shape in sources]
+        index = index.reshape(_joined(index.shape))
+        shapes = [shape for _, _, shape in sources]
+        if max(c for _, c, _, _ in (index.shape, *shapes)) > MAX_CHANNELS:
+            return None
+        cells = _cells(index, shapes)
     for sy, sx in _steps(index.shape[2:]):
         phases: list[list[Pick]] = []
         for at in range(sy * sx):
@@ -54,8 +63,12 @@ def fit(
                 break
             phases.append(picks)
         else:
-            return (sy, sx), phases
+            return (sy, sx), phases, joined
     return None
+
+
+def _joined(shape: Shape) -> Shape:
+    return (1, shape[0] * shape[1], *shape[2:])
 
 
 def _steps(size: tuple[int, int]) -> Iterator[tuple[int, int]]:

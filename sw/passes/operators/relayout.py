@@ -43,7 +43,9 @@ def identity(state: Lowering, node: Node) -> Value:
 
 @operator("Transpose")
 def transpose(state: Lowering, node: Node) -> Value:
-    """Where it is pure layout: an input in (N, H, W, C), a flattened image; of constants always."""
+    """Of what a product of activations reads, and of constants, any; else where it is pure layout
+    (an input in (N, H, W, C), a flattened image), elements move in a regular order, or channels and
+    positions change places (window engine, at most 63 rows)."""
     value = state.operand(node, 0)
     if isinstance(value, QuantConst):
         perm = _perm(node, value.array.ndim)

@@ -24,7 +24,7 @@ import typer
 from isa import Config
 from sw import golden, plots
 from sw.compiler import READ_LATENCY, Compiler, Optimise
-from sw.cyclemodel import Prediction, predict_layers
+from sw.cyclemodel import Prediction, busy, predict_layers
 from sw.device import open_device
 from sw.driver import Driver
 from sw.execute import compare, execute, load, memory_needed
@@ -267,8 +267,8 @@ def variant_table(variants: list[tuple[str, Result]]) -> str:
 
 def busiest(program: Program, cycles: int) -> tuple[str, float]:
     """The unit that has most to do, and the share of the cycles."""
-    unit, busy = max(work(program).items(), key=lambda item: item[1])
-    return unit, busy / cycles
+    unit, cycles_busy = max(busy(program).items(), key=lambda item: item[1])
+    return unit, cycles_busy / cycles
 
 
 def edge_table() -> str:

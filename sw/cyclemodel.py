@@ -689,6 +689,28 @@ def _predict(
     return timings
 
 
+def busy(program: Program) -> dict[str, int]:
+    """Cycles that each unit has work for, whatever it waits for: reads and writes by the bus."""
+    config = program.config
+    machine = _Machine(list(program.decoded()), config, 0, 0)
+    out = dict.fromkeys(("array", "POST", "WINDOW"), 0)
+    for i, c in enumerate(machine.commands):
+        size = c["out_w"] * c["out_h"] if "out_w" in c else 0
+        if c["opcode"] == Opcode.CONV:
+            tiles = c["blocks"] * c["kernel_h"] * c["kernel_w"]
+            out["array"] += tiles * max(size, config.rows)
+        elif c["opcode"] == Opcode.POST:
+            both = c["source"] == PostSource.SCRATCHPAD and c["op"] != PostOp.NONE
+            out["POST"] += c["groups"] * size * (2 if both else 1)
+        elif c["opcode"] == Opcode.WINDOW:
+            out["WINDOW"] += machine.windows[i].words
+    moved = traffic(program)
+    beat = config.beat_bytes
+    out["reads"] = (sum(read for read, _ in moved) + 8 * program.command_words) // beat
+    out["writes"] = sum(written for _, written in moved) // beat
+    return out
+
+
 def traffic(program: Program) -> list[tuple[int, int]]:
     """DRAM bytes (read, written) by each command, END excluded."""
     return _traffic(program.decoded(), program.config)

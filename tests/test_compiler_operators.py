@@ -192,11 +192,16 @@ def make_select(s, rng):
     n = int(rng.integers(1, 3))
     sources = [s.input((n, *rng.integers(1, (40, 10, 10)))) for _ in range(rng.integers(1, 4))]
     channels = int(rng.integers(1, 70))
+    flat = bool(rng.integers(2))
     steps = tuple(int(v) for v in rng.choice([1, 1, 2, 3], 2))
+    steps = (1, steps[1]) if flat else steps
     size = [int(v) for v in rng.integers(1, 12, 2)]
     phases = []
     for _ in range(steps[0] * steps[1]):
+        # Channels of one owner, or sums of all of them, which have a scale and weights in common.
         owner = rng.integers(-1, len(sources), channels)
+        sums = bool(rng.integers(2))
+        common = float(np.float32(rng.uniform(0.003, 0.01)))
         picks = []
         for k, x in enumerate(sources):
             if k not in owner:
@@ -205,10 +210,11 @@ def make_select(s, rng):
             picks.append(
                 Pick(
                     x,
-                    np.where(owner == k, taken, -1),
+                    np.where((owner == k) | (sums and owner >= 0), taken, -1),
                     tuple(int(v) for v in rng.integers(1, 3, 2)),
                     tuple(int(v) for v in rng.integers(-3, 4, 2)),
-                    float(np.float32(rng.choice([1.0, rng.uniform(0.3, 2)]))),
+                    common if sums else float(np.float32(rng.choice([1.0, rng.uniform(0.3, 2)]))),
+                    int(rng.integers(-255, 255)) if sums else 1,
                 )
             )
         phases.append(picks)
@@ -216,7 +222,13 @@ def make_select(s, rng):
         return make_select(s, rng)
     out = s.tensor((n, channels, *size))
     s.ops.append(
-        Select(**s.common(out), phases=phases, steps=steps, fill=int(rng.integers(-128, 128)))
+        Select(
+            **s.common(out),
+            phases=phases,
+            steps=steps,
+            fill=int(rng.integers(-128, 128)),
+            flat=flat,
+        )
     )
 
 

@@ -494,8 +494,8 @@ REFUSED_CHAINS = [
     (chain(weighted("Gemm", weights(3, 4)), shape=(5, 4)), "4 columns, the constant 3 rows"),
     (chain(weighted("MatMul", weights(2, 4, 4)), shape=(5, 4)), "constant of rank 3; 2"),
     (chain(weighted("Conv", weights(6, 4, 3, 3)), requantised(0.1, np.int8(0)),
-           node("Transpose", perm=[0, 2, 3, 1]), weighted("Conv", weights(6, 18, 1, 1)),
-           shape=(1, 4, 20, 20)),
+           node("Transpose", perm=[0, 2, 3, 1]), weighted("Conv", weights(6, 70, 1, 1)),
+           shape=(1, 4, 72, 72)),
      "in no regular order"),
     (chain(weighted("Conv", weights(6, 4, 3, 3)), requantised(0.1, np.int8(0)),
            node("Transpose", perm=[0, 1, 3, 2]), node("Flatten"), shape=(1, 4, 20, 20)),
@@ -530,7 +530,7 @@ def test_refused_ends(tmp_path):
 
 def test_additions_that_do_not_fit_are_refused(tmp_path):
     model = Model()
-    x = model.dq(model.input("x", np.int8, (1, 4, 20, 20)), *X)
+    x = model.dq(model.input("x", np.int8, (1, 4, 71, 71)), *X)
     w = model.dq(model.const("w", weights(4, 4, 1, 1)), 0.01, np.int8(0))
     y = model.dq(model.q(model.node("Conv", [x, w], "c"), 0.1, np.int8(0), "m"), 0.1, np.int8(0))
     y = model.node("Transpose", [y], "t", perm=[0, 1, 3, 2])

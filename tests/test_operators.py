@@ -331,6 +331,8 @@ MOVES = {
         node("Transpose", perm=[0, 2, 1, 3, 4]),
         node("Reshape", ints(1, 6, 7, 8)),
     ],
+    "pad by the edge": [node("Pad", ints(0, 0, 2, 1, 0, 0, 1, 3), mode="edge")],
+    "flip": [node("Slice", ints(-1), ints(-99), ints(3), ints(-1))],
     "gather": [node("Gather", ints(3, 3, 0), axis=1)],
     "tile": [node("Tile", ints(1, 2, 1, 1))],
 }  # fmt: skip
@@ -348,6 +350,22 @@ def test_movement(name, same, dtype, tmp_path):
     model = model.end(value, *((0.0371, 3) if same else (0.0293, -7)))
     graph = check(model, tmp_path, exact=same)
     assert {type(op) for op in graph.ops} == {Select}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("perm", [[0, 1, 3, 2], [0, 2, 3, 1], [0, 3, 1, 2], [0, 3, 2, 1]])
+@pytest.mark.parametrize("behind", ["end", "reshape", "pool"])
+def test_transposed(perm, behind, dtype, tmp_path):
+    """A computed tensor whose transpose is read in order."""
+    model = Build(dtype)
+    x = model.node("MaxPool", [model.x("x", (1, 6, 10, 9))], "m", kernel_shape=[2, 2])
+    x = model.node("Transpose", [model.again(x, 0.0371, 3, "q")], "t", perm=perm)
+    if behind == "reshape":
+        x = node("Reshape", ints(1, 9, 6, 8))(model, x)
+    if behind == "pool":
+        x = node("MaxPool", kernel_shape=[2, 2])(model, x)
+    types = {type(op) for op in check(model.end(x, 0.0371, 3), tmp_path, exact=True).ops}
+    assert types == ({Pool} if behind == "end" else {Pool, Select})
 
 
 def test_movement_of_integers(tmp_path):
@@ -380,6 +398,49 @@ def test_concat_and_split(axis, dtype, tmp_path):
     graph = check(model.end("p1", 0.031), tmp_path)
     first, second = graph.ops
     assert first.steps == ((1, 1), (14, 1), (1, 16))[axis - 1] and len(second.phases) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("op_type", ["Concat", "QLinearConcat"])
+def test_long_concat(op_type, axis, dtype, tmp_path):
+    """More rows or columns than there can be phases: one sum of shifted inputs."""
+    shapes = [[2, 5, 7, 7] for _ in range(3)]
+    scales = [0.0293, 0.051, 0.0293]
+    for shape, size in zip(shapes, (70, 61, 3)):
+        shape[axis] = size
+    model = Build(dtype)
+    if op_type == "Concat":
+        names = [model.x(f"x{i}", s, k, -7) for i, (s, k) in enumerate(zip(shapes, scales))]
+        model = model.end(model.node("Concat", names, "cat", axis=axis), 0.0293, -7)
+    else:
+        names = model.pair("y", 0.0293, model.zero(-7))
+        for i, (shape, scale) in enumerate(zip(shapes, scales)):
+            name = model.input(f"x{i}", dtype, shape)
+            names += [name, *model.pair(f"x{i}", scale, model.zero(-7))]
+        y = model.node(op_type, names, "y", "com.microsoft", axis=axis)
+        model = model.done(y, dtype)
+    rescaled, whole = check(model, tmp_path).ops
+    assert rescaled.inputs == ("x1",) and len(whole.phases) == 1 and len(whole.phases[0]) == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_anchors(dtype, tmp_path):
+    """Detection heads: every pixel's anchors become rows, of several maps one list."""
+    model = Build(dtype)
+    lists = []
+    for i, (size, anchors) in enumerate((((9, 11), 3), ((5, 6), 2), ((3, 3), 3))):
+        x = model.x(f"x{i}", (1, 4 * anchors, *size))
+        x = model.node("MaxPool", [x], f"m{i}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        x = model.again(x, 0.0371, 3, f"p{i}")
+        x = model.node("Transpose", [x], f"t{i}", perm=[0, 2, 3, 1])
+        x = model.again(x, 0.0371, 3, f"q{i}")
+        lists.append(node("Reshape", ints(1, -1, 4))(model, x))
+    graph = check(
+        model.end(model.node("Concat", lists, "boxes", axis=1), 0.0371, 3), tmp_path, True
+    )
+    op = graph.ops[-1]
+    assert isinstance(op, Select) and op.flat and op.steps == (1, 6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -441,7 +502,7 @@ def test_moved_without_a_scale(tmp_path):
 # Refusals ----------------------------------------------------------------------------------------
 
 REFUSED = {
-    "flip": (node("Slice", ints(-1), ints(-99), ints(3), ints(-1)), "no regular order"),
+    "flip": (node("Slice", ints(-1), ints(-999), ints(3), ints(-1)), "no regular order"),
     "batch": (node("Tile", ints(2, 1, 1, 1)), "no regular order"),
     "pad with one": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0)), "no regular order"),
     "pad with many": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0, 2.0)), "constant"),
@@ -457,7 +518,7 @@ def test_refused(name, tmp_path):
     step, match = REFUSED[name]
     model = Build(np.int8)
     with pytest.raises(ModelError, match=match):
-        compare(model.end(step(model, model.x("x", (1, 4, 70, 70)))), tmp_path)
+        compare(model.end(step(model, model.x("x", (1, 4, 70, 300)))), tmp_path)
 
 
 # Graphs ------------------------------------------------------------------------------------------

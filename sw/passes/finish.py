@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Binary, Op, Pool, Select, Table
+from sw.graph import Binary, Op, Pick, Pool, Select, Table
 from sw.passes import moves
 from sw.passes.values import Function, Node, Pending, Quant
 
@@ -35,6 +36,16 @@ def scaled_select(node: Node, op: Select, quant: Quant) -> Select:
         for picks in op.phases
     ]
     return replace(op, phases=phases, fill=quant.value(op.fill))
+
+
+def of_mixed_scales(picks: Sequence[Pick]) -> set[str]:
+    """The tensors of picks that share a channel with a pick of another scale."""
+    out = set()
+    for i, a in enumerate(picks):
+        for b in picks[:i]:
+            if a.scale != b.scale and ((a.channels >= 0) & (b.channels >= 0)).any():
+                out |= {a.x, b.x}
+    return out
 
 
 def unscaled(value: Pending, quant: Quant) -> Op | None:

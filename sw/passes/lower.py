@@ -58,6 +58,8 @@ class Lowering:
         self.opsets: dict[str, int] = dict(model.graph.opset_imports)
         self.settled: dict[Any, str] = {}
         """Tensors of results that got no scale of their own, by operator or by origin."""
+        self.arranged: dict[tuple, Dequantised] = {}
+        """Tensors with the elements of others in another order, by tensor and order."""
         self.input_types: dict[str, str] = {}
         self.ports: dict[str, str] = {}
         """Tensor of each float input once quantised, of each int8/uint8 input from the start."""
@@ -316,6 +318,16 @@ class Lowering:
             stored.shape, stored.layout = layout.shape, layout
         return x.view.rebase(stored.layout) if stored.layout else x.view
 
+    def _unbound(self, node: Node, name: str, view: View) -> Quantised:
+        """Tensor ``name`` by a view over its stored array."""
+        stored = self.tensors[name]
+        if stored.layout is not None:
+            try:
+                view = view.rebase(View.contiguous(stored.onnx_shape).rebase(stored.layout))
+            except LayoutError as e:
+                raise node.fail(f"the layout of {name!r} cannot be traced: {e}") from None
+        return Quantised(name, view)
+
     def _lay_out(self, x: Quantised | Dequantised) -> None:
         """Stores a graph input not yet laid out in the default layout of ``x``, or where it has
         none in its own."""
@@ -365,47 +377,49 @@ class Lowering:
         self, node: Node, x: Quantised | Dequantised, index: np.ndarray
     ) -> Quantised | Dequantised:
         """The elements of ``x``'s tensor at ``index``, in a tensor in default layout."""
-        scale = x.scale if isinstance(x, Dequantised) else self.known_quant(node, x).scale
         key = (x.tensor, index.shape, index.tobytes())
-        quant = self.tensors[x.tensor].quant
-        if key not in self.settled:
+        if key not in self.arranged:
+            self.known_quant(node, x)
+            quant = self.tensors[x.tensor].quant
             source = Dequantised(x.tensor, x.view, quant.scale)
-            moved = self._settle(self.moved(node, [source], index))
-            self.settled[key] = moved.tensor
-        name = self.settled[key]
-        view = self._result_view(index.shape, self.tensors[name].shape)
-        return (
-            Dequantised(name, view, scale) if isinstance(x, Dequantised) else Quantised(name, view)
-        )
+            self.arranged[key] = self._settle(self.moved(node, [source], index, plain=True))
+        made = self.arranged[key]
+        return made if isinstance(x, Dequantised) else Quantised(made.tensor, made.view)
 
     def moved(
-        self, node: Node, parts: Sequence[Dequantised], index: np.ndarray, fill: float = 0.0
+        self,
+        node: Node,
+        parts: Sequence[Dequantised],
+        index: np.ndarray,
+        fill: float = 0.0,
+        plain: bool = False,
     ) -> Pending:
         """The elements at ``index`` of the tensors of ``parts`` put end to end (-1: the real number
-        ``fill``), as the result of an operator in default layout."""
+        ``fill``), as the result of an operator; ``plain``: in default layout."""
         sources = [(p.tensor, float(p.scale), self.tensors[p.tensor].shape) for p in parts]
-        layouts = [default_layout(View.contiguous(index.shape))]
+        whole = View.contiguous(index.shape)
+        layouts = [default_layout(whole)]
         if index.ndim == 2:
-            layouts.append(View.contiguous(index.shape).reshape((*index.shape, 1, 1)))
+            layouts.append(whole.reshape((*index.shape, 1, 1)))
+        elif index.ndim == 3 and not plain:
+            rows = whole.reshape((math.prod(index.shape[:2]), index.shape[2]))
+            layouts.append(default_layout(rows))
+        found = []
         for layout in layouts:
-            found = moves.fit(index.reshape(-1)[layout.indices()], sources, fill == 0)
-            if found:
-                steps, phases = found
-                fields = {"name": node.name, "op_type": node.op_type, "output": ""}
-                clamps = {"low": -128, "high": 127}
-                op = Select(**fields, **clamps, phases=phases, steps=steps, fill=fill)
-                return Pending(op, layout.shape, self._result_view(index.shape, layout.shape))
+            fit = moves.fit(index.reshape(-1)[layout.indices()], sources, fill == 0)
+            if fit:
+                found.append((moves.cost(fit, layout.shape), len(found), layout, fit))
+        if found:
+            _, _, layout, (steps, phases, flat) = min(found)
+            fields = {"name": node.name, "op_type": node.op_type, "output": ""}
+            fields |= {"low": -128, "high": 127, "steps": steps, "fill": fill, "flat": flat}
+            op = Select(**fields, phases=phases)
+            return Pending(op, layout.shape, whole.rebase(layout))
         raise node.fail(
             f"its result {list(index.shape)} takes elements of "
             f"{', '.join(f'{name!r} {list(shape)}' for name, _, shape in sources)} in no regular "
             f"order ({moves.MAX_PHASES} phases, {moves.MAX_PICKS} picks are the limit)"
         )
-
-    def _result_view(self, shape: tuple[int, ...], stored: tuple[int, int, int, int]) -> View:
-        """The view of ``shape`` on a tensor in default layout, or (rows, features, 1, 1)."""
-        whole = View.contiguous(shape)
-        layout = default_layout(whole)
-        return whole.rebase(layout if layout.shape == stored else whole.reshape(stored))
 
     # Results -------------------------------------------------------------------------------------
 
@@ -427,7 +441,7 @@ class Lowering:
         elif isinstance(op, Select):
             op = self._finish_select(node, value, quant, (low, high) == (-128, 127))
             if op is None:
-                return Quantised(value.op.inputs[0], value.view)
+                return self._unbound(node, value.op.inputs[0], value.view)
         elif isinstance(op, Pool) and op.kind == "average":
             window = np.float32(math.prod(op.kernel))
             op = replace(op, scale=finish.checked(node, op.scale / (quant.scale * window)))
@@ -441,7 +455,7 @@ class Lowering:
     ) -> Select | Pool | None:
         """With scales and fill of the result; if it only clamps a maximum of one, if it does
         nothing None."""
-        op = value.op
+        op = self._common_scales(node, value.op, quant)
         scaled = finish.scaled_select(node, op, quant)
         if moves.is_identity(op.steps, op.phases, value.shape) and scaled.phases[0][0].scale == 1:
             source = self.tensors[op.inputs[0]].quant
@@ -450,6 +464,33 @@ class Lowering:
             if source.zero == quant.zero:
                 return finish.clamp(op)
         return scaled
+
+    def _common_scales(self, node: Node, op: Select, quant: Quant) -> Select:
+        """With picks of one scale for every channel: tensors of another than the result's that
+        share a channel are brought to it first."""
+        mixed = {name for picks in op.phases for name in finish.of_mixed_scales(picks)}
+        changed = {}
+        for name in sorted(mixed):
+            scale = next(p.scale for picks in op.phases for p in picks if p.x == name)
+            own, shape = self.tensors[name].quant, self.tensors[name].shape
+            if (scale, own.zero) == (float(quant.scale), quant.zero):
+                continue
+            key = (name, quant)
+            if key not in self.settled:
+                ratio = float(finish.checked(node, np.float32(scale) / quant.scale))
+                whole = finish.whole(node, name, shape, ratio)
+                pending = Pending(whole, shape, View.contiguous(shape))
+                made = f"{name}:in the scale of {node.output}"
+                self.settled[key] = self._emit(whole, pending, quant, -128, 127, made)
+            changed[name] = self.settled[key]
+        phases = [
+            [
+                replace(p, x=changed[p.x], scale=float(quant.scale)) if p.x in changed else p
+                for p in picks
+            ]
+            for picks in op.phases
+        ]
+        return replace(op, phases=phases)
 
     def _finish_maximum(self, node: Node, value: Pending, quant: Quant) -> Op:
         """A maximum to another scale or zero point: first the maximum in its operand's, then the

@@ -16,8 +16,8 @@ from sw.passes.values import Const, Dequantised, Node, Pending, QuantConst, Quan
 @operator("Slice", "Gather", "Expand", "Tile")
 @operator("DepthToSpace", "SpaceToDepth")
 def move(state: Lowering, node: Node) -> Value:
-    """Along any axis but the batch, where elements move in a regular order (up to 64 phases): any
-    step of at least 1, DCR and CRD; other operands constant."""
+    """Along any axis but the batch, where elements move in a regular order (up to 64 phases, 256
+    picks); other operands constant."""
     return _moved(state, node, [0])[0]
 
 
@@ -29,8 +29,7 @@ def split(state: Lowering, node: Node) -> tuple[Value, ...]:
 
 @operator("Concat")
 def concat(state: Lowering, node: Node) -> Value:
-    """Of activations, of any scales if dequantised; along channels, or another axis but the batch
-    if the result has at most 64 rows or columns there."""
+    """Of activations, of any scales if dequantised; along any axis but the batch."""
     return _moved(state, node, range(len(node.raw.inputs)))[0]
 
 

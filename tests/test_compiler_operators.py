@@ -242,6 +242,13 @@ def make_pool(s, rng):
         (d + pads[i] + pads[i + 2] - k) // t + 1
         for i, (d, k, t) in enumerate(zip((h, w), kernel, strides))
     ]
+    counts, scale = None, np.float32(0.7 / (kernel[0] * kernel[1]))
+    if kind == "average" and rng.integers(2):
+        # The last window of an axis hangs over: fewer elements count; so at the start, at random.
+        scale = np.float32(0.7)
+        counts = tuple(
+            tuple(sorted(int(v) for v in rng.integers(1, k + 1, z))) for k, z in zip(kernel, size)
+        )
     out = s.tensor((n, c, *size))
     s.ops.append(
         Pool(
@@ -251,7 +258,8 @@ def make_pool(s, rng):
             kernel=kernel,
             strides=strides,
             pads=pads,
-            scale=np.float32(0.7 / (kernel[0] * kernel[1])),
+            scale=scale,
+            counts=counts,
         )
     )
 

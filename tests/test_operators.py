@@ -232,17 +232,97 @@ def test_arithmetic(a, b, op_type, dtype, swapped, tmp_path):
     assert spread is None or graph.tensors[spread].shape[2:] in ((1, 1), (9, 7))
 
 
+CONSTANTS = {
+    "image": ((2, 5, 9, 7), (5, 1, 1)),
+    "batched": ((1, 5, 9, 7), (1, 5, 1, 1)),
+    "signal": ((2, 5, 30), (5, 1)),
+    "sequence": ((2, 9, 40), (40,)),
+    "matrix": ((9, 40), (1, 40)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("form", CONSTANTS)
+@pytest.mark.parametrize("kind", ["float", "quantised", "first"])
+def test_constant_per_channel(op_type, form, kind, dtype, tmp_path):
+    shape, own = CONSTANTS[form]
+    rng = np.random.default_rng(len(form))
+    model = Build(dtype)
+    if kind == "quantised":
+        whole = model.const("k", rng.integers(129, 255, own).astype(np.uint8))
+        constant = model.dq(whole, 0.0217, np.uint8(128))
+    else:
+        values = rng.uniform(0.3, 2, own) * rng.choice([-1, 1], own)
+        constant = model.const("k", values.astype(np.float32))
+    names = [model.x("x", shape), constant]
+    model = model.end(model.node(op_type, names[::-1] if kind == "first" else names, "r"), 0.0437)
+    if (op_type, kind) == ("Div", "first"):
+        with pytest.raises(ModelError, match="must be a dequantised"):
+            compare(model, tmp_path)
+        return
+    (op,) = check(model, tmp_path).ops
+    assert isinstance(op, Conv) and op.group == op.weights.size
+
+
+def test_constants_in_a_row(tmp_path):
+    """A batch normalisation in pieces, and a clamp."""
+    rng = np.random.default_rng(0)
+    model = Build(np.uint8)
+    value = model.x("x", (1, 5, 9, 7))
+    for op_type, low in (("Mul", 0.5), ("Add", -1.0), ("Mul", -1.5), ("Sub", 0.1), ("Relu", None)):
+        more = [] if low is None else [(rng.uniform(low, low + 1, (5, 1, 1)).astype(np.float32),)]
+        value = node(op_type, *more)(model, value)
+    (op,) = check(model.end(value), tmp_path).ops
+    assert op.op_type == "Mul+Add+Mul+Sub"
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_constants_behind_a_convolution(op_type, tmp_path):
+    rng = np.random.default_rng(0)
+    model = Build(np.int8)
+    w = model.dq(model.const("w", random_array(rng, np.int8, (6, 6, 3, 3))), 0.02, np.int8(0))
+    value = model.node(op_type, [model.x("x", (1, 6, 9, 7)), w], "c")
+    gain = np.array([1.5, -0.5, 0.25, 1, 0, -2], np.float32).reshape(6, 1, 1)
+    value = node("Mul", (gain,))(model, value)
+    value = node("Add", (rng.normal(size=(6, 1, 1)).astype(np.float32),))(model, value)
+    check(model.end(value, 0.3), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", CONSTANTS)
+@pytest.mark.parametrize("signs", ["positive", "negative", "mixed"])
+def test_prelu(form, signs, dtype, tmp_path):
+    shape, own = CONSTANTS[form]
+    model = Build(dtype)
+    low, high = {"positive": (0, 1.5), "negative": (-1, 0), "mixed": (-1, 2)}[signs]
+    slope = np.random.default_rng(1).uniform(low, high, own).astype(np.float32)
+    slope.flat[1] = 0
+    graph = check(model.end(node("PRelu", (slope,))(model, model.x("x", shape))), tmp_path)
+    types = [Table, *([Pool] if signs == "mixed" else []), Conv, Binary]
+    assert [type(op) for op in graph.ops] == types
+
+
+def test_prelu_and_clamp(tmp_path):
+    model = Build(np.uint8)
+    slope = (np.linspace(-0.5, 1, 5, dtype=np.float32).reshape(5, 1, 1),)
+    value = node("PRelu", slope)(model, model.x("x", (1, 5, 9, 7)))
+    check(model.end(node("Clip", const(-0.3), const(1.7))(model, value)), tmp_path)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op_type", ["QLinearAdd", "QLinearMul"])
-@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("constant", [None, "one", "channels"])
 def test_fused_arithmetic(op_type, dtype, constant, tmp_path):
+    rng = np.random.default_rng(0)
     model = Build(dtype)
     names = [model.input("a", dtype, (1, 5, 30, 40)), *model.pair("a", 0.053, model.zero(9))]
-    b = model.const("b", model.zero(77)) if constant else model.input("b", dtype, (1, 5, 30, 40))
+    values = {"one": model.zero(77), "channels": random_array(rng, dtype, (5, 1, 1))}.get(constant)
+    b = model.const("b", values) if constant else model.input("b", dtype, (1, 5, 30, 40))
     names += [b, *model.pair("b", 0.041, model.zero(-3)), *model.pair("y", 0.113, model.zero(1))]
     y = model.node(op_type, names, "y", "com.microsoft")
     (op,) = check(model.done(y, dtype), tmp_path).ops
-    assert isinstance(op, Table if constant else Binary)
+    assert isinstance(op, {None: Binary, "one": Table, "channels": Conv}[constant])
 
 
 def test_gate_of_an_image(tmp_path):
@@ -259,7 +339,85 @@ def test_gate_of_an_image(tmp_path):
     assert graph.ops[-1].inputs == ("x", "gate")
 
 
+# Pools -------------------------------------------------------------------------------------------
+
+POOLS = {
+    "plain": ((2, 5, 9, 8), {"kernel_shape": [3, 2]}),
+    "same": ((1, 5, 9, 8), {"kernel_shape": [3, 3], "pads": [1] * 4}),
+    "strided": ((2, 20, 9, 8), {"kernel_shape": [3, 4], "pads": [1, 2, 0, 3], "strides": [2, 3]}),
+    "large": ((1, 5, 12, 11), {"kernel_shape": [7, 9], "pads": [3, 4, 3, 4]}),
+    "auto": ((1, 5, 10, 7), {"kernel_shape": [3, 4], "auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "ceil": ((1, 5, 10, 9), {"kernel_shape": [3, 3], "strides": [2, 4], "ceil_mode": 1}),
+    "both": (
+        (1, 5, 10, 9),
+        {"kernel_shape": [3, 4], "strides": [2, 4], "ceil_mode": 1, "pads": [1, 0, 1, 1]},
+    ),
+    "signal": ((2, 5, 30), {"kernel_shape": [5], "pads": [2, 1], "strides": [3]}),
+    "dilated": ((1, 5, 12, 9), {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [2, 1, 1, 0]}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("op_type", ["AveragePool", "AveragePool padded", "MaxPool"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_pool(name, op_type, fused, dtype, tmp_path):
+    shape, attributes = POOLS[name]
+    if op_type.endswith("padded"):
+        attributes = attributes | {"count_include_pad": 1}
+    kind = op_type.split()[0]
+    model = Build(dtype)
+    if kind == "AveragePool" and "dilations" in attributes:
+        pytest.skip("onnxruntime makes an invalid operator of it")
+    if fused and kind == "MaxPool":
+        pytest.skip("no such operator")
+    if fused:
+        names = [model.input("x", dtype, shape), *model.pair("x", 0.0371, model.zero(3))]
+        names += model.pair("y", 0.0293, model.zero(-7))
+        model = model.done(
+            model.node("QLinearAveragePool", names, "y", "com.microsoft", **attributes), dtype
+        )
+    else:
+        model = model.end(model.node(kind, [model.x("x", shape)], "p", **attributes))
+    if op_type.endswith("padded") and name in ("ceil", "both"):
+        with pytest.raises(ModelError, match="overhanging the padding"):
+            compare(model, tmp_path)
+        return
+    graph = check(model, tmp_path)
+    assert isinstance(graph.ops[0], Pool)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 5, 9, 8), (2, 5, 30)])
+@pytest.mark.parametrize("op_type", ["GlobalMaxPool", "ReduceMax", "ReduceMax flat", "ReduceMean"])
+def test_pool_of_the_image(op_type, shape, dtype, tmp_path):
+    model = Build(dtype)
+    kind, *flat = op_type.split()
+    names = [model.x("x", shape)]
+    if kind.startswith("Reduce"):
+        names.append(model.const("axes", np.arange(2, len(shape))))
+        value = model.node(kind, names, "p", keepdims=int(not flat))
+    else:
+        value = model.node(kind, names, "p")
+    model = model.end(value, *((0.0371, 3) if kind.endswith("Max") else ()))
+    assert isinstance(check(model, tmp_path).ops[0], Pool)
+
+
 # Transposed convolution --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [2, 3, 6])
+def test_transposed_convolution_in_groups(group, dtype, tmp_path):
+    rng = np.random.default_rng(2)
+    model = Build(dtype)
+    zeros = random_array(rng, np.int8, (2,))
+    w = model.const("w", random_array(rng, np.int8, (6, 2, 3, 4)))
+    b = model.const("b", rng.normal(size=2 * group).astype(np.float32))
+    names = [model.x("x", (2, 6, 5, 7)), model.dq(w, rng.uniform(0.01, 0.02, 2), zeros, axis=1), b]
+    model = model.end(model.node("ConvTranspose", names, "c", strides=[2, 1], group=group), 0.417)
+    (op,) = check(model, tmp_path).ops
+    assert op.weights.shape == (2 * group, 6, 3, 4) and op.weights.dtype == np.int16
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -509,7 +667,14 @@ REFUSED = {
     "linear": (node("Resize", None, const(1, 1, 2, 2), mode="linear"), "mode = 'linear'"),
     "constants": (node("Pow", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "one value"),
     "impossible": (node("Slice", ints(0, 0), ints(1), ints(1)), "onnxruntime refuses it"),
-    "two": (node("Mul", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "operand 1 must be"),
+    "rows": (
+        node("Mul", (np.arange(70, dtype=np.float32).reshape(70, 1),)),
+        "along the 4 channels",
+    ),
+    "wider": (node("Add", (np.arange(8, dtype=np.float32).reshape(2, 4, 1, 1),)), "does not fit"),
+    "not finite": (node("Add", (np.float32([[[0]], [[1]], [[2]], [[np.inf]]]),)), "not finite"),
+    "divisor": (node("Div", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "has zeros"),
+    "slope": (node("PRelu", (np.arange(70, dtype=np.float32).reshape(70, 1),)), "channels only"),
 }
 
 

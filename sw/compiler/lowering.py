@@ -521,9 +521,20 @@ class Lowering:
             return self._window_stage(layer, op, op.kernel, WindowOp.MAX, -128)
         # All channels are alike: one block's parameters serve every block.
         bias = np.full(self.config.rows, -x.zero * op.kernel[0] * op.kernel[1])
-        scale = np.full(self.config.rows, op.scale, np.float32)
-        params = self._params(op, bias, scale, self.config.rows)
-        return self._window_stage(layer, op, op.kernel, WindowOp.SUM, x.zero, params=params)
+        if op.counts is None:
+            params = self._params(op, bias, np.full(len(bias), op.scale), self.config.rows)
+            return self._window_stage(layer, op, op.kernel, WindowOp.SUM, x.zero, params=params)
+        # One set of parameters for every number of elements that windows count.
+        (ys, rows), (xs, columns) = (np.unique(c, return_inverse=True) for c in op.counts)
+        counts, sets = np.unique(np.outer(ys, xs), return_inverse=True)
+        params = [
+            self._params(op, bias, np.full(len(bias), op.scale_of(n)), self.config.rows)
+            for n in counts
+        ]
+        stage = self._window_stage(
+            layer, op, op.kernel, WindowOp.SUM, x.zero, params=np.concatenate(params)
+        )
+        return dataclasses.replace(stage, bands=(rows, columns, sets.reshape(len(ys), len(xs))))
 
     def _add(
         self, op: Op, result: Requant, za: int, other: str, a_ratio: float, b_ratio: float

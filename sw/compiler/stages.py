@@ -184,6 +184,9 @@ class Stage:
     """(blocks * kh * kw, rows), int8."""
     table: np.ndarray | None = None
     """(words, rows), int8: 256 bytes."""
+    bands: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    """Window stages with parameters that differ over the image, and not from group to group: the
+    kinds of its output rows and of its columns, and the number of the parameters by both."""
 
     @property
     def groups(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sw.graph import Binary, Op, Pick, Pool, Select, Table
 from sw.passes import moves
-from sw.passes.values import Function, Node, Pending, Quant
+from sw.passes.values import Affine, Function, Node, Pending, Quant
 
 Shape = tuple[int, int, int, int]
 
@@ -60,6 +60,11 @@ def unscaled(value: Pending, quant: Quant) -> Op | None:
     if isinstance(op, Pool) and op.kind == "max" and op.scale == quant.scale:
         return replace(op, scale=np.float32(1))
     return None
+
+
+def in_units(x: Affine, gain: np.ndarray, quant: Quant) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and shift of a stored element's difference from zero, in units of the result."""
+    return gain * np.float64(x.scale) / quant.scale, x.shift / np.float64(quant.scale)
 
 
 def table(node: Node, f: Function, shape: Shape, quant: Quant) -> Pending:

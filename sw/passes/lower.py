@@ -29,9 +29,10 @@ from sw.graph import (
     Table,
     Tensor,
 )
-from sw.passes import finish, moves
+from sw.passes import channels, finish, moves
 from sw.passes.layout import LayoutError, View, default_layout, input_perm, output_perm
 from sw.passes.values import (
+    Affine,
     Const,
     Dequantised,
     Function,
@@ -227,7 +228,7 @@ class Lowering:
             value = self._settle(value) or value
         if isinstance(value, Dequantised):
             return value
-        if isinstance(value, Pending | Function | RealInput):
+        if isinstance(value, Pending | Function | Affine | RealInput):
             raise node.fail(
                 f"operand {node.raw.inputs[index].name!r} is float32: a QuantizeLinear and "
                 "DequantizeLinear are needed before it (quantise the model first)"
@@ -429,6 +430,8 @@ class Lowering:
             return self._quantise_input(node, value, quant)
         if isinstance(value, Dequantised):
             value = self.pointwise(node, value)
+        if isinstance(value, Affine):
+            return self._quantise_channels(node, value, quant)
         if isinstance(value, Function):
             value = finish.table(node, value, self.tensors[value.tensor].shape, quant)
         if not isinstance(value, Pending):
@@ -443,12 +446,40 @@ class Lowering:
             if op is None:
                 return self._unbound(node, value.op.inputs[0], value.view)
         elif isinstance(op, Pool) and op.kind == "average":
-            window = np.float32(math.prod(op.kernel))
+            window = np.float32(1 if op.counts else math.prod(op.kernel))
             op = replace(op, scale=finish.checked(node, op.scale / (quant.scale * window)))
         elif isinstance(op, Pool):
             op = self._finish_maximum(node, value, quant)
         name = self._emit(op, value, quant, low, high, node.output)
         return Quantised(name, value.view)
+
+    def _quantise_channels(self, node: Node, x: Affine, quant: Quant) -> Quantised:
+        shape, own = self.tensors[x.tensor].shape, self.tensors[x.tensor].quant
+        low, high = quant.value(x.low), quant.value(x.high)
+        done = Pending(channels.affine(node, x, *finish.in_units(x, x.gain, quant)), shape, x.view)
+        if x.below is None:
+            return Quantised(self._emit(done.op, done, quant, low, high, node.output), x.view)
+        # Above zero by a table, below by a gain for each channel; of the two one is always zero.
+        real = np.maximum(np.arange(-128, 128) - own.zero, 0).astype(np.float32) * x.scale
+        above = finish.table(node, Function(x.tensor, x.view, real, x.op_types), shape, quant)
+        above = replace(above.op, name=x.name)
+        above = self._emit(above, done, quant, -128, 127, f"{node.output}:above zero")
+        limits = -128, 127
+        if (x.below >= 0).all():
+            limits = -128, quant.zero
+        elif (x.below <= 0).all():
+            limits = quant.zero, 127
+        else:
+            negative = replace(finish.clamp(finish.whole(node, x.tensor, shape, 1.0)), name=x.name)
+            name = f"{node.output}:negative"
+            x = replace(x, tensor=self._emit(negative, done, own, -128, own.zero, name))
+        below = channels.affine(node, x, *finish.in_units(x, x.below, quant))
+        below = self._emit(below, done, quant, *limits, f"{node.output}:below zero")
+        fields = {"name": x.name, "op_type": "+".join(x.op_types), "output": ""}
+        total = Binary(
+            **fields, low=-128, high=127, kind="add", a=above, b=below, a_ratio=1.0, b_ratio=1.0
+        )
+        return Quantised(self._emit(total, done, quant, low, high, node.output), x.view)
 
     def _finish_select(
         self, node: Node, value: Pending, quant: Quant, unclamped: bool

@@ -10,6 +10,7 @@ from sw.passes.layout import LayoutError, View
 from sw.passes.lower import Lowering
 from sw.passes.operators.registry import operator
 from sw.passes.values import (
+    Affine,
     Const,
     Dequantised,
     Function,
@@ -26,7 +27,7 @@ def relayout(
     state: Lowering, node: Node, value: Value | None, change: Callable[[View], View]
 ) -> Value:
     """An activation seen in another shape. No data move, unless it was transposed before."""
-    if not isinstance(value, Quantised | Dequantised | Function | RealInput | Pending):
+    if not isinstance(value, Quantised | Dequantised | Function | Affine | RealInput | Pending):
         raise node.fail("its operand must be an activation")
     try:
         return replace(value, view=change(value.view))

@@ -461,6 +461,7 @@ def test_transposed_convolution_with_zero_points_and_function(tmp_path):
 
 MOVES = {
     "slice": [node("Slice", ints(1, 2, 0), ints(5, 99, 7), ints(1, 2, 3), ints(1, 3, 2))],
+    "slice from the start": [node("Slice", ints(0), ints(5), ints(3))],
     "slice to the end": [node("Slice", ints(-4), ints(99), ints(-1))],
     "pad": [node("Pad", ints(0, 0, 2, 1, 0, 0, 0, 3))],
     "pad channels": [node("Pad", ints(0, 1, 0, 0, 0, 2, 0, 0), const(1.1))],
@@ -539,6 +540,54 @@ def test_movement_of_integers(tmp_path):
         model.done(node("Slice", ints(3), ints(9), ints(1))(model, x), np.uint8), tmp_path
     )
     assert [type(op) for op in graph.ops] == [Pool] + 4 * [Select]
+
+
+LINEAR = {
+    "twice": ((2, 5, 7, 6), (1, 1, 2, 2), "half_pixel"),
+    "four times": ((1, 5, 7, 6), (1, 1, 4, 4), "half_pixel"),
+    "eight times": ((1, 5, 3, 6), (1, 1, 8, 8), "half_pixel"),
+    "three and one": ((1, 5, 7, 6), (1, 1, 3, 1), "pytorch_half_pixel"),
+    "asymmetric": ((1, 5, 7, 6), (1, 1, 2, 3), "asymmetric"),
+    "corners": ((1, 5, 7, 6), [2, 5, 13, 11], "align_corners"),
+    "corners, other": ((1, 5, 9, 6), [2, 5, 17, 16], "align_corners"),
+    "by 3/2": ((1, 5, 8, 6), (1, 1, 1.5, 1.5), "half_pixel"),
+    "half": ((1, 5, 8, 6), (1, 1, 0.5, 0.5), "half_pixel"),
+    "third": ((1, 5, 9, 6), (1, 1, 1 / 3, 1 / 2), "asymmetric"),
+    "to sizes": ((1, 5, 9, 6), [1, 5, 18, 9], "half_pixel_symmetric"),
+    "to one": ((1, 5, 9, 6), [1, 5, 1, 1], "pytorch_half_pixel"),
+    "of one": ((1, 5, 1, 1), [1, 5, 8, 8], "half_pixel"),
+    "wide": ((1, 3, 4, 150), (1, 1, 2, 2), "half_pixel"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("form", ["qdq", "integers"])
+def test_linear_resize(name, form, dtype, tmp_path):
+    shape, factors, mode = LINEAR[name]
+    if isinstance(factors, list):
+        operands = [None, None, ints(shape[0], *factors[1:])]
+    else:
+        operands = [None, const(*factors)]
+    step = node("Resize", *operands, mode="linear", coordinate_transformation_mode=mode)
+    model = Build(dtype)
+    if form == "qdq":
+        model = model.end(step(model, model.x("x", shape)))
+        graph = check(model, tmp_path)
+    else:
+        x = model.q(model.node("Neg", [model.x("x", shape)], "n"), 0.0371, model.zero(3), "q")
+        graph, (result,) = compare(model.done(step(model, x), dtype), tmp_path)
+        # onnxruntime's integer kernel cuts off what we round.
+        assert result.max_abs_diff <= 1
+    assert isinstance(graph.ops[-1], Select)
+
+
+def test_old_linear_resize(tmp_path):
+    model = Build(np.uint8, opset=10)
+    x = model.x("x", (1, 5, 7, 6))
+    scales = model.const("s", np.float32([1, 1, 2, 3]))
+    model = model.end(model.node("Resize", [x, scales], "r", mode="linear"))
+    check(model, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -664,7 +713,26 @@ REFUSED = {
     "batch": (node("Tile", ints(2, 1, 1, 1)), "no regular order"),
     "pad with one": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0)), "no regular order"),
     "pad with many": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0, 2.0)), "constant"),
-    "linear": (node("Resize", None, const(1, 1, 2, 2), mode="linear"), "mode = 'linear'"),
+    "cubic": (node("Resize", None, const(1, 1, 2, 2), mode="cubic"), "mode = 'cubic'"),
+    "linear channels": (
+        node("Resize", None, const(1, 2, 2, 2), mode="linear"),
+        "mode only supports",
+    ),
+    "linear and smooth": (
+        node("Resize", None, const(1, 1, 0.5, 0.5), mode="linear", antialias=1),
+        "antialias = 1",
+    ),
+    "linear by much": (node("Resize", None, const(1, 1, 16, 16), mode="linear"), "256 phases"),
+    "linear of a box": (
+        node(
+            "Resize",
+            const(0, 0, 0, 0, 1, 1, 1, 1),
+            const(1, 1, 2, 2),
+            mode="linear",
+            coordinate_transformation_mode="tf_crop_and_resize",
+        ),
+        "tf_crop_and_resize",
+    ),
     "constants": (node("Pow", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "one value"),
     "impossible": (node("Slice", ints(0, 0), ints(1), ints(1)), "onnxruntime refuses it"),
     "rows": (

@@ -253,7 +253,8 @@ class Lowering:
             value = self.pointwise(node, value)
         if isinstance(value, Pending) and isinstance(value.op, Select):
             (name, *others), shape = value.op.inputs, value.shape
-            if not others and moves.is_identity(value.op.steps, value.op.phases, shape):
+            source = self.tensors[name].shape
+            if not others and moves.is_identity(value.op.steps, value.op.phases, shape, source):
                 scale = np.float32(value.op.phases[0][0].scale)
                 real = np.arange(-128, 128) - self.tensors[name].quant.zero
                 real = real.astype(np.float32) * scale
@@ -488,7 +489,9 @@ class Lowering:
         nothing None."""
         op = self._common_scales(node, value.op, quant)
         scaled = finish.scaled_select(node, op, quant)
-        if moves.is_identity(op.steps, op.phases, value.shape) and scaled.phases[0][0].scale == 1:
+        first = self.tensors[op.inputs[0]].shape
+        same = moves.is_identity(op.steps, op.phases, value.shape, first)
+        if same and scaled.phases[0][0].scale == 1:
             source = self.tensors[op.inputs[0]].quant
             if (source.zero, source.unsigned, unclamped) == (quant.zero, quant.unsigned, True):
                 return None

@@ -19,8 +19,9 @@ MAX_PHASES = 64
 MAX_PICKS = 256
 """Picks of a Select, over all its phases."""
 
-CHANNEL_PICKS = (1, 4, 16)
-"""Picks for one channel of a phase that are tried: each more is a pass over the phase."""
+CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
+"""Picks for one channel of a phase that are tried, and of how many phases at most: each more is a
+pass over the phase."""
 BLOCK = 16
 """Channels that the array takes at a time, by default."""
 MAX_STRIDE = LIMITS["stride_x"].high
@@ -35,10 +36,12 @@ def identity(name: str, shape: Shape, scale: float) -> Pick:
     return Pick(name, np.arange(shape[1]), scale=scale)
 
 
-def is_identity(steps: tuple[int, int], phases: Sequence[Sequence[Pick]], shape: Shape) -> bool:
-    """Whether a Select takes elements of a single tensor, with an output of the same ``shape``,
-    without moving any."""
-    if steps != (1, 1) or len(phases[0]) != 1:
+def is_identity(
+    steps: tuple[int, int], phases: Sequence[Sequence[Pick]], shape: Shape, source: Shape
+) -> bool:
+    """Whether a Select takes the elements of a single tensor of shape ``source`` as its output of
+    ``shape`` without moving any."""
+    if steps != (1, 1) or len(phases[0]) != 1 or shape != source:
         return False
     pick = phases[0][0]
     same = np.array_equal(pick.channels, np.arange(shape[1])) and pick.weight == 1
@@ -63,9 +66,9 @@ def fit(
         cells = _cells(places, [shape for _, _, shape in seen])
         if cells is not None and max(s for _, _, shape in seen for s in shape[2:]) <= MAX_OFFSET:
             found.append((flat, cells, seen))
-    for most in CHANNEL_PICKS:
+    for most, count in CHANNEL_PICKS:
         for flat, cells, seen in found:
-            for sy, sx in _steps(cells.shape[2:]):
+            for sy, sx in _steps(cells.shape[2:], count):
                 phases = _phases(cells, (sy, sx), seen, zero_fill, most)
                 if phases is not None:
                     return (sy, sx), phases, flat
@@ -102,10 +105,10 @@ def _phases(
     return phases
 
 
-def _steps(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Steps to try, those of fewest phases first."""
-    h, w = (min(s, MAX_PHASES) for s in size)
-    pairs = ((y, x) for y in range(1, h + 1) for x in range(1, min(w, MAX_PHASES // y) + 1))
+def _steps(size: tuple[int, int], most: int) -> Iterator[tuple[int, int]]:
+    """Steps to try, of at most so many phases, those of fewest first."""
+    h, w = (min(s, most) for s in size)
+    pairs = ((y, x) for y in range(1, h + 1) for x in range(1, min(w, most // y) + 1))
     yield from sorted(pairs, key=lambda s: (s[0] * s[1], s))
 
 
@@ -150,7 +153,7 @@ def _phase(
         key = pattern.tobytes()
         if key not in covers:
             covers[key] = _cover(pattern, sources, most)
-        if covers[key] is None:
+        if covers[key] is None or len(groups) > MAX_PICKS:
             return None
         taken: dict[tuple, int] = {}
         for place, offset in covers[key]:

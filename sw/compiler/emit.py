@@ -446,14 +446,10 @@ class Emitter(Mover):
                 b_step=1,
                 b_block=other.block,
             )
-        # Interleaved outputs: the whole rectangle counts as written; its other words are POST's
-        # too.
-        written = Region(0, tile.y * fh + y, tile.x * fw + x, tile.h * fh, tile.w * fw)
-        written = replace(
-            written,
-            h=min(written.h, stage.out_h - written.y),
-            w=min(written.w, stage.out_w - written.x),
-        )
+        # Interleaved outputs: the rectangle between the first and the last counts as written; its
+        # other words are POST's too.
+        size = ((tile.h - 1) * fh + 1, (tile.w - 1) * fw + 1)
+        written = Region(0, tile.y * fh + y, tile.x * fw + x, *size)
         self._emit_post(i, stage, fields, reads, [_rectangle(out, block, words, written)])
 
     def _vector(

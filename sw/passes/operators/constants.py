@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Conv, ConvTranspose, Select
+from sw.graph import Conv, ConvTranspose, ModelError, Select
 from sw.passes.layout import LayoutError, View, default_layout
 from sw.passes.lower import Lowering
 from sw.passes.operators.products import bias
@@ -55,14 +55,32 @@ def per_channel(
             raise node.fail("a QuantizeLinear and DequantizeLinear are needed before it")
         x = replace(x, op_types=(*x.op_types, node.op_type))
     array = _real(node, constant)
-    if not isinstance(x, Affine):
-        x = state.real(node, x, 0)
-        view = state.bound(node, x, _rows(state, x, array))
-        n, c, h, w = state.tensors[x.tensor].shape
-        types = (node.op_type,)
-        x = Affine(node.name, types, x.tensor, view, x.scale, np.ones(c), np.zeros(c))
-    shape = x.view.shape
-    n, c, h, w = state.tensors[x.tensor].shape
+    if isinstance(x, Affine):
+        return x, _by_channel(state, node, x, array)
+    x = state.real(node, x, 0)
+    made = _affine(state, node, x, _rows(state, x, array))
+    try:
+        return made, _by_channel(state, node, made, array)
+    except ModelError as e:
+        try:
+            np.broadcast_to(array, x.view.shape)
+        except ValueError:
+            raise e from None
+    made = _affine(state, node, state.plain(node, x), None)  # stored in another order till now
+    return made, _by_channel(state, node, made, array)
+
+
+def _affine(state: Lowering, node: Node, x: Dequantised, layout: View | None) -> Affine:
+    """``x`` itself; ``layout``: see ``Lowering.bound``."""
+    view = state.bound(node, x, layout)
+    channels = state.tensors[x.tensor].shape[1]
+    gain, shift = np.ones(channels), np.zeros(channels)
+    return Affine(node.name, (node.op_type,), x.tensor, view, x.scale, gain, shift)
+
+
+def _by_channel(state: Lowering, node: Node, x: Affine, array: np.ndarray) -> np.ndarray:
+    """The value of a constant for each stored channel of ``x``."""
+    shape, (n, c, h, w) = x.view.shape, state.tensors[x.tensor].shape
     try:
         whole = np.broadcast_to(array, shape)
     except ValueError:
@@ -77,7 +95,7 @@ def per_channel(
             f"constant {list(array.shape)} does not run along the {c} channels only: one value "
             "for all or one per channel is needed"
         )
-    return x, stored[:, 0]
+    return stored[:, 0]
 
 
 def _real(node: Node, constant: Const | QuantConst) -> np.ndarray:

@@ -2,8 +2,10 @@
 simulator (races included) against the golden model."""
 
 import numpy as np
+import onnx
 import pytest
 from layer_checks import check_on
+from random_models import random_graph_model
 
 from isa import Config
 from sw import golden
@@ -21,6 +23,7 @@ from sw.graph import (
     Table,
     Tensor,
 )
+from sw.load import load
 
 SMALL = dict(scratchpad_bytes=32768, weight_bytes=8192, accumulator_bytes=4096)
 CONFIGS = [
@@ -262,6 +265,20 @@ def make_pool(s, rng):
             counts=counts,
         )
     )
+
+
+@pytest.mark.parametrize("seed", [*range(12), 1129, 2005])
+def test_random_graph_on_commands(seed, tmp_path):
+    """Models from their ONNX files. 1129: an interleaved output in several regions; 2005: a Select
+    that changes rows, between others."""
+    path = tmp_path / "model.onnx"
+    onnx.save(random_graph_model(np.random.default_rng(seed)), path)
+    graph, config = load(path), CONFIGS[seed % 3]
+    rng = np.random.default_rng(seed)
+    shapes = {p.tensor: graph.tensors[p.tensor].shape for p in graph.inputs}
+    inputs = {name: rng.integers(-128, 128, s).astype(np.int8) for name, s in shapes.items()}
+    with open_device("command", config, memory_bytes=64 << 20) as device:
+        check_on(device, config, graph, inputs, golden.run(graph, inputs))
 
 
 MAKERS = [make_binary, make_table, make_conv, make_transposed, make_select, make_pool]

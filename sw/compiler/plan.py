@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from isa import Config
 from sw.compiler.stages import Geometry, Source, Stage
-from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
+from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends, without_rows
 from sw.graph import Graph, ModelError
 
 DECENT_REGION = 256
@@ -245,7 +245,8 @@ class Planner:
 
     def rows(self, i: int) -> int:
         """Rows of a stage's output in one phase."""
-        return in_rows(self._alone[i], self.graph).h
+        stage = self._alone[i]
+        return 1 if without_rows(stage) else in_rows(stage, self.graph).h
 
     def plan(self) -> Plan:
         """Raises :class:`ModelError` naming a stage that does not fit in the scratchpad at all."""

@@ -556,7 +556,12 @@ class Lowering:
 
     def pointwise(self, node: Node, x: Dequantised) -> Pending:
         """``x`` as the result of an operator that changes nothing, to clamp or requantise it."""
-        view = self.bound(node, x, None)
+        self._lay_out(x)
+        try:
+            view = self.bind(x, None)
+        except LayoutError:  # stored in an order that its view does not go along with
+            x = self.plain(node, x)
+            view = self.bound(node, x, None)
         shape = self.tensors[x.tensor].shape
         return Pending(finish.whole(node, x.tensor, shape, float(x.scale)), shape, view)
 

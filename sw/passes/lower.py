@@ -398,6 +398,8 @@ class Lowering:
     ) -> Pending:
         """The elements at ``index`` of the tensors of ``parts`` put end to end (-1: the real number
         ``fill``), as the result of an operator; ``plain``: in default layout."""
+        if not (index >= 0).any():
+            raise node.fail(f"its result {list(index.shape)} has no element of its operands")
         sources = [(p.tensor, float(p.scale), self.tensors[p.tensor].shape) for p in parts]
         whole = View.contiguous(index.shape)
         layouts = [default_layout(whole)]

@@ -44,14 +44,18 @@ def pool(state: Lowering, node: Node, x: Dequantised, kind: str) -> Pending:
     kernel = node.ints("kernel_shape", None, 1, rank)
     if kernel is None:
         raise node.fail("kernel_shape is missing")
+    given = node.ints("pads", (), 0)
+    if any(p >= k for p, k in zip(given, kernel * 2, strict=False)):
+        raise node.fail(f"pads = {list(given)}: each must be less than kernel_shape {list(kernel)}")
+    auto = node.string("auto_pad", "NOTSET")
+    if auto.startswith("SAME") and max(node.ints("dilations", (1,))) > 1:
+        raise node.fail(f"auto_pad = {auto!r} with dilations: they must be 1")
     strides, pads, dilations, out = window(node, kernel, tuple(image))
     op = _pool(node, x, kind, pair(kernel), strides, pads, dilations)
     if kind == "average" and any(pads):
         if not node.int("count_include_pad", 0):
             op = replace(op, counts=counts(node, op, tuple(image), out))
-        elif node.string("auto_pad", "NOTSET") == "NOTSET" and sum(pads) > sum(
-            node.ints("pads", (), 0)
-        ):
+        elif auto == "NOTSET" and sum(pads) > sum(given):
             raise node.fail(
                 "ceil_mode = 1 with a window overhanging the padding, which count_include_pad = 1 "
                 "is not defined alike for: one of them must be 0"
@@ -95,7 +99,10 @@ def _reduced(state: Lowering, node: Node, x: Dequantised) -> bool:
         axes = () if given is None else tuple(int(a) for a in given.reshape(-1))
     if rank not in (3, 4) or sorted(a % rank for a in axes) != list(range(2, rank)):
         raise node.fail(f"axes = {list(axes)}: only all spatial dimensions, 2 and up of 3 or 4")
-    return bool(node.int("keepdims", 1))
+    keep = node.int("keepdims", 1)
+    if keep not in (0, 1):
+        raise node.fail(f"keepdims = {keep}: it must be 0 or 1")
+    return bool(keep)
 
 
 def over_image(state: Lowering, node: Node, x: Dequantised, kind: str, keep: bool) -> Pending:

@@ -95,11 +95,19 @@ def transposed_window(
     auto = node.string("auto_pad", "NOTSET")
     if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise node.fail(f"auto_pad = {auto!r}: NOTSET, VALID, SAME_UPPER or SAME_LOWER")
+    for i, most in enumerate(map(max, strides, dilations)):
+        if extra[i] >= most:
+            raise node.fail(
+                f"output_padding = {list(extra)}: each must be less than the stride or dilation, "
+                f"{most}"
+            )
     before, after, out, missing = [], [], [], []
     for i, size in enumerate(image[-rank:]):
         full = (size - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
         if wanted or auto.startswith("SAME"):
             count = wanted[i] if wanted else size * strides[i]
+            if count - extra[i] - full >= strides[i]:
+                raise node.fail(f"output_shape = {list(wanted)}: more than the input can reach")
             total = max(full + extra[i] - count, 0)
             first = total // 2 if auto == "SAME_UPPER" else total - total // 2
         else:

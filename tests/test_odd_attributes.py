@@ -1,4 +1,4 @@
-"""Odd attributes and operands, at random: refused in a sentence, or computed as onnxruntime does."""
+"""Odd attributes and operands, at random: refused in a sentence, or as onnxruntime does it."""
 
 from __future__ import annotations
 

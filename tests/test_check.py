@@ -150,6 +150,19 @@ def test_real_models(name):
     assert ("Conv" in result.stdout) and ("nodes: " in result.stdout)
 
 
+@pytest.mark.long
+def test_a_face_detector_stays_on_the_accelerator(tmp_path):
+    """Its anchors' lists, of four maps, too; but its Softmax."""
+    path = REAL / "other/ultraface_slim_float.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    pictures = np.load(REAL / "samples/ultraface_slim_float.npz")["x0"]
+    name = onnx.load(path).graph.input[0].name
+    placements = place(saved(quantise_model(path, {name: pictures}), tmp_path))
+    on_host = [p.op_type for p in placements if p.host and p.op_type not in CONVERSIONS]
+    assert on_host == ["Softmax"]
+
+
 def test_bad_input_is_refused_in_a_sentence(tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x08\x07nonsense")

@@ -18,9 +18,19 @@ from isa.csr import CSR_ADDR_BITS
 
 # Clients of the scratchpad and of the managers, in the order of their priority where there is one.
 READERS = (Engine.CONV, Engine.POST, Engine.WINDOW, Engine.STORE)
-WRITERS = (Engine.POST, Engine.WINDOW, Engine.LOAD, Engine.WLOAD)
 READ_FETCH, READ_LOAD, READ_WLOAD = range(3)
 WRITE_STORE, WRITE_TRACE = range(2)
+
+
+def writers(config: Config) -> tuple[Engine, ...]:
+    """The write clients of the scratchpad, in the order of their priority.
+
+    A client that writes every cycle must not stand behind one that writes consecutive words every
+    other cycle: refused once, it meets it again at every word and runs at half its rate. So the
+    loads, whose refusals cost the bus, go first, but last if a word takes several beats.
+    """
+    loads, others = (Engine.LOAD, Engine.WLOAD), (Engine.POST, Engine.WINDOW)
+    return loads + others if config.beat_bytes >= config.vector_bytes else others + loads
 
 
 class Systole(wiring.Component):
@@ -107,12 +117,12 @@ class Systole(wiring.Component):
         for engine, core in cores.items():
             connect(m, getattr(control, port_name(engine)), core.command)
         readers = [e for e in READERS if e in reads]
-        writers = [e for e in WRITERS if e in writes]
+        writer_order = [e for e in writers(config) if e in writes]
         m.submodules.scratchpad = scratchpad = Scratchpad(
-            config, readers=len(readers), writers=len(writers)
+            config, readers=len(readers), writers=len(writer_order)
         )
         for i, engine in enumerate(readers):
             connect(m, reads[engine], scratchpad.read[i])
-        for i, engine in enumerate(writers):
+        for i, engine in enumerate(writer_order):
             connect(m, writes[engine], scratchpad.write[i])
         return m

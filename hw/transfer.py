@@ -155,7 +155,8 @@ class LoadEngine(wiring.Component):
     ``isa.commands``).
 
     Takes a beat, or writes a word of it, every cycle as long as beats come and words are taken; a
-    word leaves one cycle after its (last) beat came. Following runs, also of following commands,
+    word leaves one cycle after its (last) beat came. While one waits, all but the last beat of the
+    next are taken. Following runs, also of following commands,
     are asked for while beats arrive. ``retire`` comes one cycle after the last word was written.
     After a fault all beats are swallowed, so that they do not stand in the way of other clients.
     """
@@ -217,6 +218,7 @@ class LoadEngine(wiring.Component):
         step, whole, last_word = Signal(), Signal(), Signal()
         index = Signal(16)  # words of the run at the head that are done
         m.d.comb += last_word.eq(index + 1 == head.count)
+        gathers = Signal()  # the beat at hand is not its word's last: it does not need ``word``
         with m.If(failed):
             m.d.comb += beats.ready.eq(1)
         with m.Elif(queue.r_rdy & (~full | written)):
@@ -226,11 +228,16 @@ class LoadEngine(wiring.Component):
                 fail(m, command, failed, Fault.AXI_READ, head.dram)
             with m.Elif(beats.valid):
                 m.d.comb += step.eq(1)
+        with m.Elif(queue.r_rdy & gathers & beats.valid & ~beats.payload.error):
+            m.d.comb += step.eq(1)
 
         most = max(vectors) // beat_bytes
         part = Signal(range(max(2, most)))  # beats of a longer word that have been gathered
         gathered = [Signal(config.axi_data_bits, name=f"gathered_{k}") for k in range(most - 1)]
         for (target, width), vector in zip(lanes.items(), vectors, strict=True):
+            if vector > beat_bytes:
+                with m.If(head.target == target):
+                    m.d.comb += gathers.eq(part != vector // beat_bytes - 1)
             with m.If(step & (head.target == target)):
                 if vector > beat_bytes:
                     before = gathered[: vector // beat_bytes - 1]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from hw.im2col import Collector, segment_layout
 from hw.interfaces import CommandPort, ScratchpadRead, ScratchpadWrite
 from hw.requantise import Requantise
 from hw.window_lines import WindowReduce, pixel_layout, weight_layout
-from hw.window_walk import OutputWalk, TapWalk
+from hw.window_walk import OutputWalk, TapWalk, WalkSetup
 from isa import Config, Opcode, WindowOp
 from isa.params import PARAM_BYTES
 
@@ -24,23 +24,84 @@ class Kind(enum.Enum, shape=2):
     SEGMENT = 3
 
 
+IN_FLIGHT = 16
+"""Words that a token can have been issued for and that are not yet written: more than the longest
+way through the pipeline (data, reduction, requantisation, result: 12 cycles) and a result that
+waits."""
+
+
+class PendingWrites(wiring.Component):
+    """Where the results under way will be written, oldest first.
+
+    ``push`` appends ``addr`` and ``end``; there must never be more than ``IN_FLIGHT``. ``pop``
+    removes the oldest, which is at ``o_addr`` and ``o_end``. ``clash``: ``check`` is one of the
+    addresses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "push": In(1),
+                "addr": In(20),
+                "end": In(1),
+                "pop": In(1),
+                "o_addr": Out(20),
+                "o_end": Out(1),
+                "empty": Out(1),
+                "check": In(20),
+                "clash": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        entry = data.StructLayout({"addr": 20, "end": 1})
+        entries = [Signal(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
+        used = Signal(IN_FLIGHT)
+        first, free = Signal(range(IN_FLIGHT)), Signal(range(IN_FLIGHT))
+        with m.If(self.push):
+            m.d.sync += [free.eq(free + 1), used.bit_select(free, 1).eq(1)]
+            with m.Switch(free):
+                for i, e in enumerate(entries):
+                    with m.Case(i):
+                        m.d.sync += [e.addr.eq(self.addr), e.end.eq(self.end)]
+        with m.If(self.pop):
+            m.d.sync += [first.eq(first + 1), used.bit_select(first, 1).eq(0)]
+        with m.Switch(first):
+            for i, e in enumerate(entries):
+                with m.Case(i):
+                    m.d.comb += [self.o_addr.eq(e.addr), self.o_end.eq(e.end)]
+        m.d.comb += [
+            self.empty.eq(~used.any()),
+            self.clash.eq(
+                Cat(u & (e.addr == self.check) for u, e in zip(used, entries, strict=True)).any()
+            ),
+        ]
+        return m
+
+
 class WindowEngine(wiring.Component):
-    """Carries out WINDOW commands, one at a time, by a stream of *tokens*.
+    """Carries out WINDOW commands by a stream of *tokens*.
 
     A token is one source word (a scratchpad word, or ``pad`` without a read) and what to do with
     it: load as weights or parameters, reduce, or collect bytes. One token a cycle is issued; all
     that follows is one pipeline that takes them in order, so the weights and parameters of a block
     are loaded behind the last words of the block before and nothing needs to drain. The
-    pipeline stands still while a result waits for the scratchpad; a read that waits leaves a
+    pipeline stands still while two results wait for the scratchpad; a read that waits leaves a
     bubble.
 
     Tokens of a block: DEPTHWISE its tap weights, then (also SUM) 8 of parameters, then the words of
     :class:`~hw.window_walk.TapWalk`: the padded region (fast way) or every output's taps (general
     way). Weights of more than ``window_width`` taps (general way) are instead read again before
-    every tap. IM2COL: one token for every source word that a run touches, and one more for a pixel
-    whose last run ends in its next word.
+    every tap. IM2COL: one token for a run of up to ``rows`` bytes whose words, but for one, are
+    held from the output before (always, once in the row, if the outputs are no more than ``rows``
+    bytes apart and the run no longer than that); one more for every other word to be read, for
+    every ``rows`` bytes more, and for a pixel whose last run ends in its next word.
 
-    A command takes its tokens' cycles and some 20 for set-up and pipeline (IM2COL: 30).
+    A command is prepared while the one before is at work and follows it as a block would, after one
+    cycle; only when the pipeline has run dry if it does something else (operation, kernel,
+    requantisation, ``pad`` or way). A word that is still to be written is read when it has been. A
+    command alone takes its tokens' cycles and some 20 for set-up and pipeline (IM2COL: 30).
     """
 
     def __init__(self, config: Config):
@@ -59,24 +120,28 @@ class WindowEngine(wiring.Component):
         rows = config.rows
         word_bits = 8 * rows
 
+        m.submodules.setup = setup = WalkSetup(config)
         m.submodules.walk = walk = TapWalk(config)
         m.submodules.outputs = outputs = OutputWalk()
+        m.submodules.pending = pending = PendingWrites()
         m.submodules.reduce = reduce = WindowReduce(config)
         m.submodules.requantise = requantise = Requantise(lanes=rows)
         m.submodules.collector = collector = Collector(config)
 
-        cmd = Signal.like(self.command.cmd.payload)
+        cmd, fast = walk.current.cmd, walk.current.fast
         depthwise, maximum, im2col = Signal(), Signal(), Signal()
-        start, en = Signal(), Signal()
+        begun, en = Signal(), Signal()
+        connect(m, flipped(self.command).cmd, setup.cmd)
         m.d.comb += [
             depthwise.eq(cmd.op == WindowOp.DEPTHWISE),
             maximum.eq(cmd.op == WindowOp.MAX),
             im2col.eq(cmd.op == WindowOp.IM2COL),
-            walk.cmd.eq(cmd),
-            walk.start.eq(start),
+            walk.prepared.eq(setup.prepared),
+            walk.start.eq(setup.take),
             outputs.cmd.eq(cmd),
-            outputs.start.eq(start),
+            outputs.start.eq(begun),
         ]
+        m.d.sync += begun.eq(setup.take)
 
         # Issue -----------------------------------------------------------------------------------
         token_layout = data.StructLayout(
@@ -84,6 +149,7 @@ class WindowEngine(wiring.Component):
                 "kind": Kind,
                 "read": 1,
                 "addr": 20,
+                "emits": 1,  # completes a word of the result
                 "pixel": pixel_layout(),
                 "weight": weight_layout(),
                 "params": 3,
@@ -93,9 +159,12 @@ class WindowEngine(wiring.Component):
         token, following = Signal(token_layout), Signal(token_layout)
         token_valid, push, free, take = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            self.scratchpad_read.valid.eq(token_valid & token.read & en),
+            pending.check.eq(token.addr),
+            self.scratchpad_read.valid.eq(token_valid & token.read & en & ~pending.clash),
             self.scratchpad_read.addr.eq(token.addr),
-            take.eq(token_valid & en & (~token.read | self.scratchpad_read.ready)),
+            take.eq(
+                token_valid & en & (~token.read | (self.scratchpad_read.ready & ~pending.clash))
+            ),
             free.eq(~token_valid | take),
         ]
         with m.If(free):
@@ -103,23 +172,28 @@ class WindowEngine(wiring.Component):
             with m.If(push):
                 m.d.sync += token.eq(following)
 
-        stored = Signal()  # the taps' weights are in the line memory (general way)
-        again = Signal()  # ... or are read before every tap
-        m.d.comb += [
-            stored.eq(depthwise & ~walk.fast & (walk.taps <= config.window_width)),
-            again.eq(depthwise & ~walk.fast & (walk.taps > config.window_width)),
-        ]
+        def way(of: data.View) -> tuple[Value, Value, Value]:
+            """Where a command's weights are: in the window, in the line memory (``stored``), or
+            read before every tap (``again``)."""
+            weighs = of.cmd.op == WindowOp.DEPTHWISE
+            fits = of.taps <= config.window_width
+            return weighs & of.fast, weighs & ~of.fast & fits, weighs & ~of.fast & ~fits
+
+        in_window, stored, again = (Signal(name=n) for n in ("in_window", "stored", "again"))
+        m.d.comb += [s.eq(v) for s, v in zip((in_window, stored, again), way(walk.current))]
         # Window positions in use: the kernel in the corner of the newest word.
         kernel_x, kernel_y = Signal(3), Signal(3)
         used = Signal(9)
         for kernel, size in ((kernel_x, cmd.kernel_w), (kernel_y, cmd.kernel_h)):
-            m.d.comb += kernel.eq(Cat(walk.fast & (size > 2), walk.fast & (size > 1), 1))
+            m.d.comb += kernel.eq(Cat(fast & (size > 2), fast & (size > 1), 1))
         m.d.comb += used.eq(Cat(kernel_y[y] & kernel_x[x] for y in range(3) for x in range(3)))
-        left_column, top_row = Signal(2), Signal(2)
-        m.d.comb += [
-            left_column.eq(Mux(walk.fast, 3 - cmd.kernel_w, 2)),
-            top_row.eq(Mux(walk.fast, 3 - cmd.kernel_h, 2)),
-        ]
+
+        def corner(of: data.View) -> tuple[Value, Value]:
+            """The window's column and row of the first tap."""
+            sizes = (of.cmd.kernel_w, of.cmd.kernel_h)
+            return tuple(Mux(of.fast, 3 - size, 2)[:2] for size in sizes)
+
+        left_column, top_row = corner(walk.current)
 
         blocks_left = Signal(12)
         weight_addr, block_weights, params_addr = Signal(20), Signal(20), Signal(20)
@@ -137,10 +211,24 @@ class WindowEngine(wiring.Component):
             unrotated.eq(walk.byte - fill),
         ]
 
-        def begin_block() -> None:
-            with m.If(stored | (depthwise & walk.fast)):
+        # A command follows without draining the pipeline if these are the same.
+        modes = ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h")
+        same, empty = Signal(), Signal()
+        fresh = Signal()  # the command began with an empty pipeline
+        m.d.comb += [
+            same.eq(
+                (setup.prepared.fast == fast)
+                & Cat(setup.prepared.cmd[f] == cmd[f] for f in modes).all()
+            ),
+            empty.eq(~token_valid & pending.empty),
+            reduce.clear.eq(begun & fresh),
+        ]
+
+        def begin_block(of: data.View) -> None:
+            op, (in_window, stored, _) = of.cmd.op, way(of)
+            with m.If(in_window | stored):
                 m.next = "WEIGHTS"
-            with m.Elif(maximum | im2col):
+            with m.Elif((op == WindowOp.MAX) | (op == WindowOp.IM2COL)):
                 m.next = "WALK"
             with m.Else():
                 m.next = "PARAMETERS"
@@ -160,30 +248,21 @@ class WindowEngine(wiring.Component):
                 m.d.sync += weight_addr.eq(weight_addr + 1)
 
         with m.FSM():
-            with m.State("IDLE"):
-                m.d.comb += self.command.cmd.ready.eq(1)
-                with m.If(self.command.cmd.valid):
-                    m.d.sync += cmd.eq(self.command.cmd.payload)
-                    m.next = "START"
-
-            with m.State("START"):
-                m.d.comb += start.eq(1)
+            with m.State("BEGIN"), m.If(setup.ready & free & (empty | same)):
+                new = setup.prepared.cmd
+                m.d.comb += setup.take.eq(1)
                 m.d.sync += [
-                    blocks_left.eq(cmd.blocks - 1),
-                    weight_addr.eq(cmd.weights),
-                    block_weights.eq(cmd.weights),
-                    params_addr.eq(cmd.params),
+                    fresh.eq(empty),
+                    blocks_left.eq(new.blocks - 1),
+                    weight_addr.eq(new.weights),
+                    block_weights.eq(new.weights),
+                    params_addr.eq(new.params),
                     index.eq(0),
                     weight_first.eq(1),
                     fill.eq(0),
+                    *(s.eq(c) for s, c in zip((slot_x, slot_y), corner(setup.prepared))),
                 ]
-                m.next = "SET_UP"
-
-            with m.State("SET_UP"):
-                m.d.comb += reduce.clear.eq(walk.ready)
-                m.d.sync += [slot_x.eq(left_column), slot_y.eq(top_row)]
-                with m.If(walk.ready):
-                    begin_block()
+                begin_block(setup.prepared)
 
             with m.State("WEIGHTS"):
                 read_weight()
@@ -193,7 +272,7 @@ class WindowEngine(wiring.Component):
                         m.d.sync += [slot_x.eq(left_column), slot_y.eq(slot_y + 1)]
                     with m.Else():
                         m.d.sync += slot_x.eq(slot_x + 1)
-                    with m.If(index == walk.taps - 1):
+                    with m.If(index == walk.current.taps - 1):
                         m.d.sync += [index.eq(0), slot_y.eq(top_row)]
                         m.next = "PARAMETERS"
 
@@ -226,11 +305,21 @@ class WindowEngine(wiring.Component):
                         following.kind.eq(Mux(im2col, Kind.SEGMENT, Kind.PIXEL)),
                         following.read.eq(walk.limit != 0),
                         following.addr.eq(walk.addr),
-                        following.pixel.index.eq(index),
+                        following.emits.eq(
+                            Mux(
+                                im2col,
+                                following.segment.emit,
+                                walk.mac & (walk.last | fast),
+                            )
+                        ),
+                        following.pixel.index.eq(Mux(im2col, walk.line, index)),
                         following.pixel.mac.eq(walk.mac),
-                        following.pixel.first.eq(walk.first | walk.fast),
-                        following.pixel.last.eq(walk.last | walk.fast),
+                        following.pixel.first.eq(walk.first | fast),
+                        following.pixel.last.eq(walk.last | fast),
+                        following.segment.reload.eq(walk.reload),
+                        following.segment.fetch.eq(walk.fetch),
                         following.segment.limit.eq(walk.limit),
+                        following.segment.split.eq(walk.split),
                         following.segment.rotate.eq(
                             Mux(unrotated < 0, unrotated + rows, unrotated)
                         ),
@@ -241,9 +330,7 @@ class WindowEngine(wiring.Component):
                     ]
                     with m.If(free):
                         m.d.sync += weight_first.eq(1)
-                        m.d.sync += index.eq(
-                            Mux(Mux(walk.fast, walk.row_end, walk.last), 0, index + 1)
-                        )
+                        m.d.sync += index.eq(Mux(Mux(fast, walk.row_end, walk.last), 0, index + 1))
                         with m.If(stop > rows):
                             m.d.sync += fill.eq(stop - rows)
                         with m.Elif(walk.last | (stop == rows)):
@@ -262,14 +349,15 @@ class WindowEngine(wiring.Component):
                         with m.Elif(walk.block_end):
                             m.d.sync += blocks_left.eq(blocks_left - 1)
                             with m.If(blocks_left == 0):
-                                m.next = "DRAIN"
+                                m.next = "BEGIN"
                             with m.Else():
-                                begin_block()
+                                begin_block(walk.current)
 
             with m.State("FLUSH"):
                 m.d.comb += [
                     push.eq(1),
                     following.kind.eq(Kind.SEGMENT),
+                    following.emits.eq(1),
                     following.segment.fill.eq(fill),
                     following.segment.stop.eq(fill),
                     following.segment.emit.eq(1),
@@ -278,12 +366,9 @@ class WindowEngine(wiring.Component):
                 with m.If(free):
                     m.d.sync += fill.eq(0)
                     with m.If(flush_is_end):
-                        m.next = "DRAIN"
+                        m.next = "BEGIN"
                     with m.Else():
                         m.next = "WALK"
-
-            with m.State("DRAIN"), m.If(self.command.retire):
-                m.next = "IDLE"
 
         # 1: data ---------------------------------------------------------------------------------
         data_token, data_valid = Signal(token_layout), Signal()
@@ -307,12 +392,12 @@ class WindowEngine(wiring.Component):
         # 2..5: reduction -------------------------------------------------------------------------
         m.d.comb += [
             reduce.en.eq(en),
-            reduce.fast.eq(walk.fast),
+            reduce.fast.eq(fast),
             reduce.maximum.eq(maximum),
             reduce.stored.eq(stored),
             reduce.used.eq(used),
             reduce.ones.eq(Mux(depthwise, 0, used)),
-            reduce.issue.eq(take & (token.kind == Kind.PIXEL)),
+            reduce.issue.eq(take & ((token.kind == Kind.PIXEL) | (token.kind == Kind.SEGMENT))),
             reduce.index.eq(token.pixel.index),
             reduce.pixel_valid.eq(arrives(Kind.PIXEL)),
             reduce.pixel.eq(data_token.pixel),
@@ -353,20 +438,24 @@ class WindowEngine(wiring.Component):
             collector.segment.eq(data_token.segment),
             collector.word.eq(word),
             collector.pad.eq(cmd.pad),
+            collector.kept.eq(reduce.kept),
+            reduce.keep.eq(arrives(Kind.SEGMENT) & data_token.segment.fetch),
+            reduce.held.eq(collector.held),
         ]
 
         # Results ---------------------------------------------------------------------------------
         result = Signal(word_bits, reset_less=True)
-        result_valid, result_last = Signal(), Signal()
+        result_valid = Signal()
         maximum_valid = Signal()
+        # A result that was refused makes way for the next one.
+        waiting, waits = Signal(word_bits, reset_less=True), Signal()
         m.d.comb += [
             maximum_valid.eq(reduce.o_valid & maximum),
-            en.eq(~result_valid | self.scratchpad_write.ready),
+            en.eq(~result_valid | ~waits | self.scratchpad_write.ready),
         ]
         with m.If(en):
             m.d.sync += [
                 result_valid.eq(requantise.o_valid | maximum_valid | collector.o_valid),
-                result_last.eq(collector.o_last),
             ]
             with m.If(requantise.o_valid):
                 m.d.sync += result.eq(requantise.o)
@@ -382,18 +471,24 @@ class WindowEngine(wiring.Component):
                     )
 
         written = Signal()
+        m.d.sync += waits.eq(Mux(written, waits & result_valid, waits | result_valid))
+        with m.If(en & result_valid):
+            m.d.sync += waiting.eq(result)
         m.d.comb += [
-            self.scratchpad_write.valid.eq(result_valid),
-            self.scratchpad_write.addr.eq(outputs.addr),
-            self.scratchpad_write.data.eq(result),
+            self.scratchpad_write.valid.eq(result_valid | waits),
+            self.scratchpad_write.addr.eq(pending.o_addr),
+            self.scratchpad_write.data.eq(Mux(waits, waiting, result)),
             self.scratchpad_write.mask.eq(~0),
-            written.eq(result_valid & self.scratchpad_write.ready),
-            outputs.step.eq(written),
-            outputs.last_word.eq(result_last),
+            written.eq(self.scratchpad_write.valid & self.scratchpad_write.ready),
+            outputs.step.eq(take & token.emits),
+            outputs.last_word.eq(token.segment.last),
+            pending.push.eq(outputs.step),
+            pending.addr.eq(outputs.addr),
+            pending.end.eq(outputs.end),
+            pending.pop.eq(written),
             self.command.stalled.eq(
-                (self.scratchpad_read.valid & ~self.scratchpad_read.ready)
-                | (result_valid & ~self.scratchpad_write.ready)
+                (self.scratchpad_read.valid & ~self.scratchpad_read.ready) | ~en
             ),
         ]
-        m.d.sync += self.command.retire.eq(written & outputs.end)
+        m.d.sync += self.command.retire.eq(written & pending.o_end)
         return m

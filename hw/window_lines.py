@@ -46,6 +46,9 @@ class WindowReduce(wiring.Component):
     While ``en`` is low everything holds still.
 
     In the fast way a row must have two words or more (the line memory is read one ahead).
+
+    The line memory is also lent out: ``kept`` is what it has at the ``index`` of the last ``issue``
+    and ``keep`` writes ``held`` to the index of ``pixel``. For that no valid must be high.
     """
 
     LATENCY = 4
@@ -69,6 +72,9 @@ class WindowReduce(wiring.Component):
                 "weight_valid": In(1),
                 "weight": In(weight_layout()),
                 "word": In(word),
+                "kept": Out(2 * word),
+                "keep": In(1),
+                "held": In(2 * word),
                 "o_valid": Out(1),
                 "acc": Out(32 * config.rows),
             }
@@ -90,9 +96,14 @@ class WindowReduce(wiring.Component):
             take_weight.eq(self.en & self.weight_valid),
             read.en.eq(self.en & self.issue),
             read.addr.eq(self.index[:address]),
-            write.en.eq(Mux(self.fast, take_pixel, take_weight & self.weight.store)),
-            write.addr.eq(Mux(self.fast, self.pixel.index, self.weight.index)[:address]),
-            write.data.eq(Cat(self.word, before)),
+            write.en.eq(
+                (self.en & self.keep) | Mux(self.fast, take_pixel, take_weight & self.weight.store)
+            ),
+            write.addr.eq(
+                Mux(self.fast | self.keep, self.pixel.index, self.weight.index)[:address]
+            ),
+            write.data.eq(Mux(self.keep, self.held, Cat(self.word, before))),
+            self.kept.eq(read.data),
         ]
 
         # 1: window and weights.

@@ -1,13 +1,14 @@
 """The WINDOW engine's address generators: the walk over taps and the walk over outputs.
 
 Both follow their loop nests with running sums. The products that start them (``y0 * src_pitch`` and
-the like) and IM2COL's divisions of byte columns into words are made bit by bit before the walk.
+the like) and IM2COL's divisions of byte columns into words are made bit by bit beforehand, while
+the command before is still walked.
 """
 
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.lib import data, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import command_layout
@@ -19,56 +20,56 @@ COORDINATE_BITS = 26
 DIVIDEND_BITS = 17
 
 
-class TapWalk(wiring.Component):
-    """Walks over the source words that a WINDOW command reads, one a cycle.
+def prepared_layout(config: Config) -> data.StructLayout:
+    """A command with what its walk needs beside its fields.
 
-    ``start`` begins the command held in ``cmd`` (stable until the next ``start``). As many cycles
-    later as the longest of ``|y0|``, ``stride_y``, ``dilation_y``, ``kernel_h`` has bits, plus 4
-    (IM2COL: 22 in all), ``ready`` rises and the outputs describe the first word; ``step`` goes on
-    to the next.
+    A column is a word and a byte (``rows`` bytes to a word; the byte is 0 but for IM2COL)."""
+    column = data.StructLayout({"word": COORDINATE_BITS, "byte": range(config.rows)})
+    return data.StructLayout(
+        {
+            "cmd": command_layout(Opcode.WINDOW),
+            "fast": 1,
+            "taps": 12,  # kernel_w * kernel_h
+            "last_px": 18,  # of the region, fast
+            "last_py": 18,
+            "x0": column,
+            "stride_x": column,
+            "dilation_x": column,
+            "width": column,
+            "first_row": 20,  # address of row y0
+            "stride_rows": 20,
+            "dilation_rows": 20,
+        }
+    )
 
-    * General walk (``fast`` low): for every block, output and tap (kx innermost) one word.
-      IM2COL: for every output and tap the words its run touches; a word is a *segment* of ``count``
-      bytes from ``byte``.
-    * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
-      marks those that complete an output's window. Taken by DEPTHWISE, SUM and MAX if the kernel is
-      at most 3x3, no axis has a stride above its kernel or is dilated, and the padded row takes
-      2..``window_width`` words.
 
-    A column is kept as a word and a byte (``rows`` bytes to a word; the byte is 0 but for IM2COL).
+class WalkSetup(wiring.Component):
+    """Prepares commands for :class:`TapWalk`, one ahead of it.
+
+    A command is accepted from ``cmd`` when the one before has been taken. As many cycles later as
+    the longest of ``|y0|``, ``stride_y``, ``dilation_y``, ``kernel_h`` has bits, plus 3 (IM2COL: 20
+    in all), ``ready`` rises and ``prepared`` holds until ``take``.
     """
 
     def __init__(self, config: Config):
         self.config = config
-        rows = config.rows
         super().__init__(
             {
-                "cmd": In(command_layout(Opcode.WINDOW)),
-                "start": In(1),
-                "step": In(1),
+                "cmd": In(stream.Signature(command_layout(Opcode.WINDOW))),
                 "ready": Out(1),
-                "fast": Out(1),
-                "taps": Out(12),  # kernel_w * kernel_h
-                "addr": Out(20),  # scratchpad word, meaningless when limit is 0
-                "limit": Out(range(rows + 1)),  # bytes of the word inside the input; others: pad
-                "byte": Out(range(rows)),  # first byte of the segment
-                "count": Out(range(rows + 1)),  # bytes of the segment (IM2COL)
-                "mac": Out(1),  # goes into an output
-                "first": Out(1),  # first word of an output (general)
-                "last": Out(1),  # last word of an output (general)
-                "row_end": Out(1),  # last word of the region's row (fast)
-                "block_end": Out(1),  # last word of the block
+                "prepared": Out(prepared_layout(config)),
+                "take": In(1),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         rows = self.config.rows
-        cmd = self.cmd
+        prepared, cmd = self.prepared, self.prepared.cmd
         im2col = Signal()
         m.d.comb += im2col.eq(cmd.op == WindowOp.IM2COL)
 
-        # Set-up: serial products and quotients ---------------------------------------------------
+        # Serial products and quotients.
         addend, kernel_addend = Signal(20), Signal(12)
         kernel_left = Signal(6)
         factors, products = [], []
@@ -77,13 +78,10 @@ class TapWalk(wiring.Component):
             products.append(Signal(20, name=f"{name}_rows"))
         y0_rows, stride_rows, dilation_rows = products
 
-        # Columns are (word, byte) pairs. The division floors: a multiple of rows makes x0 positive.
-        column = data.StructLayout({"word": COORDINATE_BITS, "byte": range(rows)})
+        # The division floors: a multiple of rows makes x0 positive.
         offset = -(-(1 << 15) // rows)
-        x0, stride_x, dilation_x, width = columns = [
-            Signal(column, name=n) for n in ("x0", "stride_x", "dilation_x", "width")
-        ]
-        undivided = (cmd.x0, Mux(self.fast, 1, cmd.stride_x), cmd.dilation_x, cmd.in_w)
+        columns = (prepared.x0, prepared.stride_x, prepared.dilation_x, prepared.width)
+        undivided = (cmd.x0, Mux(prepared.fast, 1, cmd.stride_x), cmd.dilation_x, cmd.in_w)
         dividends = (cmd.x0 + offset * rows, cmd.stride_x, cmd.dilation_x, cmd.in_w)
         offsets = (offset, 0, 0, 0)
         quotients = [Signal(DIVIDEND_BITS, name=f"quotient{i}") for i in range(4)]
@@ -95,30 +93,15 @@ class TapWalk(wiring.Component):
             steps = count - 1
             return Mux(stride[1], steps << 1, 0) + Mux(stride[0], steps, 0) + kernel - 1
 
-        last_px, last_py = Signal(18), Signal(18)
-
-        # The walk's state and the loops' lengths --------------------------------------------------
-        pixel_x, tap_x, x = (Signal(column, name=n) for n in ("pixel_x", "tap_x", "x"))
-        y, pixel_y = Signal(COORDINATE_BITS), Signal(COORDINATE_BITS)
-        row, pixel_row, block_row = (Signal(20, name=n) for n in ("row", "pixel_row", "block_row"))
-        left = Signal(8)
-        kx_left, ky_left = Signal(6), Signal(6)
-        ox_left, oy_left = Signal(18), Signal(18)
-        # Words (rows) of the region before the next that completes a window.
-        column_wait, row_wait = Signal(2), Signal(2)
-
-        kx_count = Mux(self.fast, 0, cmd.kernel_w - 1)
-        ky_count = Mux(self.fast, 0, cmd.kernel_h - 1)
-        ox_count = Mux(self.fast, last_px, cmd.out_w - 1)
-        oy_count = Mux(self.fast, last_py, cmd.out_h - 1)
-
-        first_row = Signal(20)
-        m.d.comb += first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows))
-
         with m.FSM():
-            with m.State("IDLE"), m.If(self.start):
+            with m.State("IDLE"):
+                m.d.comb += self.cmd.ready.eq(1)
+                m.d.sync += cmd.eq(self.cmd.payload)
+                with m.If(self.cmd.valid):
+                    m.next = "START"
+
+            with m.State("START"):
                 m.d.sync += [
-                    self.ready.eq(0),
                     addend.eq(cmd.src_pitch),
                     factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
                     factors[1].eq(cmd.stride_y),
@@ -126,12 +109,12 @@ class TapWalk(wiring.Component):
                     *(p.eq(0) for p in products),
                     kernel_addend.eq(cmd.kernel_w),
                     kernel_left.eq(cmd.kernel_h),
-                    self.taps.eq(0),
+                    prepared.taps.eq(0),
                     *(q.eq(d) for q, d in zip(quotients, dividends, strict=True)),
                     *(r.eq(0) for r in remainders),
                     divide_left.eq(Mux(im2col, DIVIDEND_BITS, 0)),
-                    last_px.eq(span(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
-                    last_py.eq(span(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
+                    prepared.last_px.eq(span(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
+                    prepared.last_py.eq(span(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
                 ]
                 m.next = "MULTIPLY"
 
@@ -139,7 +122,7 @@ class TapWalk(wiring.Component):
                 m.d.sync += [addend.eq(addend << 1), kernel_addend.eq(kernel_addend << 1)]
                 for factor, product, shifted in (
                     *((f, p, addend) for f, p in zip(factors, products, strict=True)),
-                    (kernel_left, self.taps, kernel_addend),
+                    (kernel_left, prepared.taps, kernel_addend),
                 ):
                     m.d.sync += factor.eq(factor >> 1)
                     with m.If(factor[0]):
@@ -153,7 +136,7 @@ class TapWalk(wiring.Component):
                             remainder.eq(Mux(fits, partial - rows, partial)),
                             quotient.eq(Cat(fits, quotient)),
                         ]
-                m.d.sync += self.fast.eq(
+                m.d.sync += prepared.fast.eq(
                     ~im2col
                     & (cmd.kernel_w <= 3)
                     & (cmd.kernel_h <= 3)
@@ -161,14 +144,14 @@ class TapWalk(wiring.Component):
                     & ((cmd.dilation_y == 1) | (cmd.kernel_h == 1))
                     & (cmd.stride_x <= cmd.kernel_w)
                     & (cmd.stride_y <= cmd.kernel_h)
-                    & (last_px != 0)
-                    & (last_px < self.config.window_width)
+                    & (prepared.last_px != 0)
+                    & (prepared.last_px < self.config.window_width)
                 )
                 multiplied = ~Cat(*factors, kernel_left).any()
                 with m.If(multiplied & (divide_left == 0)):
-                    m.next = "COLUMNS"
+                    m.next = "FINISH"
 
-            with m.State("COLUMNS"):
+            with m.State("FINISH"):
                 for target, quotient, remainder, bias, plain in zip(
                     columns, quotients, remainders, offsets, undivided, strict=True
                 ):
@@ -176,46 +159,143 @@ class TapWalk(wiring.Component):
                         target.word.eq(Mux(im2col, quotient - bias, plain)),
                         target.byte.eq(Mux(im2col, remainder, 0)),
                     ]
-                m.next = "POSITION"
-
-            with m.State("POSITION"):
                 m.d.sync += [
-                    *(c.eq(x0) for c in (pixel_x, tap_x, x)),
-                    *(c.eq(cmd.y0) for c in (pixel_y, y)),
-                    *(r.eq(first_row) for r in (block_row, pixel_row, row)),
-                    left.eq(cmd.run),
-                    kx_left.eq(kx_count),
-                    ky_left.eq(ky_count),
-                    ox_left.eq(ox_count),
-                    oy_left.eq(oy_count),
-                    column_wait.eq(cmd.kernel_w - 1),
-                    row_wait.eq(cmd.kernel_h - 1),
-                    self.first.eq(1),
-                    self.ready.eq(1),
+                    prepared.first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)),
+                    prepared.stride_rows.eq(stride_rows),
+                    prepared.dilation_rows.eq(dilation_rows),
                 ]
-                m.next = "IDLE"
+                m.next = "READY"
+
+            with m.State("READY"):
+                m.d.comb += self.ready.eq(1)
+                with m.If(self.take):
+                    m.next = "IDLE"
+        return m
+
+
+class TapWalk(wiring.Component):
+    """Walks over the source words that a WINDOW command reads, one a cycle.
+
+    ``start`` begins the command in ``prepared``, which then is in ``current``: from the next cycle
+    on the outputs describe the first word; ``step`` goes on to the next.
+
+    * General walk (``current.fast`` low): for every block, output and tap (kx innermost) one word.
+    * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
+      marks those that complete an output's window. Taken by DEPTHWISE, SUM and MAX if the kernel is
+      at most 3x3, no axis has a stride above its kernel or is dilated, and the padded row takes
+      2..``window_width`` words.
+    * IM2COL: for every output and tap its run, in *segments* of ``rows`` bytes from the run's
+      start; ``count`` bytes from ``byte`` of a word, which go on in the next word when it ends.
+      The last two words are held; ``fetch`` says that the step brings one more. The segment's first
+      ``split`` bytes of the word (all, if it lies within the newest word) are from the newest word
+      held (``fetch``: the new one), the others from the one before. A step that only fetches has
+      ``count`` 0. With ``kernel_w`` 1, the words held for every tap ``line`` are those of the same
+      tap of the output before: ``reload`` marks the steps that start from them.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        rows = config.rows
+        super().__init__(
+            {
+                "prepared": In(prepared_layout(config)),
+                "current": Out(prepared_layout(config)),
+                "start": In(1),
+                "step": In(1),
+                "addr": Out(20),  # scratchpad word, meaningless when limit is 0
+                "limit": Out(range(rows + 1)),  # bytes of the word inside the input; others: pad
+                "fetch": Out(1),  # a word is needed (always but for IM2COL)
+                "reload": Out(1),
+                "line": Out(6),
+                "split": Out(range(rows + 1)),
+                "byte": Out(range(rows)),  # first byte of the segment
+                "count": Out(range(rows + 1)),  # bytes of the segment (IM2COL)
+                "mac": Out(1),  # goes into an output
+                "first": Out(1),  # first word of an output (general)
+                "last": Out(1),  # last word of an output (general)
+                "row_end": Out(1),  # last word of the region's row (fast)
+                "block_end": Out(1),  # last word of the block
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        rows = self.config.rows
+        current, cmd = self.current, self.current.cmd
+        fast = current.fast
+        im2col = Signal()
+        m.d.comb += im2col.eq(cmd.op == WindowOp.IM2COL)
+
+        # The walk's state, and the loops' lengths -------------------------------------------------
+        column = current.x0.shape()
+        pixel_x, tap_x, x = (Signal(column, name=n) for n in ("pixel_x", "tap_x", "x"))
+        y, pixel_y = Signal(COORDINATE_BITS), Signal(COORDINATE_BITS)
+        row, pixel_row, block_row = (Signal(20, name=n) for n in ("row", "pixel_row", "block_row"))
+        left = Signal(8)
+        kx_left, ky_left = Signal(6), Signal(6)
+        ox_left, oy_left = Signal(18), Signal(18)
+        # Words (rows) of the region before the next that completes a window.
+        column_wait, row_wait = Signal(2), Signal(2)
+
+        def counts(of: data.View) -> list[Value]:
+            """Steps of the loops over kx, ky, ox, oy beyond the first."""
+            return [
+                Mux(of.fast, 0, of.cmd.kernel_w - 1),
+                Mux(of.fast, 0, of.cmd.kernel_h - 1),
+                Mux(of.fast, of.last_px, of.cmd.out_w - 1),
+                Mux(of.fast, of.last_py, of.cmd.out_h - 1),
+            ]
+
+        kx_count, ky_count, ox_count, oy_count = counts(current)
 
         # Outputs ---------------------------------------------------------------------------------
-        room = Signal(range(rows + 1))
+        # IM2COL: the newest word held, and how many are.
+        held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
+        holds, pixel_holds, next_holds = (
+            Signal(held, name=n) for n in ("holds", "pixel_holds", "next_holds")
+        )
+        keeps, run_starts = Signal(), Signal()  # words are held from output to output
+        whole, end = Signal(range(rows + 1)), Signal(range(2 * rows + 1))
+        spills, holds_first, holds_second, prefetch = Signal(), Signal(), Signal(), Signal()
+        following_word = Signal(COORDINATE_BITS)
         segment_end, tap_end = Signal(), Signal()
+        word = Signal(COORDINATE_BITS)
         m.d.comb += [
-            self.addr.eq(row + x.word),
+            keeps.eq((cmd.kernel_w == 1) & (cmd.kernel_h <= self.config.window_width)),
+            whole.eq(Mux(left <= rows, left, rows)),
+            end.eq(x.byte + whole),
+            spills.eq(end > rows),
+            following_word.eq(x.word + 1),
+            holds_first.eq(holds.words.any() & (holds.newest == x.word)),
+            holds_second.eq(holds.words[1] & (holds.newest == following_word)),
+            prefetch.eq(im2col & spills & ~holds_first & ~holds_second),
+            self.fetch.eq(~im2col | (~holds_second & (spills | ~holds_first))),
+            word.eq(Mux(im2col & holds_first, following_word, x.word)),
+            self.reload.eq(run_starts & (cmd.kernel_h != 1)),
+            self.line.eq(ky_left),
+            self.split.eq(Mux(spills | holds_second, x.byte, rows)),
             self.byte.eq(x.byte),
-            room.eq(rows - x.byte),
-            segment_end.eq(~im2col | (left <= room)),
-            self.count.eq(Mux(segment_end, left, room)),
+            self.count.eq(Mux(prefetch, 0, whole)),
+            segment_end.eq(~im2col | (~prefetch & (left <= rows))),
+            self.addr.eq(row + word),
             tap_end.eq(segment_end & (kx_left == 0)),
             self.last.eq(tap_end & (ky_left == 0)),
             self.row_end.eq(self.last & (ox_left == 0)),
             self.block_end.eq(self.row_end & (oy_left == 0)),
-            self.mac.eq(~self.fast | ((column_wait == 0) & (row_wait == 0))),
+            self.mac.eq(~fast | ((column_wait == 0) & (row_wait == 0))),
+            next_holds.eq(holds),
         ]
+        with m.If(self.fetch):
+            m.d.comb += [
+                next_holds.newest.eq(word),
+                next_holds.words.eq(Mux(holds_first, 2, 1)),
+            ]
         # Unsigned comparisons: a negative coordinate is a large one.
-        with m.If(y < cmd.in_h):
-            with m.If(x.word < width.word):
+        with m.If((y < cmd.in_h) & self.fetch):
+            with m.If(word < current.width.word):
                 m.d.comb += self.limit.eq(rows)
-            with m.Elif(x.word == width.word):
-                m.d.comb += self.limit.eq(width.byte)
+            with m.Elif(word == current.width.word):
+                m.d.comb += self.limit.eq(current.width.byte)
 
         # Steps -----------------------------------------------------------------------------------
         def add(name: str, a: data.View, b: data.View) -> data.View:
@@ -229,19 +309,23 @@ class TapWalk(wiring.Component):
             ]
             return total
 
-        next_tap_x = add("next_tap_x", tap_x, dilation_x)
-        next_pixel_x = add("next_pixel_x", pixel_x, stride_x)
+        next_tap_x = add("next_tap_x", tap_x, current.dilation_x)
+        next_pixel_x = add("next_pixel_x", pixel_x, current.stride_x)
         next_y, next_row, next_block_row = Signal.like(y), Signal(20), Signal(20)
         m.d.comb += [
-            next_y.eq(pixel_y + Mux(self.fast, 1, cmd.stride_y)),
-            next_row.eq(pixel_row + Mux(self.fast, cmd.src_pitch, stride_rows)),
+            next_y.eq(pixel_y + Mux(fast, 1, cmd.stride_y)),
+            next_row.eq(pixel_row + Mux(fast, cmd.src_pitch, current.stride_rows)),
             next_block_row.eq(block_row + cmd.src_block),
         ]
         with m.If(self.step):
-            m.d.sync += self.first.eq(self.last)
-            with m.If(~segment_end):
-                m.d.sync += [x.word.eq(x.word + 1), x.byte.eq(0), left.eq(left - room)]
-            with m.Else():
+            m.d.sync += [
+                self.first.eq(self.last),
+                run_starts.eq(segment_end),
+                holds.eq(next_holds),
+            ]
+            with m.If(~segment_end & ~prefetch):
+                m.d.sync += [x.word.eq(following_word), left.eq(left - rows)]
+            with m.Elif(segment_end):
                 m.d.sync += left.eq(cmd.run)
                 with m.If(kx_left != 0):
                     m.d.sync += [kx_left.eq(kx_left - 1), tap_x.eq(next_tap_x), x.eq(next_tap_x)]
@@ -251,10 +335,15 @@ class TapWalk(wiring.Component):
                         ky_left.eq(ky_left - 1),
                         *(c.eq(pixel_x) for c in (tap_x, x)),
                         y.eq(y + cmd.dilation_y),
-                        row.eq(row + dilation_rows),
+                        row.eq(row + current.dilation_rows),
+                        holds.eq(pixel_holds),
                     ]
                 with m.Else():
-                    m.d.sync += [kx_left.eq(kx_count), ky_left.eq(ky_count)]
+                    m.d.sync += [
+                        kx_left.eq(kx_count),
+                        ky_left.eq(ky_count),
+                        pixel_holds.eq(next_holds),
+                    ]
                     with m.If(ox_left != 0):
                         m.d.sync += [
                             ox_left.eq(ox_left - 1),
@@ -268,8 +357,9 @@ class TapWalk(wiring.Component):
                     with m.Else():
                         m.d.sync += [
                             ox_left.eq(ox_count),
-                            *(c.eq(x0) for c in (pixel_x, tap_x, x)),
+                            *(c.eq(current.x0) for c in (pixel_x, tap_x, x)),
                             column_wait.eq(cmd.kernel_w - 1),
+                            *(h.words.eq(0) for h in (holds, pixel_holds)),
                         ]
                         with m.If(oy_left != 0):
                             m.d.sync += [
@@ -285,14 +375,36 @@ class TapWalk(wiring.Component):
                                 *(r.eq(next_block_row) for r in (block_row, pixel_row, row)),
                                 row_wait.eq(cmd.kernel_h - 1),
                             ]
+                with m.If(~keeps):
+                    m.d.sync += [h.words.eq(0) for h in (holds, pixel_holds)]
+
+        with m.If(self.start):
+            new = self.prepared
+            m.d.sync += [
+                current.eq(new),
+                *(c.eq(new.x0) for c in (pixel_x, tap_x, x)),
+                *(c.eq(new.cmd.y0) for c in (pixel_y, y)),
+                *(r.eq(new.first_row) for r in (block_row, pixel_row, row)),
+                left.eq(new.cmd.run),
+                *(
+                    n.eq(c)
+                    for n, c in zip((kx_left, ky_left, ox_left, oy_left), counts(new), strict=True)
+                ),
+                column_wait.eq(new.cmd.kernel_w - 1),
+                row_wait.eq(new.cmd.kernel_h - 1),
+                self.first.eq(1),
+                run_starts.eq(1),
+                *(h.words.eq(0) for h in (holds, pixel_holds)),
+            ]
         return m
 
 
 class OutputWalk(wiring.Component):
-    """Walks over the words that a WINDOW command writes; ``step`` follows every word written.
+    """Walks over the words that a WINDOW command writes; ``step`` goes on to the next.
 
-    ``start`` begins the command in ``cmd`` (stable until the next). ``last_word`` is only looked at
-    for IM2COL: the word at hand is its pixel's last. ``end`` marks the command's last word.
+    ``start`` begins the command in ``cmd``, which must be there from the next cycle on until the
+    next ``start``. ``last_word`` is only looked at for IM2COL: the word at hand is its pixel's
+    last. ``end`` marks the command's last word.
     """
 
     def __init__(self) -> None:

@@ -17,12 +17,14 @@ from sw.graph import (
     Conv,
     ConvTranspose,
     Graph,
+    MatMul,
     Op,
     Pool,
     Port,
     Select,
     Table,
     Tensor,
+    Transpose,
 )
 
 CHUNK = 1 << 22
@@ -59,6 +61,12 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
         return {op.output: _pool(op, graph, tensors[op.x])}
     if isinstance(op, Select):
         return {op.output: _select(op, graph, tensors)}
+    if isinstance(op, MatMul):
+        return _activated(op, op.activation, _product(op, graph, tensors))
+    if isinstance(op, Transpose):
+        x = tensors[op.x]
+        swapped = x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
+        return {op.output: swapped.reshape(graph.tensors[op.output].shape)}
     if isinstance(op, Table):
         return {op.output: np.clip(numerics.lookup(tensors[op.x], op.values), op.low, op.high)}
     assert isinstance(op, Binary)
@@ -223,7 +231,7 @@ def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.n
     tensor = graph.tensors[op.output]
     sy, sx = op.steps
     out = np.full(tensor.shape, np.clip(op.fill, op.low, op.high), np.int8)
-    seen = out.reshape(_select_shape(op, tensor.shape))
+    seen = out.reshape(op.seen(tensor.shape))
     for at, picks in enumerate(op.phases):
         phase = seen[:, :, at // sx :: sy, at % sx :: sx]
         total = np.zeros(phase.shape, np.int64)
@@ -234,7 +242,7 @@ def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.n
                 raise ValueError(f"{op.name}: picks of one channel differ in scale")
             scale[taken] = pick.scale
             source = tensors[pick.x]
-            source = source.reshape(_select_shape(op, source.shape))
+            source = source.reshape(op.seen(source.shape))
             rows, columns = (
                 np.arange(count) * stride + offset
                 for count, stride, offset in zip(
@@ -258,9 +266,23 @@ def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.n
     return out
 
 
-def _select_shape(op: Select, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    n, c, h, w = shape
-    return (n, c, 1, h * w) if op.flat else shape
+def _product(op: MatMul, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    zero = op.activation.zero if op.activation else tensor.zero
+    multiplier, shift = numerics.split_scale(op.scale)
+    a, b = (
+        tensors[m.tensor].reshape(*tensors[m.tensor].shape[:2], -1).astype(np.float64)
+        - graph.tensors[m.tensor].zero
+        for m in (op.a, op.b)
+    )
+    out = np.empty((*tensor.shape[:2], tensor.shape[2] * tensor.shape[3]), np.int8)
+    for (n, c, p), at, bt in zip(op.places, op.a.places, op.b.places, strict=True):
+        left = a[at[0], at[1] : at[1] + op.depth, at[2] : at[2] + op.rows]
+        right = b[bt[0], bt[1] : bt[1] + op.columns, bt[2] : bt[2] + op.depth]
+        acc = (right @ left).astype(np.int64)
+        result = numerics.requantise(acc, np.int64(0), multiplier, shift, zero, op.low, op.high)
+        out[n, c : c + op.columns, p : p + op.rows] = result
+    return out.reshape(tensor.shape)
 
 
 def quantise_input(port: Port, tensor: Tensor, array: np.ndarray) -> np.ndarray:

@@ -235,6 +235,16 @@ class Select(Op):
     """int8."""
     flat: bool = False
     """Rows and columns of the output and of all inputs count as one row."""
+    joined: bool = False
+    """Inputs and output are taken as single images, (1, N * C, H, W): elements move between images.
+    Else all images move alike."""
+
+    def seen(self, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """A tensor of this shape as ``flat`` and ``joined`` say."""
+        n, c, h, w = shape
+        if self.joined:
+            n, c = 1, n * c
+        return (n, c, 1, h * w) if self.flat else (n, c, h, w)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -263,6 +273,57 @@ class ConvTranspose(Op):
         return (self.x,)
 
 
+@dataclass(frozen=True, eq=False)
+class Matrices:
+    """The matrices of an operand of a product: matrix i is elements [n, c:, p:] of ``tensor`` seen
+    as (N, C, H * W), with (n, c, p) = places[i]; its sizes are the operator's."""
+
+    tensor: str
+    places: np.ndarray
+    """int64 (batch, 3)."""
+
+
+@dataclass(frozen=True, eq=False)
+class MatMul(Op):
+    """Products of activations, out[i, m, n] = sum over k of a[i, m, k] * b[i, k, n].
+
+    The columns of every matrix are channels, its rows positions: of ``a`` K channels at M
+    positions, of ``b`` N channels at K positions, of the output N channels at M positions."""
+
+    a: Matrices
+    b: Matrices
+    places: np.ndarray
+    """Of the output's matrices, which are all of it."""
+    rows: int
+    """M."""
+    depth: int
+    """K."""
+    columns: int
+    """N."""
+    scale: np.float32
+    """a_scale * b_scale / y_scale."""
+    activation: Activation | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.a.tensor, self.b.tensor)
+
+    @property
+    def batch(self) -> int:
+        return len(self.a.places)
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Op):
+    """Channels and positions change places: (N, C, H, W) to (N, H * W, 1, C). It does not clamp."""
+
+    x: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
 @dataclass(frozen=True)
 class Graph:
     """Operators in topological order; every op's output is a key of ``tensors``."""
@@ -279,6 +340,8 @@ def macs(op: Op, graph: Graph) -> int:
     if isinstance(op, ConvTranspose):
         n, _, h, w = graph.tensors[op.x].shape
         return n * h * w * int(np.prod(op.weights.shape)) // op.group
+    if isinstance(op, MatMul):
+        return int(np.prod(graph.tensors[op.output].shape)) * op.depth
     if not isinstance(op, Conv):
         return 0
     n, _, h, w = graph.tensors[op.output].shape

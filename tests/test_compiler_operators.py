@@ -16,12 +16,15 @@ from sw.graph import (
     Conv,
     ConvTranspose,
     Graph,
+    MatMul,
+    Matrices,
     Pick,
     Pool,
     Port,
     Select,
     Table,
     Tensor,
+    Transpose,
 )
 from sw.load import load
 
@@ -192,8 +195,12 @@ def make_transposed(s, rng):
 
 
 def make_select(s, rng):
-    n = int(rng.integers(1, 3))
-    sources = [s.input((n, *rng.integers(1, (40, 10, 10)))) for _ in range(rng.integers(1, 4))]
+    joined = not rng.integers(3)
+    images = [int(n) for n in (rng.integers(1, 4, 5) if joined else [rng.integers(1, 3)] * 5)]
+    n = images[-1]
+    sources = [
+        s.input((images[k], *rng.integers(1, (40, 10, 10)))) for k in range(rng.integers(1, 4))
+    ]
     channels = int(rng.integers(1, 70))
     flat = bool(rng.integers(2))
     steps = tuple(int(v) for v in rng.choice([1, 1, 2, 3], 2))
@@ -202,14 +209,15 @@ def make_select(s, rng):
     phases = []
     for _ in range(steps[0] * steps[1]):
         # Channels of one owner, or sums of all of them, which have a scale and weights in common.
-        owner = rng.integers(-1, len(sources), channels)
+        owner = rng.integers(-1, len(sources), channels * n if joined else channels)
         sums = bool(rng.integers(2))
         common = float(np.float32(rng.uniform(0.003, 0.01)))
         picks = []
         for k, x in enumerate(sources):
             if k not in owner:
                 continue
-            taken = rng.integers(0, s.shape(x)[1], channels)
+            have = s.shape(x)[1] * (s.shape(x)[0] if joined else 1)
+            taken = rng.integers(0, have, len(owner))
             picks.append(
                 Pick(
                     x,
@@ -231,6 +239,7 @@ def make_select(s, rng):
             steps=steps,
             fill=int(rng.integers(-128, 128)),
             flat=flat,
+            joined=joined,
         )
     )
 
@@ -281,7 +290,60 @@ def test_random_graph_on_commands(seed, tmp_path):
         check_on(device, config, graph, inputs, golden.run(graph, inputs))
 
 
+def make_product(s, rng):
+    """Matrices anywhere in their tensors; those of the result in any order."""
+    batch = int(rng.integers(1, 5))
+    m, k, n = (int(v) for v in rng.integers(1, (40, 50, 40)))
+
+    def operand(channels, positions):
+        shape = (int(rng.integers(1, 3)), *(rng.integers(0, 20, 3) + (channels, 1, positions)))
+        name = s.input(shape)
+        images, c, h, w = s.shape(name)
+        most = images, c - channels + 1, h * w - positions + 1
+        return Matrices(name, rng.integers(0, most, (batch, 3)))
+
+    a, b = operand(k, m), operand(n, k)
+    across = int(rng.choice([d for d in range(1, batch + 1) if batch % d == 0]))
+    order = rng.permutation(batch)
+    places = np.stack([0 * order, order % across * n, order // across * m], 1)
+    out = s.tensor((1, across * n, 1, batch // across * m))
+    s.ops.append(
+        MatMul(
+            **s.common(out),
+            a=a,
+            b=b,
+            places=places,
+            rows=m,
+            depth=k,
+            columns=n,
+            scale=s.scales(1, k)[0],
+            activation=s.activation(),
+        )
+    )
+
+
+def make_transpose(s, rng):
+    n, c, h, w = shape = some_shape(rng, channels=70)
+    x = s.input(shape)
+    out = s.tensor((n, h * w, 1, c), s.tensors[x].zero)
+    s.ops.append(Transpose(**(s.common(out) | dict(low=-128, high=127)), x=x))
+
+
 MAKERS = [make_binary, make_table, make_conv, make_transposed, make_select, make_pool]
+SQUARE = [make_product]
+"""Those that take a square array."""
+WINDOW = [make_pool, make_transpose]
+"""Those that take the window engine."""
+MAKERS += [make_product, make_transpose]
+
+
+def makers(config):
+    """Those that a configuration takes."""
+    return [
+        m
+        for m in MAKERS
+        if (m not in SQUARE or config.rows == config.cols) and (m not in WINDOW or config.window)
+    ]
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda m: m.__name__)
@@ -289,7 +351,7 @@ def test_operator_on_commands(make):
     for seed in range(40):
         rng = np.random.default_rng(seed)
         config = CONFIGS[seed % len(CONFIGS)]
-        if make is make_pool and not config.window:
+        if make not in makers(config):
             continue
         sketch = Sketch(rng)
         make(sketch, rng)

@@ -504,9 +504,6 @@ REFUSED_CHAINS = [
            node("Transpose", perm=[0, 2, 3, 1]), weighted("Conv", weights(6, 70, 1, 1)),
            shape=(1, 4, 72, 72)),
      "in no regular order"),
-    (chain(weighted("Conv", weights(6, 4, 3, 3)), requantised(0.1, np.int8(0)),
-           node("Transpose", perm=[0, 1, 3, 2]), node("Flatten"), shape=(1, 4, 20, 20)),
-     "in no regular order"),
     (chain(node("Identity")), "no operator|passed through"),
 ]  # fmt: skip
 

@@ -494,6 +494,7 @@ MOVES = {
     "flip": [node("Slice", ints(-1), ints(-99), ints(3), ints(-1))],
     "gather": [node("Gather", ints(3, 3, 0), axis=1)],
     "tile": [node("Tile", ints(1, 2, 1, 1))],
+    "more images": [node("Tile", ints(3, 1, 1, 1))],
 }  # fmt: skip
 
 
@@ -710,7 +711,10 @@ def test_moved_without_a_scale(tmp_path):
 
 REFUSED = {
     "flip": (node("Slice", ints(-1), ints(-999), ints(3), ints(-1)), "no regular order"),
-    "batch": (node("Tile", ints(2, 1, 1, 1)), "no regular order"),
+    "irregular": (
+        node("Gather", ints(*np.random.default_rng(0).permutation(70)), axis=3),
+        "no regular order",
+    ),
     "pad with one": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0)), "no regular order"),
     "pad with many": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0, 2.0)), "constant"),
     "cubic": (node("Resize", None, const(1, 1, 2, 2), mode="cubic"), "mode = 'cubic'"),

@@ -111,7 +111,8 @@ class Compiler:
         latency. Raises :class:`~sw.graph.ModelError` for what does not fit."""
         schedule = fast_schedule(self.planner())
         if optimise == "best":
-            return best_schedule(self.program, schedule, read_latency)
+            layers = [stage.layer for stage in self.stages]
+            return best_schedule(self.program, schedule, read_latency, layers)
         return schedule
 
     def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
@@ -151,7 +152,7 @@ class Compiler:
         for name, at in dram.items():
             size = planner.words[name] * config.vector_bytes
             kind = "packed" if name in self.packed else "blocked"
-            if name in stored or name in inputs:
+            if name in graph.tensors and (name in stored or name in inputs):
                 placements[name] = Placement(graph.tensors[name], at + shift, size, kind)
         return Program(
             model=graph.name,
@@ -169,7 +170,7 @@ class Compiler:
                 )
                 for op in graph.ops
             ],
-            command_layers=[c.layer for c in stream.commands],
+            command_layers=[stages[c.layer].layer for c in stream.commands],
         )
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
-from sw.compiler.moves import Mover, View
+from sw.compiler.matrices import MatrixEmitter
+from sw.compiler.moves import View
 from sw.compiler.plan import (
     Plan,
     Region,
@@ -29,7 +30,7 @@ SLOW_TILE = 2
 weights of column blocks to come may then be loaded with theirs."""
 
 
-class Emitter(Mover):
+class Emitter(MatrixEmitter):
     """Emits all stages into a command stream."""
 
     def __init__(
@@ -65,6 +66,8 @@ class Emitter(Mover):
         hold work enough to hide it."""
         stage, plan, chain = self.stages[i], self.plan.stages[i], self.plan.chain[i]
         region = plan.regions[r]
+        if stage.kind == "transpose":
+            return self.transpose(i, region)
         whole = plan.split is None and bool(stage.mains)
         # A single copy is still being read by the groups to come, and what the chain itself makes
         # has not been made.
@@ -237,6 +240,8 @@ class Emitter(Mover):
         self, i: int, stage: Stage, phase: int, column: int, tile: Region, views: dict[int, View]
     ) -> None:
         """The CONV commands of one tile: every run of every pass."""
+        if stage.product is not None:
+            return self.product(i, column, tile, views[0])
         accumulate = False
         for n, each in enumerate(stage.phases[phase].passes):
             for weights in each.runs[column]:

@@ -10,12 +10,14 @@ Cases, in order:
 5. Select: convolutions by permutation matrices.
 6. Pool: WINDOW, MAX or SUM.
 7. Binary, Table: POST from the scratchpad.
+8. MatMul, Transpose: see :mod:`~sw.compiler.products`.
 
 A stage whose geometry is pointwise sees its images flattened to one row.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -23,7 +25,9 @@ import numpy as np
 
 from isa import Config, PostOp, WindowOp
 from sw import layout
+from sw.compiler.products import ProductLowering
 from sw.compiler.stages import (
+    MAX_DIM,
     POINTWISE,
     Combine,
     Fold,
@@ -41,17 +45,16 @@ from sw.graph import (
     Conv,
     ConvTranspose,
     Graph,
+    MatMul,
     ModelError,
     Op,
     Pick,
     Pool,
     Select,
     Table,
+    Transpose,
 )
 from sw.numerics import split_ratios, split_scale
-
-MAX_DIM = (1 << 15) - 1
-"""Largest image dimension: x0, y0 are 16 bits, signed."""
 
 MAX_SIDE = 4
 """Most outputs side by side that one gathered window is for."""
@@ -153,7 +156,7 @@ class WeightStore:
         return np.concatenate(self._data)
 
 
-class Lowering:
+class Lowering(ProductLowering):
     """Lowers a graph for a configuration."""
 
     def __init__(self, graph: Graph, config: Config):
@@ -163,10 +166,16 @@ class Lowering:
 
     def stages(self) -> list[Stage]:
         """Raises :class:`ModelError` for what the configuration's engines cannot do."""
-        return [self._lower(i, op) for i, op in enumerate(self.graph.ops)]
+        out: list[Stage] = []
+        for i, op in enumerate(self.graph.ops):
+            self._check_limits(op)
+            if isinstance(op, MatMul):
+                out += self._product(i, op)
+            else:
+                out.append(self._lower(i, op))
+        return out
 
     def _lower(self, layer: int, op: Op) -> Stage:
-        self._check_limits(op)
         if isinstance(op, Conv):
             plain = op.residual is None and op.activation is None
             if op.depthwise and self.config.window and plain and op.weights.dtype == np.int8:
@@ -176,6 +185,8 @@ class Lowering:
             return self._transposed(layer, op)
         if isinstance(op, Select):
             return self._select(layer, op)
+        if isinstance(op, Transpose):
+            return self._transpose(layer, op)
         if isinstance(op, Pool):
             return self._pool(layer, op)
         if isinstance(op, Binary):
@@ -411,7 +422,40 @@ class Lowering:
             table=self._table(op.activation.values if op.activation else None),
         )
 
+    def _in_one(
+        self, shape: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[tuple[int, int, int, int], int]:
+        """A tensor as a single image of ``size`` that has all its blocks side by side: its shape,
+        and the channels that one image takes."""
+        per_image = layout.blocks_of(shape[1], self.config.rows) * self.config.rows
+        return (1, shape[0] * per_image, *size), per_image
+
+    def _select_joined(self, layer: int, op: Select) -> Stage:
+        tensors, seen = self.graph.tensors, {}
+        places = {}
+        for name in (*op.inputs, op.output):
+            shape = tensors[name].shape
+            whole, per_image = self._in_one(shape, shape[2:])
+            seen[name] = dataclasses.replace(tensors[name], shape=whole)
+            image, channel = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
+            places[name] = image * per_image + channel
+        phases = []
+        for picks in op.phases:
+            made = []
+            for pick in picks:
+                channels = np.full(seen[op.output].shape[1], -1)
+                taken = np.flatnonzero(pick.channels >= 0)
+                channels[places[op.output][taken]] = places[pick.x][pick.channels[taken]]
+                made.append(dataclasses.replace(pick, channels=channels))
+            phases.append(made)
+        other = copy.copy(self)
+        other.graph = dataclasses.replace(self.graph, tensors=seen)
+        stage = other._select(layer, dataclasses.replace(op, phases=phases, joined=False))
+        return dataclasses.replace(stage, striped=False)
+
     def _select(self, layer: int, op: Select) -> Stage:
+        if op.joined:
+            return self._select_joined(layer, op)
         tensors = self.graph.tensors
         out = tensors[op.output]
         channels, h, w = out.shape[1:]

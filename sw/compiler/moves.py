@@ -128,7 +128,7 @@ class Mover:
             if name in self._made or name in self._loaded or name not in self.plan.resident:
                 continue
             self._loaded.add(name)
-            words = stage.batch * source.blocks * source.h * source.w
+            words = source.tensor_words(stage.batch)
             base = self.plan.addresses[("tensor", name)]
             step = min(LOAD_WORDS, max(128, -(-words // 8)))
             for at, count in cuts(words, step):
@@ -163,6 +163,9 @@ class Mover:
     def resident_view(self, source: Source, n: int) -> View:
         """A whole resident image."""
         base = self.plan.addresses[("tensor", source.tensor)]
+        if source.spread is not None:
+            start, step = source.spread.starts[n], source.spread.step
+            return View(base + start, source.w, step, 0, 0, source.h, source.w)
         size = source.h * source.w
         return View(base + n * source.blocks * size, source.w, size, 0, 0, source.h, source.w)
 
@@ -234,39 +237,47 @@ class Mover:
         """Load what a region needs of ``count`` blocks of a source; block 0 is block ``first``."""
         y, x, h, w = input_extent(source, region)
         view = View(self.slot(k, i), w, h * w, y, x, h, w)
+        start, block = region.n * source.blocks * source.h * source.w, source.h * source.w
+        if source.spread is not None:
+            start, block = source.spread.starts[region.n], source.spread.step
+            count = min(count, source.spread.blocks[region.n] - first)
         step = max(1, min(LOAD_WORDS, -(-count * h * w // 8)) // (h * w))
         for b, n in cuts(count, step):
             self._transfer(
                 Engine.LOAD,
                 i,
-                self._address(source.tensor, region.n, source.blocks, first + b, source, y, x),
+                self._address(source.tensor, start + (first + b) * block + y * source.w + x),
                 view.base + b * view.block,
                 (n, h, w),
-                (source.h * source.w * self.vector, source.w * self.vector),
+                (block * self.vector, source.w * self.vector),
                 (view.block, view.pitch),
             )
         return view
 
-    def _address(
-        self, tensor: str, n: int, blocks: int, block: int, size: Source | View, y: int, x: int
-    ) -> int:
-        """DRAM byte address of a word of an image of ``size``'s height and width."""
-        image = size.h * size.w
-        return self.dram[tensor] + ((n * blocks + block) * image + y * size.w + x) * self.vector
+    def _address(self, tensor: str, word: int) -> int:
+        """DRAM byte address of a word of a tensor."""
+        return self.dram[tensor] + word * self.vector
 
     def output(self, i: int, region: Region, group: int) -> View:
         """Where the group of a region goes; block 0 is the group's first."""
         stage = self.stages[i]
         if stage.op.output in self.plan.resident:
-            size = stage.out_h * stage.out_w
+            start, size = self._place(stage, region.n)
             base = self.plan.addresses[("tensor", stage.op.output)]
-            base += (region.n * stage.blocks + group * stage.group_words) * size
+            base += start + group * stage.group_words * size
             return View(base, stage.out_w, size, 0, 0, stage.out_h, stage.out_w)
         y, x, h, w = output_extent(stage, region)
         if stage.op.output in self.plan.rolls:
             view = self._rolling_view(stage.op.output, y, h)
             return replace(view, base=view.base + group * stage.group_words * view.block)
         return View(self.slot("out", i), w, h * w, y, x, h, w)
+
+    def _place(self, stage: Stage, n: int) -> tuple[int, int]:
+        """First word of an image of the output in its tensor, and words from block to block."""
+        if stage.spread is not None:
+            return stage.spread.starts[n], stage.spread.step
+        size = stage.out_h * stage.out_w
+        return n * stage.blocks * size, size
 
     def store(self, i: int, region: Region, group: int, view: View) -> None:
         """Store a finished group where DRAM needs it; small ones of a resident tensor several at a
@@ -286,13 +297,14 @@ class Mover:
             view = self.output(i, region, group + 1 - groups)
         first = (group + 1 - groups) * stage.group_words
         count = min(groups * stage.group_words, stage.blocks - first)
-        image = View(0, 0, 0, 0, 0, stage.out_h, stage.out_w)
+        start, block = self._place(stage, region.n)
+        word = start + first * block + y * stage.out_w + x
         self._transfer(
             Engine.STORE,
             i,
-            self._address(name, region.n, stage.blocks, first, image, y, x),
+            self._address(name, word),
             view.at(y, x),
             (count, h, w),
-            (stage.out_h * stage.out_w * self.vector, stage.out_w * self.vector),
+            (block * self.vector, stage.out_w * self.vector),
             (view.block, view.pitch),
         )

@@ -213,11 +213,14 @@ class Planner:
         self._alone = stages
         self.stages = list(stages)
         self.config = config
-        self.stored = stored
+        weights = [t for s in stages if s.product is not None for t in s.product.tensors]
+        self.stored = stored | set(weights)
         self.chain = [Chain(i, i) for i in range(len(stages))]
         self.regions = dict(schedule.regions)
         for chain in schedule.chains:
             for i in chain.stages:
+                if not stages[i].striped:
+                    raise DoesNotFitError(chain, f"node {stages[i].op.name}: not in stripes")
                 self.chain[i] = chain
                 self.stages[i] = in_rows(stages[i], graph)
         self.life: dict[str, tuple[int, int]] = {}
@@ -226,12 +229,13 @@ class Planner:
         for stage, chain in zip(self.stages, self.chain):
             out = stage.op.output
             self.life[out] = (chain.first, chain.last)
-            self.words[out] = stage.batch * stage.blocks * stage.out_h * stage.out_w
+            self.words[out] = stage.out_words
             for s in stage.sources:
                 first = self.life.get(s.tensor, (chain.first, 0))[0]
                 self.life[s.tensor] = (first, chain.last)
-                self.words.setdefault(s.tensor, stage.batch * s.blocks * s.h * s.w)
+                self.words.setdefault(s.tensor, s.tensor_words(stage.batch))
                 readers.setdefault(s.tensor, set()).add(chain)
+        self.streamed = self._streamed(set(readers))
         self.within = {
             stage.op.output
             for stage, chain in zip(self.stages, self.chain)
@@ -244,14 +248,27 @@ class Planner:
         return Planner(self.graph, self._alone, self.config, self.stored, schedule)
 
     def rows(self, i: int) -> int:
-        """Rows of a stage's output in one phase."""
+        """Rows of a stage's output in one phase, that may become stripes."""
         stage = self._alone[i]
-        return 1 if without_rows(stage) else in_rows(stage, self.graph).h
+        if not stage.striped or without_rows(stage):
+            return 1
+        return in_rows(stage, self.graph).h
+
+    def _streamed(self, read: set[str]) -> set[str]:
+        """Tensors that only go from DRAM to the weight buffer: never resident."""
+        streamed = set()
+        for stage, chain in zip(self.stages, self.chain):
+            for name in () if stage.product is None else stage.product.tensors:
+                self.life.setdefault(name, (chain.first, chain.last))
+                self.words.setdefault(name, stage.product.spread.words)
+                streamed.add(name)
+        return streamed - read
 
     def plan(self) -> Plan:
         """Raises :class:`ModelError` naming a stage that does not fit in the scratchpad at all."""
         capacity = self.config.scratchpad_words
-        resident = {t for t, words in self.words.items() if words <= capacity} - self.within
+        resident = {t for t, words in self.words.items() if words <= capacity}
+        resident -= self.within | self.streamed
         while True:
             plan, culprit = self._try(resident)
             if plan is not None:
@@ -398,7 +415,7 @@ class Planner:
                 plan = StagePlan(regions, self._buffers(stage, resident, regions, copies))
                 if fits(plan):
                     return plan
-        if stage.kind == "array" and stage.fold is None:
+        if stage.phases and stage.fold is None and stage.product is None:
             return next(filter(fits, self._splits(stage, resident)), None)
         return None
 
@@ -407,8 +424,8 @@ class Planner:
         if stage.fold is not None:
             return FOLD_REGION
         names = {stage.op.output, *(s.tensor for s in stage.sources)}
-        weights = 0 if stage.weights is None else len(stage.weights)
-        if names <= resident and weights <= self.config.weight_words // 2:
+        early = stage.kind in EARLY_REGION and names <= resident
+        if early and stage.weight_words <= self.config.weight_words // 2:
             return EARLY_REGION[stage.kind]
         return stage.h * stage.w
 
@@ -448,7 +465,12 @@ class Planner:
             if source.tensor in resident or source.tensor in self.within:
                 continue
             area = max(math.prod(input_extent(source, r)[2:]) for r in regions)
-            if source.per_group:
+            if stage.kind == "transpose":
+                # Of every channel block that a region meets, a group's positions.
+                rows = self.config.rows
+                most = max((r.x + r.w - 1) // rows - r.x // rows + 1 for r in regions)
+                out[k] = (most * rows * stage.group_words, slots)
+            elif source.per_group:
                 out[k] = (area * stage.group_words, slots)
             else:
                 out[k] = (area * source.blocks, twice)

@@ -209,8 +209,11 @@ REFUSED = 100
 class _BestSearch:
     """Changes to a schedule, one at a time, where most cycles are lost first."""
 
-    def __init__(self, compile_by: Callable[[Schedule], Program], read_latency: int):
-        self.compile_by, self.read_latency = compile_by, read_latency
+    def __init__(
+        self, compile_by: Callable[[Schedule], Program], read_latency: int, layers: list[int]
+    ):
+        """``layers``: by stage."""
+        self.compile_by, self.read_latency, self.layers = compile_by, read_latency, layers
         self.left = EFFORT
         self.tried: set[Schedule] = set()
         self.order: list[int] = []
@@ -232,7 +235,8 @@ class _BestSearch:
             return False
         size = program.config.rows * program.config.cols
         lost = [p.cycles - layer.macs / size for p, layer in zip(made.layers, program.layers)]
-        self.best, self.order = cost, sorted(range(len(lost)), key=lambda i: -lost[i])
+        self.best = cost
+        self.order = sorted(range(len(self.layers)), key=lambda i: -lost[self.layers[i]])
         return True
 
     def run(self, schedule: Schedule) -> Schedule:
@@ -295,7 +299,10 @@ def _with(schedule: Schedule, *chains: Chain) -> Schedule:
 
 
 def best_schedule(
-    compile_by: Callable[[Schedule], Program], start: Schedule, read_latency: int
+    compile_by: Callable[[Schedule], Program],
+    start: Schedule,
+    read_latency: int,
+    layers: list[int],
 ) -> Schedule:
-    """Improve a schedule on the programs it gives."""
-    return _BestSearch(compile_by, read_latency).run(start)
+    """Improve a schedule on the programs it gives; ``layers``: by stage."""
+    return _BestSearch(compile_by, read_latency, layers).run(start)

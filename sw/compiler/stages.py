@@ -5,6 +5,7 @@
   convolution of one source.
 * *window*: WINDOW commands.
 * *vector*: POST from the scratchpad.
+* *transpose*: WINDOW IM2COL, a byte at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 
 from isa import PostOp, WindowOp
 from sw.graph import Op
+
+MAX_DIM = (1 << 15) - 1
+"""Largest image dimension: x0, y0 are 16 bits, signed."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,20 @@ POINTWISE = Geometry()
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Where images one pixel high lie in a tensor that has not one after the other."""
+
+    starts: tuple[int, ...]
+    """By image, word of its first pixel in its first block."""
+    blocks: tuple[int, ...]
+    """By image, words side by side per pixel."""
+    step: int
+    """Words from one block to the next."""
+    words: int
+    """Of the whole tensor."""
+
+
+@dataclass(frozen=True)
 class Source:
     """An activation that a stage reads, as the stage sees it."""
 
@@ -62,6 +80,11 @@ class Source:
     """``w`` counts the words of a row."""
     broadcast: bool = False
     """One pixel stands for all."""
+    spread: Spread | None = None
+
+    def tensor_words(self, batch: int) -> int:
+        """Of the whole tensor."""
+        return self.spread.words if self.spread else batch * self.blocks * self.h * self.w
 
     def span(self, axis: int, first: int, count: int) -> tuple[int, int]:
         """The positions needed for ``count`` outputs from ``first``: start and end."""
@@ -149,6 +172,35 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Product:
+    """An activation as the weights of an array stage, another matrix for every image: its words in
+    DRAM, channels in the lanes, are weight words. (Then ``rows`` is ``cols``.)
+
+    Accumulated are x * w, x * (minus the zero point of w), constant weights, and (minus the zero
+    point of x) * w, for which the input is read outside itself."""
+
+    tensor: str
+    complement: str | None
+    """The tensor of -1 - w, for a zero point of x of -128: what ``pads`` go with."""
+    spread: Spread
+    """Blocks are column blocks, pixels the rows of the matrix."""
+    depth: int
+    """Rows of the matrix."""
+    lanes: tuple[int, ...]
+    """By image, the lane of the input that the matrix' first row goes with."""
+    pads: tuple[int, ...]
+    """int8 numbers that add up to minus the zero point of the input, with a complement to it."""
+    zeros: dict[int, tuple[int, ...]]
+    """By lane, the words in ``weights`` of constant matrices that add up to minus the zero point of
+    the matrix in its rows. ``weights`` begins with ``rows`` words of zeros."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What is read from DRAM."""
+        return (self.tensor,) if self.complement is None else (self.tensor, self.complement)
+
+
+@dataclass(frozen=True)
 class Stage:
     """One operator on its engines.
 
@@ -158,7 +210,7 @@ class Stage:
 
     layer: int
     op: Op
-    kind: Literal["array", "window", "vector"]
+    kind: Literal["array", "window", "vector", "transpose"]
     batch: int
     h: int
     w: int
@@ -187,6 +239,18 @@ class Stage:
     bands: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     """Window stages with parameters that differ over the image, and not from group to group: the
     kinds of its output rows and of its columns, and the number of the parameters by both."""
+    product: Product | None = None
+    spread: Spread | None = None
+    """Where the output's images lie."""
+    striped: bool = True
+    """It may be carried out in stripes: its rows are those of the graph's tensors."""
+
+    @property
+    def out_words(self) -> int:
+        """Of the whole output."""
+        if self.spread is not None:
+            return self.spread.words
+        return self.batch * self.blocks * self.out_h * self.out_w
 
     @property
     def groups(self) -> int:
@@ -201,6 +265,14 @@ class Stage:
     @property
     def fixed_words(self) -> int:
         return sum(len(words) for _, words in self.fixed)
+
+    @property
+    def weight_words(self) -> int:
+        """What the weight buffer would have to hold for one image to be loaded once."""
+        words = 0 if self.weights is None else len(self.weights)
+        if self.product is not None:
+            words += self.blocks * self.product.depth * len(self.product.tensors)
+        return words
 
     @property
     def mains(self) -> list[tuple[int, Source]]:

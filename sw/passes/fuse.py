@@ -10,7 +10,22 @@ from dataclasses import replace
 import numpy as np
 
 from sw import numerics
-from sw.graph import Activation, Binary, Conv, ConvTranspose, Graph, Op, Pool, Residual, Table
+from sw.graph import (
+    Activation,
+    Binary,
+    Conv,
+    ConvTranspose,
+    Graph,
+    MatMul,
+    Op,
+    Pool,
+    Residual,
+    Table,
+    Transpose,
+)
+
+ACTIVATED = Conv | ConvTranspose | Binary | MatMul
+"""Operators that a table can join."""
 
 
 def _uses(graph: Graph) -> dict[str, int]:
@@ -47,9 +62,9 @@ def fuse_clamps(graph: Graph) -> Graph:
     place: dict[str, int] = {}
     for op in graph.ops:
         clamp = isinstance(op, Pool) and op.kind == "max" and op.pointwise
-        if clamp and uses[op.x] == 1 and op.x in place:
-            at = place[op.x]
-            before = ops[at]
+        at = place.get(op.x) if clamp and uses[op.x] == 1 else None
+        before = None if at is None else ops[at]
+        if before is not None and not isinstance(before, Transpose):
             low, high = (min(max(v, op.low), op.high) for v in (before.low, before.high))
             if isinstance(before, Table):
                 values = np.clip(before.values, op.low, op.high)
@@ -113,8 +128,8 @@ def _fused(graph: Graph, conv: Conv, op: Binary, mid: str) -> Conv:
 
 
 def fuse_activations(graph: Graph) -> Graph:
-    """A table of a tensor that nothing else reads joins the convolution or arithmetic that makes
-    it; behind another table it becomes one with it."""
+    """A table of a tensor that nothing else reads joins the convolution, product or arithmetic that
+    makes it; behind another table, or one that has joined, it becomes one with it."""
     uses = _uses(graph)
     ops: list[Op] = []
     place: dict[str, int] = {}
@@ -124,8 +139,11 @@ def fuse_activations(graph: Graph) -> Graph:
         if isinstance(before, Table):
             values = numerics.lookup(before.values, op.values)
             ops[at] = replace(before, op_type=_both(before, op), output=op.output, values=values)
-        elif isinstance(before, Conv | ConvTranspose | Binary) and before.activation is None:
+        elif isinstance(before, ACTIVATED):
             activation = Activation(op.x, graph.tensors[op.x].zero, op.values)
+            if before.activation is not None:
+                values = numerics.lookup(before.activation.values, op.values)
+                activation = replace(before.activation, values=values)
             types = {"op_type": _both(before, op), "output": op.output}
             ops[at] = replace(before, **types, activation=activation)
         else:

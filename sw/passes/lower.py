@@ -21,6 +21,7 @@ from sw.graph import (
     Conv,
     ConvTranspose,
     Graph,
+    MatMul,
     ModelError,
     Op,
     Pool,
@@ -28,6 +29,7 @@ from sw.graph import (
     Select,
     Table,
     Tensor,
+    Transpose,
 )
 from sw.passes import channels, finish, moves
 from sw.passes.layout import LayoutError, View, default_layout, input_perm, output_perm
@@ -254,7 +256,7 @@ class Lowering:
         if isinstance(value, Pending) and isinstance(value.op, Select):
             (name, *others), shape = value.op.inputs, value.shape
             source = self.tensors[name].shape
-            if not others and moves.is_identity(value.op.steps, value.op.phases, shape, source):
+            if not others and moves.is_identity(value.op, shape, source):
                 scale = np.float32(value.op.phases[0][0].scale)
                 real = np.arange(-128, 128) - self.tensors[name].quant.zero
                 real = real.astype(np.float32) * scale
@@ -384,9 +386,39 @@ class Lowering:
             self.known_quant(node, x)
             quant = self.tensors[x.tensor].quant
             source = Dequantised(x.tensor, x.view, quant.scale)
-            self.arranged[key] = self._settle(self.moved(node, [source], index, plain=True))
+            try:
+                moved = self.moved(node, [source], index, plain=True)
+            except ModelError:
+                n, c, h, w = self.tensors[x.tensor].shape
+                places = np.arange(n * c * h * w, dtype=np.int32).reshape(n, h * w, c)
+                other = places.transpose(0, 2, 1).reshape(-1)[index]
+                source = replace(source, tensor=self.transposed(node, x))
+                moved = self.moved(node, [source], other, plain=True)
+            (origin,) = moved.op.inputs
+            if moves.is_identity(moved.op, moved.shape, self.tensors[origin].shape):
+                self.arranged[key] = Dequantised(origin, moved.view, quant.scale)
+            else:
+                self.arranged[key] = self._settle(moved)
         made = self.arranged[key]
         return made if isinstance(x, Dequantised) else Quantised(made.tensor, made.view)
+
+    def transposed(self, node: Node, x: Quantised | Dequantised) -> str:
+        """The tensor of ``x`` with channels and positions in each other's place."""
+        key = (x.tensor, "transposed")
+        if key not in self.settled:
+            quant = self.known_quant(node, x)
+            n, c, h, w = self.tensors[x.tensor].shape
+            fields = {"name": node.name, "op_type": "Transpose", "output": ""}
+            op = Transpose(**fields, low=-128, high=127, x=x.tensor)
+            shape = (n, h * w, 1, c)
+            pending = Pending(op, shape, View.contiguous(shape))
+            name = f"{x.tensor}:transposed"
+            self.settled[key] = self._emit(op, pending, quant, -128, 127, name)
+            if x.tensor in self.made:
+                # Right behind its operand, where the array has other work meanwhile.
+                at = self.ops.index(self.made[x.tensor])
+                self.ops.insert(at + 1, self.ops.pop())
+        return self.settled[key]
 
     def moved(
         self,
@@ -414,10 +446,10 @@ class Lowering:
             if fit:
                 found.append((moves.cost(fit, layout.shape), len(found), layout, fit))
         if found:
-            _, _, layout, (steps, phases, flat) = min(found)
+            _, _, layout, (steps, phases, flat, joined) = min(found)
             fields = {"name": node.name, "op_type": node.op_type, "output": ""}
-            fields |= {"low": -128, "high": 127, "steps": steps, "fill": fill, "flat": flat}
-            op = Select(**fields, phases=phases)
+            fields |= {"low": -128, "high": 127, "steps": steps, "fill": fill}
+            op = Select(**fields, phases=phases, flat=flat, joined=joined)
             return Pending(op, layout.shape, whole.rebase(layout))
         raise node.fail(
             f"its result {list(index.shape)} takes elements of "
@@ -432,6 +464,9 @@ class Lowering:
         if isinstance(value, RealInput):
             return self._quantise_input(node, value, quant)
         if isinstance(value, Dequantised):
+            stored = self.tensors[value.tensor].quant
+            if replace(stored, scale=value.scale) == quant:
+                return Quantised(value.tensor, value.view)
             value = self.pointwise(node, value)
         if isinstance(value, Affine):
             return self._quantise_channels(node, value, quant)
@@ -440,7 +475,7 @@ class Lowering:
         if not isinstance(value, Pending):
             raise node.fail("its operand is neither an activation nor a float input")
         op, low, high = value.op, quant.value(value.low), quant.value(value.high)
-        if isinstance(op, Conv | ConvTranspose):
+        if isinstance(op, Conv | ConvTranspose | MatMul):
             op = replace(op, scale=finish.checked(node, op.scale / quant.scale))
         elif isinstance(op, Binary):
             op = finish.scaled_binary(node, op, quant)
@@ -491,11 +526,13 @@ class Lowering:
         nothing None."""
         op = self._common_scales(node, value.op, quant)
         scaled = finish.scaled_select(node, op, quant)
-        first = self.tensors[op.inputs[0]].shape
-        same = moves.is_identity(op.steps, op.phases, value.shape, first)
+        stored = self.tensors[op.inputs[0]]
+        same = moves.is_identity(op, value.shape, stored.shape)
         if same and scaled.phases[0][0].scale == 1:
-            source = self.tensors[op.inputs[0]].quant
-            if (source.zero, source.unsigned, unclamped) == (quant.zero, quant.unsigned, True):
+            source = stored.quant
+            # The view of a graph input counts in the model's array, that of the result does not.
+            same = stored.layout is None and unclamped
+            if (source.zero, source.unsigned, same) == (quant.zero, quant.unsigned, True):
                 return None
             if source.zero == quant.zero:
                 return finish.clamp(op)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from isa.commands import COMMANDS, Opcode
-from sw.graph import Pick
+from sw.graph import Pick, Select
 
 LIMITS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
 
@@ -18,6 +18,8 @@ MAX_PHASES = 64
 """Phases of a Select that are tried."""
 MAX_PICKS = 256
 """Picks of a Select, over all its phases."""
+MAX_CHANNELS = 4096
+"""Of all images of a tensor together, where elements move between images."""
 
 CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
 """Picks for one channel of a phase that are tried, and of how many phases at most: each more is a
@@ -28,7 +30,8 @@ MAX_STRIDE = LIMITS["stride_x"].high
 MAX_OFFSET = LIMITS["x0"].high
 
 Shape = tuple[int, int, int, int]
-Fit = tuple[tuple[int, int], list[list[Pick]], bool]
+Fit = tuple[tuple[int, int], list[list[Pick]], bool, bool]
+"""Steps, phases, ``flat`` and ``joined`` of a Select."""
 
 
 def identity(name: str, shape: Shape, scale: float) -> Pick:
@@ -36,14 +39,12 @@ def identity(name: str, shape: Shape, scale: float) -> Pick:
     return Pick(name, np.arange(shape[1]), scale=scale)
 
 
-def is_identity(
-    steps: tuple[int, int], phases: Sequence[Sequence[Pick]], shape: Shape, source: Shape
-) -> bool:
+def is_identity(op: Select, shape: Shape, source: Shape) -> bool:
     """Whether a Select takes the elements of a single tensor of shape ``source`` as its output of
     ``shape`` without moving any."""
-    if steps != (1, 1) or len(phases[0]) != 1 or shape != source:
+    if op.joined or op.steps != (1, 1) or len(op.phases[0]) != 1 or shape != source:
         return False
-    pick = phases[0][0]
+    pick = op.phases[0][0]
     same = np.array_equal(pick.channels, np.arange(shape[1])) and pick.weight == 1
     return same and pick.strides == (1, 1) and pick.offsets == (0, 0)
 
@@ -51,33 +52,43 @@ def is_identity(
 def fit(
     index: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool
 ) -> Fit | None:
-    """Steps and phases of a Select, and whether it is flat. ``index`` (N, C, H, W) has for each
-    output element its place in the ``sources`` (name, scale, shape) flattened and put end to end,
-    or -1: fill, which is the real number zero (``zero_fill``) or another. None if there is no
-    Select of at most MAX_PHASES phases and MAX_PICKS picks. Fewest picks of a channel come first,
-    then fewest phases."""
-    forms = [(False, index, list(sources))]
-    n, c, h, w = index.shape
-    rows = [(name, scale, (*s[:2], 1, s[2] * s[3])) for name, scale, s in sources]
-    if rows != forms[0][2] or h > 1:
-        forms.append((True, index.reshape(n, c, 1, h * w), rows))
-    found = []
-    for flat, places, seen in forms:
-        cells = _cells(places, [shape for _, _, shape in seen])
-        if cells is not None and max(s for _, _, shape in seen for s in shape[2:]) <= MAX_OFFSET:
-            found.append((flat, cells, seen))
-    for most, count in CHANNEL_PICKS:
-        for flat, cells, seen in found:
-            for sy, sx in _steps(cells.shape[2:], count):
-                phases = _phases(cells, (sy, sx), seen, zero_fill, most)
-                if phases is not None:
-                    return (sy, sx), phases, flat
+    """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
+    (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
+    (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
+    picks. Fewest picks of a channel come first, then fewest phases; joined images last."""
+    for joined in (False, True):
+        forms = []
+        for flat in (False, True):
+            seen = [(name, scale, _seen(shape, flat, joined)) for name, scale, shape in sources]
+            shapes = [shape for _, _, shape in seen]
+            places = index.reshape(_seen(index.shape, flat, joined))
+            if forms and (shapes, places.shape) == forms[0][3:]:
+                continue
+            if joined and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
+                continue
+            cells = _cells(places, shapes)
+            if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
+                forms.append((flat, cells, seen, shapes, places.shape))
+        for most, count in CHANNEL_PICKS:
+            for flat, cells, seen, _, _ in forms:
+                for sy, sx in _steps(cells.shape[2:], count):
+                    phases = _phases(cells, (sy, sx), seen, zero_fill, most)
+                    if phases is not None:
+                        return (sy, sx), phases, flat, joined
     return None
+
+
+def _seen(shape: Shape, flat: bool, joined: bool) -> Shape:
+    """As :meth:`~sw.graph.Select.seen`."""
+    n, c, h, w = shape
+    if joined:
+        n, c = 1, n * c
+    return (n, c, 1, h * w) if flat else (n, c, h, w)
 
 
 def cost(found: Fit, shape: Shape) -> int:
     """Words that the array streams for a Select with an output of ``shape``, about."""
-    (sy, sx), phases, _ = found
+    (sy, sx), phases, _, _ = found
     size = shape[2] * shape[3] // (sy * sx) + 1
     blocks = 0
     for pick in (p for picks in phases for p in picks):

@@ -6,6 +6,7 @@ import numpy as np
 
 from sw.passes.lower import Lowering
 from sw.passes.operators.elementwise import arithmetic_of
+from sw.passes.operators.matrices import activation_product
 from sw.passes.operators.pools import over_image, pool
 from sw.passes.operators.products import convolution, general_product, product
 from sw.passes.operators.quantisation import quant_const
@@ -48,7 +49,10 @@ def qlinear_conv(state: Lowering, node: Node) -> Value:
 def qlinear_matmul(state: Lowering, node: Node) -> Value:
     """As MatMul."""
     x = _activation(state, node, 0)
-    pending = product(state, node, x, _weights(state, node, 3, -1))
+    if isinstance(state.operand(node, 3), Const):
+        pending = product(state, node, x, _weights(state, node, 3, -1))
+    else:
+        pending = activation_product(state, node, x, _activation(state, node, 3))
     return state.quantise(node, pending, state.quant(node, 6))
 
 

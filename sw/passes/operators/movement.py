@@ -17,20 +17,20 @@ from sw.passes.values import Const, Dequantised, Node, Pending, QuantConst, Quan
 @operator("Slice", "Gather", "Expand", "Tile")
 @operator("DepthToSpace", "SpaceToDepth")
 def move(state: Lowering, node: Node) -> Value:
-    """Along any axis but the batch, where elements move in a regular order (up to 64 phases, 256
-    picks); other operands constant."""
+    """Along any axis, where elements move in a regular order (up to 64 phases, 256 picks; between
+    images of up to 4096 channels together); other operands constant."""
     return _moved(state, node, [0])[0]
 
 
 @operator("Split")
 def split(state: Lowering, node: Node) -> tuple[Value, ...]:
-    """Along any axis but the batch; constant sizes."""
+    """Along any axis; constant sizes."""
     return tuple(_moved(state, node, [0]))
 
 
 @operator("Concat")
 def concat(state: Lowering, node: Node) -> Value:
-    """Of activations, of any scales if dequantised; along any axis but the batch."""
+    """Of activations, of any scales if dequantised; along any axis."""
     return _moved(state, node, range(len(node.raw.inputs)))[0]
 
 
@@ -56,7 +56,7 @@ def resize(state: Lowering, node: Node) -> Value:
 
 @operator("Pad")
 def pad(state: Lowering, node: Node) -> Value:
-    """Any axis but the batch; mode constant: zero, or another constant (in space only of up to 64
+    """Any axis; mode constant: zero, or another constant (in space only of up to 64
     rows and columns); the other modes where elements move in a regular order; negative pads."""
     value = state.operand(node, 0)
     if node.string("mode", "constant") != "constant":

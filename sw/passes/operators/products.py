@@ -1,4 +1,4 @@
-"""Convolution and matrix multiplication by constants."""
+"""Convolution and matrix multiplication, by constants or of activations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from sw.graph import Conv, ConvTranspose
 from sw.passes.layout import View, merge
 from sw.passes.lower import Lowering
+from sw.passes.operators.matrices import activation_product
 from sw.passes.operators.registry import operator
 from sw.passes.operators.window import image_result, pair, transposed_window, window
 from sw.passes.values import Const, Dequantised, Node, Pending, QuantConst, Value
@@ -165,8 +166,12 @@ def conv(state: Lowering, node: Node) -> Value:
 
 @operator("MatMul")
 def matmul(state: Lowering, node: Node) -> Value:
-    """Activation (..., K) times a constant (K, N)."""
-    return product(state, node, state.activation(node, 0), state.operand(node, 1))
+    """Activation (..., K) times a constant (K, N), or times an activation (..., K, N), batches
+    broadcast; the latter on square arrays (rows = cols)."""
+    x, w = state.activation(node, 0), state.operand(node, 1)
+    if isinstance(w, Const | QuantConst):
+        return product(state, node, x, w)
+    return activation_product(state, node, x, state.real(node, w, 1))
 
 
 def product(state: Lowering, node: Node, x: Dequantised, w: Value | None) -> Pending:

@@ -53,7 +53,8 @@ def identity(state: Lowering, node: Node) -> Value:
 @operator("Transpose")
 def transpose(state: Lowering, node: Node) -> Value:
     """Of any axes. It moves no data by itself: an operator that cannot read the transposed order
-    has them moved before it, where they move in a regular order (see Slice)."""
+    has them moved before it, where they move in a regular order (see Slice), or where channels and
+    positions change places (window engine, at most 63 rows)."""
     value = state.operand(node, 0)
     if isinstance(value, QuantConst):
         perm = _perm(node, value.array.ndim)

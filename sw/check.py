@@ -18,9 +18,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sw.dataflow import CONVERSIONS
 from sw.graph import ModelError
 from sw.inputs import InputError
-from sw.partition import Placement, place
+from sw.partition import FLOAT, Placement, place
 from sw.passes.operators import OPERATORS
 from sw.quantize import parse_dims
 from sw.run import make_console
@@ -29,24 +30,33 @@ PATH = Path(__file__).resolve().parent.parent / "docs" / "supported-ops.md"
 
 
 def show(placements: list[Placement], console: Console) -> None:
-    """Every node in topological order, then how often each rule sent operators to the host."""
+    """Every node in topological order, an operator's rule with the first on the accelerator; then
+    how often each rule sent operators to the host."""
     table = Table()
     table.add_column("node", overflow="fold", max_width=40)
     table.add_column("operator", no_wrap=True)
     table.add_column("runs on", no_wrap=True)
     table.add_column("rule", overflow="fold")
+    shown: set[tuple[str, str]] = set()
     for p in placements:
-        table.add_row(
-            _plain(p.name), p.op_type, "host" if p.host else "accelerator", _plain(p.rule)
-        )
+        rule = _plain(p.rule.replace("``", "`"))
+        if not p.host and (p.op_type, rule) in shown:
+            rule = "as above"
+        shown.add((p.op_type, rule))
+        table.add_row(_plain(p.name), p.op_type, "host" if p.host else "accelerator", rule)
     console.print(table)
     on_host = [p for p in placements if p.host]
     console.print(
         f"{len(placements)} nodes: {len(placements) - len(on_host)} on the accelerator, "
         f"{len(on_host)} on the host"
     )
-    for (op_type, rule), count in Counter((p.op_type, p.rule) for p in on_host).most_common():
+    lines = Counter((p.op_type, p.rule) for p in on_host if p.op_type not in CONVERSIONS)
+    for (op_type, rule), count in lines.most_common():
         console.print(f"  {count} {op_type} on the host: {rule}", markup=False, highlight=False)
+    if converting := len(on_host) - lines.total():
+        console.print(f"  conversions on the host beside these: {converting}")
+    if waiting := sum(p.rule == FLOAT for p in on_host):
+        console.print(f"{waiting} of the nodes have an operator of the accelerator, once quantised")
 
 
 def _plain(text: str) -> str:

@@ -186,7 +186,11 @@ def _pool(op: Pool, graph: Graph, x: np.ndarray) -> np.ndarray:
     average = op.kind == "average"
     zero = graph.tensors[op.x].zero if average else 0
     pad = zero if average else -128
-    multiplier, shift = numerics.split_scale(op.scale)
+    scale = op.scale
+    if op.counts is not None:
+        counts = np.outer(*op.counts)
+        scale = np.array([op.scale_of(count) for count in counts.flat]).reshape(counts.shape)
+    multiplier, shift = numerics.split_scale(scale)
     for n, image in enumerate(x):
         taps = _taps(image, zero, op.kernel, op.strides, op.pads, op.dilations, pad)
         if average:
@@ -226,16 +230,19 @@ def _transposed(op: ConvTranspose, graph: Graph, x: np.ndarray) -> np.ndarray:
 def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     tensor = graph.tensors[op.output]
     sy, sx = op.steps
-    n, c, h, w = tensor.shape
-    shape = (1, n * c, h, w) if op.joined else tensor.shape
-    out = np.full(shape, np.clip(op.fill, op.low, op.high), np.int8)
+    out = np.full(tensor.shape, np.clip(op.fill, op.low, op.high), np.int8)
+    seen = out.reshape(op.seen(tensor.shape))
     for at, picks in enumerate(op.phases):
-        phase = out[:, :, at // sx :: sy, at % sx :: sx]
+        phase = seen[:, :, at // sx :: sy, at % sx :: sx]
+        total = np.zeros(phase.shape, np.int64)
+        scale = np.zeros(phase.shape[1], np.float32)
         for pick in picks:
-            multiplier, shift = numerics.split_scale(np.float32(pick.scale))
+            taken = np.flatnonzero(pick.channels >= 0)
+            if not np.isin(scale[taken], (0, np.float32(pick.scale))).all():
+                raise ValueError(f"{op.name}: picks of one channel differ in scale")
+            scale[taken] = pick.scale
             source = tensors[pick.x]
-            if op.joined:
-                source = source.reshape(1, -1, *source.shape[2:])
+            source = source.reshape(op.seen(source.shape))
             rows, columns = (
                 np.arange(count) * stride + offset
                 for count, stride, offset in zip(
@@ -243,21 +250,20 @@ def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.n
                 )
             )
             inside = [
-                (places >= 0) & (places < size)
+                np.flatnonzero((places >= 0) & (places < size))
                 for places, size in zip((rows, columns), source.shape[2:], strict=True)
             ]
-            taken = np.flatnonzero(pick.channels >= 0)
-            moved = np.zeros((len(out), len(taken), *phase.shape[2:]), np.int64)
-            moved[:, :, inside[0][:, None] & inside[1]] = (
-                source[:, pick.channels[taken]][:, :, rows[inside[0]]][..., columns[inside[1]]]
-                .astype(np.int64)
-                .reshape(len(out), len(taken), -1)
-                - graph.tensors[pick.x].zero
-            )
-            phase[:, taken] = numerics.requantise(
-                moved, np.int64(0), multiplier, shift, tensor.zero, op.low, op.high
-            )
-    return out.reshape(tensor.shape)
+            moved = source[:, pick.channels[taken]][:, :, rows[inside[0]]]
+            moved = moved[..., columns[inside[1]]].astype(np.int64) - graph.tensors[pick.x].zero
+            total[np.ix_(range(len(total)), taken, *inside)] += moved * pick.weight
+        taken = np.flatnonzero(scale)
+        multiplier, shift = numerics.split_scale(scale[taken])
+        made = numerics.requantise(
+            np.moveaxis(total[:, taken], 1, -1), np.int64(0), multiplier, shift, tensor.zero,
+            op.low, op.high,
+        )  # fmt: skip
+        phase[:, taken] = np.moveaxis(made, -1, 1)
+    return out
 
 
 def _product(op: MatMul, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -152,10 +152,17 @@ class Pool(Op):
     pads: tuple[int, int, int, int]
     dilations: tuple[int, int] = (1, 1)
     scale: np.float32 = field(default=np.float32(1))
+    counts: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Average only: the elements that each row and each column of windows counts, where padding
+    does not count; ``scale`` is x_scale / y_scale then."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return (self.x,)
+
+    def scale_of(self, count: int) -> np.float32:
+        """Of a window that counts so many elements; ``counts`` is given."""
+        return np.float32(self.scale / np.float32(count))
 
     @property
     def pointwise(self) -> bool:
@@ -207,25 +214,37 @@ class Pick:
     strides: tuple[int, int] = (1, 1)
     offsets: tuple[int, int] = (0, 0)
     scale: float = 1.0
-    """x_scale / y_scale."""
+    """x_scale / y_scale; less by the weights' common denominator."""
+    weight: int = 1
+    """Within -255..254."""
 
 
 @dataclass(frozen=True, eq=False)
 class Select(Op):
     """Moves elements, changing scales on the way: concatenation, slices, padding, channel shuffles,
-    nearest-neighbour resizing, depth to space and back.
+    resizing, depth to space and back.
 
     The output is interleaved of ``steps[0] * steps[1]`` phases; ``phases[py * steps[1] + px]``
     makes the positions (py + i * steps[0], px + j * steps[1]). In a phase every output channel is
-    taken by at most one pick; a channel of none is ``fill`` everywhere."""
+    the sum of its picks, each ``weight * (x - zero point)`` and nothing outside its input,
+    requantised once: their scales are the same. A channel of no pick is ``fill`` everywhere."""
 
     phases: list[list[Pick]]
     steps: tuple[int, int] = (1, 1)
     fill: int = 0
-    """int8; also what positions outside a pick's input become is its zero point, requantised."""
+    """int8."""
+    flat: bool = False
+    """Rows and columns of the output and of all inputs count as one row."""
     joined: bool = False
     """Inputs and output are taken as single images, (1, N * C, H, W): elements move between images.
     Else all images move alike."""
+
+    def seen(self, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """A tensor of this shape as ``flat`` and ``joined`` say."""
+        n, c, h, w = shape
+        if self.joined:
+            n, c = 1, n * c
+        return (n, c, 1, h * w) if self.flat else (n, c, h, w)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -234,17 +253,19 @@ class Select(Op):
 
 @dataclass(frozen=True, eq=False)
 class ConvTranspose(Op):
-    """Transposed convolution, group 1: out[y * s - p + ky * d] += x[y] * w[ky], likewise in x."""
+    """Transposed convolution: out[y * s - p + ky * d] += x[y] * w[ky], likewise in x."""
 
     x: str
     weights: np.ndarray
-    """int8 (O, C, kh, kw): ONNX's (C, O, kh, kw) with the first two axes swapped."""
+    """(O, C, kh, kw), int8 or int16 as of a convolution: ONNX's (C, O / group, kh, kw) with the
+    first two axes swapped and groups spread out, zeros between them."""
     bias: np.ndarray
     scale: np.ndarray
     strides: tuple[int, int]
     pads: tuple[int, int, int, int]
     """top, left, bottom, right, as ONNX (they crop the output)."""
     dilations: tuple[int, int] = (1, 1)
+    group: int = 1
     activation: Activation | None = None
 
     @property
@@ -318,7 +339,7 @@ def macs(op: Op, graph: Graph) -> int:
     """Useful multiply-accumulates of an operator (padding counted, as published figures do)."""
     if isinstance(op, ConvTranspose):
         n, _, h, w = graph.tensors[op.x].shape
-        return n * h * w * int(np.prod(op.weights.shape))
+        return n * h * w * int(np.prod(op.weights.shape)) // op.group
     if isinstance(op, MatMul):
         return int(np.prod(graph.tensors[op.output].shape)) * op.depth
     if not isinstance(op, Conv):

@@ -179,10 +179,10 @@ class _Partitioner(Dataflow):
             for n in self.nodes
         )
         for i, n in enumerate(self.nodes):
-            if self.is_float:
-                self.reasons[i] = FLOAT
-            elif (n.domain, n.op_type) not in OPERATORS:
+            if (n.domain, n.op_type) not in OPERATORS:
                 self.reasons[i] = "operator not supported"
+            elif self.is_float:
+                self.reasons[i] = FLOAT
 
     # Placement -----------------------------------------------------------------------------------
 

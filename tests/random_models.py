@@ -243,7 +243,8 @@ class _Graph:
 
     def _next(self):
         kinds = ["conv", "conv", "depthwise", "pool", "binary", "binary", "function", "function"]
-        kinds += ["concat", "gate", "move", "transposed", "residual"]
+        kinds += ["concat", "gate", "move", "transposed", "residual", "constant", "prelu", "linear"]
+        kinds += ["turn", "join"]
         return getattr(self, f"_{self.rng.choice(kinds)}")(self._pick())
 
     def _weights(self, shape, x_scale, terms: int, axis: int):
@@ -282,9 +283,13 @@ class _Graph:
             return self._pool(x)
         outputs = int(self.rng.integers(1, 9))
         kernel, stride = self.rng.integers(1, 4, 2), self.rng.integers(1, 3, 2)
-        names = self._weights((c, outputs, *kernel), scale, c * kernel.prod(), 1)
-        real = self._node("ConvTranspose", [name, *names], strides=stride.tolist())
-        return self._store(real, (n, outputs, *((np.array([h, w]) - 1) * stride + kernel)))
+        group = c if self.rng.integers(2) and outputs < 3 else 1
+        names = self._weights((c, outputs, *kernel), scale, c // group * kernel.prod(), 1)
+        if group > 1:
+            names = names[:1]
+        real = self._node("ConvTranspose", [name, *names], strides=stride.tolist(), group=group)
+        size = (np.array([h, w]) - 1) * stride + kernel
+        return self._store(real, (n, outputs * group, *size))
 
     def _pool(self, x):
         name, (n, c, h, w), scale, zero = x
@@ -293,6 +298,10 @@ class _Graph:
         size = (np.array([h, w]) - kernel) // stride + 1
         attributes = {"kernel_shape": kernel.tolist(), "strides": stride.tolist()}
         if self.rng.integers(2):
+            if self.rng.integers(2):  # padded, the padding not counted
+                pads = self.rng.integers(0, np.tile(kernel, 2))
+                attributes["pads"] = pads.tolist()
+                size = (np.array([h, w]) + pads[:2] + pads[2:] - kernel) // stride + 1
             real = self._node("AveragePool", [name], **attributes)
             return self._store(real, (n, c, *size))
         return self._store(
@@ -325,6 +334,59 @@ class _Graph:
         if kind == "SiLU":
             return self._store(self._node("Mul", [x[0], self._node("Sigmoid", [x[0]])]), x[1])
         return self._store(self._node(kind, [x[0]]), x[1])
+
+    def _constant(self, x):
+        """A constant per channel, of a float or a quantised kind, on either side."""
+        shape = (x[1][1], 1, 1)
+        kind = self.rng.choice(["Add", "Sub", "Mul"])
+        if self.rng.integers(2):
+            values = self.rng.uniform(-0.8, 0.8, shape).astype(np.float32)
+            constant = self._const(values)
+        else:
+            values = random_array(self.rng, np.int8, shape)
+            constant = self.model.dq(self._const(values), np.float32(0.006), np.int8(0))
+        names = [x[0], constant] if self.rng.integers(2) else [constant, x[0]]
+        return self._store(self._node(kind, names), x[1], self._quant(1.3))
+
+    def _prelu(self, x):
+        slope = self.rng.uniform(-0.5 * self.rng.integers(2), 1, (x[1][1], 1, 1))
+        real = self._node("PRelu", [x[0], self._const(slope.astype(np.float32))])
+        return self._store(real, x[1])
+
+    def _linear(self, x):
+        name, (n, c, h, w), *_ = x
+        if max(h, w) > 16:
+            return self._function(x)
+        mode = self.rng.choice(["half_pixel", "asymmetric", "align_corners"])
+        sizes = [n, c, *(s * self.rng.integers(1, 4) for s in (h, w))]
+        if mode == "align_corners":
+            sizes[2:] = [(s - 1) * int(self.rng.integers(1, 3)) + 1 for s in (h, w)]
+        names = [name, "", "", self._const(np.array(sizes, np.int64))]
+        modes = {"mode": "linear", "coordinate_transformation_mode": str(mode)}
+        return self._store(self._node("Resize", names, **modes), sizes)
+
+    def _turn(self, x):
+        """Axes exchanged, then read in order."""
+        name, shape, *quant = x
+        if max(shape) > 16:
+            return self._function(x)
+        perm = [0, *(1 + self.rng.permutation(3)).tolist()]
+        name, shape, *_ = self._store(self._node("Transpose", [name], perm=perm),
+                                      [shape[p] for p in perm], quant)  # fmt: skip
+        shape = (1, shape[1], shape[3], shape[2])
+        return self._store(self._node("Reshape", [name, self._const(shape)]), shape, quant)
+
+    def _join(self, x):
+        """Put side by side in space."""
+        axis = int(self.rng.integers(2, 4))
+        rest = [s for i, s in enumerate(x[1]) if i != axis]
+        fitting = [v for v in self.values if [s for i, s in enumerate(v[1]) if i != axis] == rest]
+        other = fitting[self.rng.integers(len(fitting))]
+        shape = list(x[1])
+        shape[axis] += other[1][axis]
+        if shape[axis] > 40:
+            return self._function(x)
+        return self._store(self._node("Concat", [x[0], other[0]], axis=axis), shape)
 
     def _concat(self, x):
         fitting = [v for v in self.values if v[1][2:] == x[1][2:]]

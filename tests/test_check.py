@@ -104,8 +104,14 @@ def test_float_models_say_what_to_do(tmp_path):
         path = saved(model, tmp_path)
         placements = place(path)
         assert [p.op_type for p in placements] == [n.op_type for n in model.graph.node]
-        assert all(p.host and p.rule == FLOAT for p in placements)
+        unknown = {"Softmax", "LayerNormalization", "NonMaxSuppression"}
+        for p in placements:
+            assert p.host and p.rule == (
+                "operator not supported" if p.op_type in unknown else FLOAT
+            )
         text = listing(path)
+        known = sum(p.op_type not in unknown for p in placements)
+        assert f"{known} of the nodes have an operator of the accelerator" in text
         assert f"{len(placements)} nodes: 0 on the accelerator" in text
         assert "python -m sw.quantize" in text
 
@@ -122,6 +128,7 @@ def test_an_encoder_quantised(tmp_path):
     assert placements["h"].rule == " ".join(OPERATORS["", "MatMul"].__doc__.split())
     text = listing(path)
     assert "LayerNormalization on the host: operator not supported" in text
+    assert text.count("times a constant (K, N)") == 1 and "as above" in text
 
 
 def test_a_detector_quantised(tmp_path):
@@ -141,6 +148,19 @@ def test_real_models(name):
     result = cli(path)
     assert result.exit_code == 0
     assert ("Conv" in result.stdout) and ("nodes: " in result.stdout)
+
+
+@pytest.mark.long
+def test_a_face_detector_stays_on_the_accelerator(tmp_path):
+    """Its anchors' lists, of four maps, too; but its Softmax."""
+    path = REAL / "other/ultraface_slim_float.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    pictures = np.load(REAL / "samples/ultraface_slim_float.npz")["x0"]
+    name = onnx.load(path).graph.input[0].name
+    placements = place(saved(quantise_model(path, {name: pictures}), tmp_path))
+    on_host = [p.op_type for p in placements if p.host and p.op_type not in CONVERSIONS]
+    assert on_host == ["Softmax"]
 
 
 def test_bad_input_is_refused_in_a_sentence(tmp_path):

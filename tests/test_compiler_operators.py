@@ -2,8 +2,10 @@
 simulator (races included) against the golden model."""
 
 import numpy as np
+import onnx
 import pytest
 from layer_checks import check_on
+from random_models import random_graph_model
 
 from isa import Config
 from sw import golden
@@ -24,6 +26,7 @@ from sw.graph import (
     Tensor,
     Transpose,
 )
+from sw.load import load
 
 SMALL = dict(scratchpad_bytes=32768, weight_bytes=8192, accumulator_bytes=4096)
 CONFIGS = [
@@ -199,11 +202,16 @@ def make_select(s, rng):
         s.input((images[k], *rng.integers(1, (40, 10, 10)))) for k in range(rng.integers(1, 4))
     ]
     channels = int(rng.integers(1, 70))
+    flat = bool(rng.integers(2))
     steps = tuple(int(v) for v in rng.choice([1, 1, 2, 3], 2))
+    steps = (1, steps[1]) if flat else steps
     size = [int(v) for v in rng.integers(1, 12, 2)]
     phases = []
     for _ in range(steps[0] * steps[1]):
+        # Channels of one owner, or sums of all of them, which have a scale and weights in common.
         owner = rng.integers(-1, len(sources), channels * n if joined else channels)
+        sums = bool(rng.integers(2))
+        common = float(np.float32(rng.uniform(0.003, 0.01)))
         picks = []
         for k, x in enumerate(sources):
             if k not in owner:
@@ -213,10 +221,11 @@ def make_select(s, rng):
             picks.append(
                 Pick(
                     x,
-                    np.where(owner == k, taken, -1),
+                    np.where((owner == k) | (sums and owner >= 0), taken, -1),
                     tuple(int(v) for v in rng.integers(1, 3, 2)),
                     tuple(int(v) for v in rng.integers(-3, 4, 2)),
-                    float(np.float32(rng.choice([1.0, rng.uniform(0.3, 2)]))),
+                    common if sums else float(np.float32(rng.choice([1.0, rng.uniform(0.3, 2)]))),
+                    int(rng.integers(-255, 255)) if sums else 1,
                 )
             )
         phases.append(picks)
@@ -229,6 +238,7 @@ def make_select(s, rng):
             phases=phases,
             steps=steps,
             fill=int(rng.integers(-128, 128)),
+            flat=flat,
             joined=joined,
         )
     )
@@ -244,6 +254,13 @@ def make_pool(s, rng):
         (d + pads[i] + pads[i + 2] - k) // t + 1
         for i, (d, k, t) in enumerate(zip((h, w), kernel, strides))
     ]
+    counts, scale = None, np.float32(0.7 / (kernel[0] * kernel[1]))
+    if kind == "average" and rng.integers(2):
+        # The last window of an axis hangs over: fewer elements count; so at the start, at random.
+        scale = np.float32(0.7)
+        counts = tuple(
+            tuple(sorted(int(v) for v in rng.integers(1, k + 1, z))) for k, z in zip(kernel, size)
+        )
     out = s.tensor((n, c, *size))
     s.ops.append(
         Pool(
@@ -253,9 +270,24 @@ def make_pool(s, rng):
             kernel=kernel,
             strides=strides,
             pads=pads,
-            scale=np.float32(0.7 / (kernel[0] * kernel[1])),
+            scale=scale,
+            counts=counts,
         )
     )
+
+
+@pytest.mark.parametrize("seed", [*range(12), 1129, 2005])
+def test_random_graph_on_commands(seed, tmp_path):
+    """Models from their ONNX files. 1129: an interleaved output in several regions; 2005: a Select
+    that changes rows, between others."""
+    path = tmp_path / "model.onnx"
+    onnx.save(random_graph_model(np.random.default_rng(seed)), path)
+    graph, config = load(path), CONFIGS[seed % 3]
+    rng = np.random.default_rng(seed)
+    shapes = {p.tensor: graph.tensors[p.tensor].shape for p in graph.inputs}
+    inputs = {name: rng.integers(-128, 128, s).astype(np.int8) for name, s in shapes.items()}
+    with open_device("command", config, memory_bytes=64 << 20) as device:
+        check_on(device, config, graph, inputs, golden.run(graph, inputs))
 
 
 def make_product(s, rng):

@@ -471,12 +471,19 @@ REFUSED_CHAINS = [
     (chain(node("Softmax")), "Softmax 'v1_node': operator not supported; supported are Abs, Add"),
     (chain(node("Relu", ), node("Conv", np.zeros((1, 4, 1, 1), np.float32))), "is float32"),
     (chain(node("Conv", np.zeros((1, 4, 1, 1), np.float32))), "weights must be a quantised"),
-    (chain(node("Add", np.arange(4, dtype=np.float32).reshape(4, 1, 1))),
-     "operand 1 must be a dequantised activation"),
+    (chain(node("Add", np.arange(5, dtype=np.float32))), "does not run along the 4 channels only"),
     (chain(weighted("Conv", weights(6, 4, 3, 3)), node("Add", np.ones((4, 3), np.float32))),
      "does not run along the 6 channels"),
-    (chain(node("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1])), "count_include_pad = 0"),
-    (chain(node("AveragePool", kernel_shape=[2, 4], strides=[2, 4], ceil_mode=1)), "ceil_mode = 1"),
+    (chain(node("AveragePool", kernel_shape=[1, 1], pads=[1, 0, 0, 0])), "each must be less than"),
+    (chain(node("MaxPool", kernel_shape=[2, 2], dilations=[2, 1], auto_pad="SAME_UPPER")),
+     "with dilations: they must be 1"),
+    (chain(node("ReduceMax", np.array([2, 3]), keepdims=2)), "keepdims = 2"),
+    (chain(node("Pad", np.array([0, 4, 0, 0, 0, -4, 0, 0]))), "has no element of its operands"),
+    (chain(node("Pad", np.array([0, -4, 0, 0, 0, 0, 0, 0]))), "has no element of its operands"),
+    (chain(weighted("ConvTranspose", weights(4, 4, 3, 3), output_padding=[1, 0])),
+     "output_padding = \\[1, 0\\]: each must be less"),
+    (chain(node("GlobalMaxPool"), shape=(5, 4)), "operand of rank 2; 3 or 4"),
+    (chain(node("ReduceMax", np.array([1, 2, 3]))), "axes = \\[1, 2, 3\\]: only all spatial"),
     (chain(node("MaxPool")), "kernel_shape is missing"),
     (chain(node("MaxPool", kernel_shape=[2, 2], storage_order=1)), "storage_order = 1"),
     (chain(node("MaxPool", kernel_shape=[64, 1], pads=[32, 0, 32, 0])), "exceeds 63"),
@@ -494,8 +501,8 @@ REFUSED_CHAINS = [
     (chain(weighted("Gemm", weights(3, 4)), shape=(5, 4)), "4 columns, the constant 3 rows"),
     (chain(weighted("MatMul", weights(2, 4, 4)), shape=(5, 4)), "constant of rank 3; 2"),
     (chain(weighted("Conv", weights(6, 4, 3, 3)), requantised(0.1, np.int8(0)),
-           node("Transpose", perm=[0, 1, 3, 2]), weighted("Conv", weights(6, 6, 1, 1)),
-           shape=(1, 4, 20, 20)),
+           node("Transpose", perm=[0, 2, 3, 1]), weighted("Conv", weights(6, 70, 1, 1)),
+           shape=(1, 4, 72, 72)),
      "in no regular order"),
     (chain(node("Identity")), "no operator|passed through"),
 ]  # fmt: skip
@@ -527,7 +534,7 @@ def test_refused_ends(tmp_path):
 
 def test_additions_that_do_not_fit_are_refused(tmp_path):
     model = Model()
-    x = model.dq(model.input("x", np.int8, (1, 4, 20, 20)), *X)
+    x = model.dq(model.input("x", np.int8, (1, 4, 71, 71)), *X)
     w = model.dq(model.const("w", weights(4, 4, 1, 1)), 0.01, np.int8(0))
     y = model.dq(model.q(model.node("Conv", [x, w], "c"), 0.1, np.int8(0), "m"), 0.1, np.int8(0))
     y = model.node("Transpose", [y], "t", perm=[0, 1, 3, 2])

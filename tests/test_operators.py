@@ -232,17 +232,97 @@ def test_arithmetic(a, b, op_type, dtype, swapped, tmp_path):
     assert spread is None or graph.tensors[spread].shape[2:] in ((1, 1), (9, 7))
 
 
+CONSTANTS = {
+    "image": ((2, 5, 9, 7), (5, 1, 1)),
+    "batched": ((1, 5, 9, 7), (1, 5, 1, 1)),
+    "signal": ((2, 5, 30), (5, 1)),
+    "sequence": ((2, 9, 40), (40,)),
+    "matrix": ((9, 40), (1, 40)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("form", CONSTANTS)
+@pytest.mark.parametrize("kind", ["float", "quantised", "first"])
+def test_constant_per_channel(op_type, form, kind, dtype, tmp_path):
+    shape, own = CONSTANTS[form]
+    rng = np.random.default_rng(len(form))
+    model = Build(dtype)
+    if kind == "quantised":
+        whole = model.const("k", rng.integers(129, 255, own).astype(np.uint8))
+        constant = model.dq(whole, 0.0217, np.uint8(128))
+    else:
+        values = rng.uniform(0.3, 2, own) * rng.choice([-1, 1], own)
+        constant = model.const("k", values.astype(np.float32))
+    names = [model.x("x", shape), constant]
+    model = model.end(model.node(op_type, names[::-1] if kind == "first" else names, "r"), 0.0437)
+    if (op_type, kind) == ("Div", "first"):
+        with pytest.raises(ModelError, match="must be a dequantised"):
+            compare(model, tmp_path)
+        return
+    (op,) = check(model, tmp_path).ops
+    assert isinstance(op, Conv) and op.group == op.weights.size
+
+
+def test_constants_in_a_row(tmp_path):
+    """A batch normalisation in pieces, and a clamp."""
+    rng = np.random.default_rng(0)
+    model = Build(np.uint8)
+    value = model.x("x", (1, 5, 9, 7))
+    for op_type, low in (("Mul", 0.5), ("Add", -1.0), ("Mul", -1.5), ("Sub", 0.1), ("Relu", None)):
+        more = [] if low is None else [(rng.uniform(low, low + 1, (5, 1, 1)).astype(np.float32),)]
+        value = node(op_type, *more)(model, value)
+    (op,) = check(model.end(value), tmp_path).ops
+    assert op.op_type == "Mul+Add+Mul+Sub"
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_constants_behind_a_convolution(op_type, tmp_path):
+    rng = np.random.default_rng(0)
+    model = Build(np.int8)
+    w = model.dq(model.const("w", random_array(rng, np.int8, (6, 6, 3, 3))), 0.02, np.int8(0))
+    value = model.node(op_type, [model.x("x", (1, 6, 9, 7)), w], "c")
+    gain = np.array([1.5, -0.5, 0.25, 1, 0, -2], np.float32).reshape(6, 1, 1)
+    value = node("Mul", (gain,))(model, value)
+    value = node("Add", (rng.normal(size=(6, 1, 1)).astype(np.float32),))(model, value)
+    check(model.end(value, 0.3), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", CONSTANTS)
+@pytest.mark.parametrize("signs", ["positive", "negative", "mixed"])
+def test_prelu(form, signs, dtype, tmp_path):
+    shape, own = CONSTANTS[form]
+    model = Build(dtype)
+    low, high = {"positive": (0, 1.5), "negative": (-1, 0), "mixed": (-1, 2)}[signs]
+    slope = np.random.default_rng(1).uniform(low, high, own).astype(np.float32)
+    slope.flat[1] = 0
+    graph = check(model.end(node("PRelu", (slope,))(model, model.x("x", shape))), tmp_path)
+    types = [Table, *([Pool] if signs == "mixed" else []), Conv, Binary]
+    assert [type(op) for op in graph.ops] == types
+
+
+def test_prelu_and_clamp(tmp_path):
+    model = Build(np.uint8)
+    slope = (np.linspace(-0.5, 1, 5, dtype=np.float32).reshape(5, 1, 1),)
+    value = node("PRelu", slope)(model, model.x("x", (1, 5, 9, 7)))
+    check(model.end(node("Clip", const(-0.3), const(1.7))(model, value)), tmp_path)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op_type", ["QLinearAdd", "QLinearMul"])
-@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("constant", [None, "one", "channels"])
 def test_fused_arithmetic(op_type, dtype, constant, tmp_path):
+    rng = np.random.default_rng(0)
     model = Build(dtype)
     names = [model.input("a", dtype, (1, 5, 30, 40)), *model.pair("a", 0.053, model.zero(9))]
-    b = model.const("b", model.zero(77)) if constant else model.input("b", dtype, (1, 5, 30, 40))
+    values = {"one": model.zero(77), "channels": random_array(rng, dtype, (5, 1, 1))}.get(constant)
+    b = model.const("b", values) if constant else model.input("b", dtype, (1, 5, 30, 40))
     names += [b, *model.pair("b", 0.041, model.zero(-3)), *model.pair("y", 0.113, model.zero(1))]
     y = model.node(op_type, names, "y", "com.microsoft")
     (op,) = check(model.done(y, dtype), tmp_path).ops
-    assert isinstance(op, Table if constant else Binary)
+    assert isinstance(op, {None: Binary, "one": Table, "channels": Conv}[constant])
 
 
 def test_gate_of_an_image(tmp_path):
@@ -259,7 +339,85 @@ def test_gate_of_an_image(tmp_path):
     assert graph.ops[-1].inputs == ("x", "gate")
 
 
+# Pools -------------------------------------------------------------------------------------------
+
+POOLS = {
+    "plain": ((2, 5, 9, 8), {"kernel_shape": [3, 2]}),
+    "same": ((1, 5, 9, 8), {"kernel_shape": [3, 3], "pads": [1] * 4}),
+    "strided": ((2, 20, 9, 8), {"kernel_shape": [3, 4], "pads": [1, 2, 0, 3], "strides": [2, 3]}),
+    "large": ((1, 5, 12, 11), {"kernel_shape": [7, 9], "pads": [3, 4, 3, 4]}),
+    "auto": ((1, 5, 10, 7), {"kernel_shape": [3, 4], "auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "ceil": ((1, 5, 10, 9), {"kernel_shape": [3, 3], "strides": [2, 4], "ceil_mode": 1}),
+    "both": (
+        (1, 5, 10, 9),
+        {"kernel_shape": [3, 4], "strides": [2, 4], "ceil_mode": 1, "pads": [1, 0, 1, 1]},
+    ),
+    "signal": ((2, 5, 30), {"kernel_shape": [5], "pads": [2, 1], "strides": [3]}),
+    "dilated": ((1, 5, 12, 9), {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [2, 1, 1, 0]}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("op_type", ["AveragePool", "AveragePool padded", "MaxPool"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_pool(name, op_type, fused, dtype, tmp_path):
+    shape, attributes = POOLS[name]
+    if op_type.endswith("padded"):
+        attributes = attributes | {"count_include_pad": 1}
+    kind = op_type.split()[0]
+    model = Build(dtype)
+    if kind == "AveragePool" and "dilations" in attributes:
+        pytest.skip("onnxruntime makes an invalid operator of it")
+    if fused and kind == "MaxPool":
+        pytest.skip("no such operator")
+    if fused:
+        names = [model.input("x", dtype, shape), *model.pair("x", 0.0371, model.zero(3))]
+        names += model.pair("y", 0.0293, model.zero(-7))
+        model = model.done(
+            model.node("QLinearAveragePool", names, "y", "com.microsoft", **attributes), dtype
+        )
+    else:
+        model = model.end(model.node(kind, [model.x("x", shape)], "p", **attributes))
+    if op_type.endswith("padded") and name in ("ceil", "both"):
+        with pytest.raises(ModelError, match="overhanging the padding"):
+            compare(model, tmp_path)
+        return
+    graph = check(model, tmp_path)
+    assert isinstance(graph.ops[0], Pool)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 5, 9, 8), (2, 5, 30)])
+@pytest.mark.parametrize("op_type", ["GlobalMaxPool", "ReduceMax", "ReduceMax flat", "ReduceMean"])
+def test_pool_of_the_image(op_type, shape, dtype, tmp_path):
+    model = Build(dtype)
+    kind, *flat = op_type.split()
+    names = [model.x("x", shape)]
+    if kind.startswith("Reduce"):
+        names.append(model.const("axes", np.arange(2, len(shape))))
+        value = model.node(kind, names, "p", keepdims=int(not flat))
+    else:
+        value = model.node(kind, names, "p")
+    model = model.end(value, *((0.0371, 3) if kind.endswith("Max") else ()))
+    assert isinstance(check(model, tmp_path).ops[0], Pool)
+
+
 # Transposed convolution --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [2, 3, 6])
+def test_transposed_convolution_in_groups(group, dtype, tmp_path):
+    rng = np.random.default_rng(2)
+    model = Build(dtype)
+    zeros = random_array(rng, np.int8, (2,))
+    w = model.const("w", random_array(rng, np.int8, (6, 2, 3, 4)))
+    b = model.const("b", rng.normal(size=2 * group).astype(np.float32))
+    names = [model.x("x", (2, 6, 5, 7)), model.dq(w, rng.uniform(0.01, 0.02, 2), zeros, axis=1), b]
+    model = model.end(model.node("ConvTranspose", names, "c", strides=[2, 1], group=group), 0.417)
+    (op,) = check(model, tmp_path).ops
+    assert op.weights.shape == (2 * group, 6, 3, 4) and op.weights.dtype == np.int16
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -303,6 +461,7 @@ def test_transposed_convolution_with_zero_points_and_function(tmp_path):
 
 MOVES = {
     "slice": [node("Slice", ints(1, 2, 0), ints(5, 99, 7), ints(1, 2, 3), ints(1, 3, 2))],
+    "slice from the start": [node("Slice", ints(0), ints(5), ints(3))],
     "slice to the end": [node("Slice", ints(-4), ints(99), ints(-1))],
     "pad": [node("Pad", ints(0, 0, 2, 1, 0, 0, 0, 3))],
     "pad channels": [node("Pad", ints(0, 1, 0, 0, 0, 2, 0, 0), const(1.1))],
@@ -331,6 +490,8 @@ MOVES = {
         node("Transpose", perm=[0, 2, 1, 3, 4]),
         node("Reshape", ints(1, 6, 7, 8)),
     ],
+    "pad by the edge": [node("Pad", ints(0, 0, 2, 1, 0, 0, 1, 3), mode="edge")],
+    "flip": [node("Slice", ints(-1), ints(-99), ints(3), ints(-1))],
     "gather": [node("Gather", ints(3, 3, 0), axis=1)],
     "tile": [node("Tile", ints(1, 2, 1, 1))],
     "more images": [node("Tile", ints(3, 1, 1, 1))],
@@ -351,6 +512,22 @@ def test_movement(name, same, dtype, tmp_path):
     assert {type(op) for op in graph.ops} == {Select}
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("perm", [[0, 1, 3, 2], [0, 2, 3, 1], [0, 3, 1, 2], [0, 3, 2, 1]])
+@pytest.mark.parametrize("behind", ["end", "reshape", "pool"])
+def test_transposed(perm, behind, dtype, tmp_path):
+    """A computed tensor whose transpose is read in order."""
+    model = Build(dtype)
+    x = model.node("MaxPool", [model.x("x", (1, 6, 10, 9))], "m", kernel_shape=[2, 2])
+    x = model.node("Transpose", [model.again(x, 0.0371, 3, "q")], "t", perm=perm)
+    if behind == "reshape":
+        x = node("Reshape", ints(1, 9, 6, 8))(model, x)
+    if behind == "pool":
+        x = node("MaxPool", kernel_shape=[2, 2])(model, x)
+    types = {type(op) for op in check(model.end(x, 0.0371, 3), tmp_path, exact=True).ops}
+    assert types == ({Pool} if behind == "end" else {Pool, Select})
+
+
 def test_movement_of_integers(tmp_path):
     """The operators on int8 itself, and a chain of them."""
     model = Build(np.uint8)
@@ -364,6 +541,54 @@ def test_movement_of_integers(tmp_path):
         model.done(node("Slice", ints(3), ints(9), ints(1))(model, x), np.uint8), tmp_path
     )
     assert [type(op) for op in graph.ops] == [Pool] + 4 * [Select]
+
+
+LINEAR = {
+    "twice": ((2, 5, 7, 6), (1, 1, 2, 2), "half_pixel"),
+    "four times": ((1, 5, 7, 6), (1, 1, 4, 4), "half_pixel"),
+    "eight times": ((1, 5, 3, 6), (1, 1, 8, 8), "half_pixel"),
+    "three and one": ((1, 5, 7, 6), (1, 1, 3, 1), "pytorch_half_pixel"),
+    "asymmetric": ((1, 5, 7, 6), (1, 1, 2, 3), "asymmetric"),
+    "corners": ((1, 5, 7, 6), [2, 5, 13, 11], "align_corners"),
+    "corners, other": ((1, 5, 9, 6), [2, 5, 17, 16], "align_corners"),
+    "by 3/2": ((1, 5, 8, 6), (1, 1, 1.5, 1.5), "half_pixel"),
+    "half": ((1, 5, 8, 6), (1, 1, 0.5, 0.5), "half_pixel"),
+    "third": ((1, 5, 9, 6), (1, 1, 1 / 3, 1 / 2), "asymmetric"),
+    "to sizes": ((1, 5, 9, 6), [1, 5, 18, 9], "half_pixel_symmetric"),
+    "to one": ((1, 5, 9, 6), [1, 5, 1, 1], "pytorch_half_pixel"),
+    "of one": ((1, 5, 1, 1), [1, 5, 8, 8], "half_pixel"),
+    "wide": ((1, 3, 4, 150), (1, 1, 2, 2), "half_pixel"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("form", ["qdq", "integers"])
+def test_linear_resize(name, form, dtype, tmp_path):
+    shape, factors, mode = LINEAR[name]
+    if isinstance(factors, list):
+        operands = [None, None, ints(shape[0], *factors[1:])]
+    else:
+        operands = [None, const(*factors)]
+    step = node("Resize", *operands, mode="linear", coordinate_transformation_mode=mode)
+    model = Build(dtype)
+    if form == "qdq":
+        model = model.end(step(model, model.x("x", shape)))
+        graph = check(model, tmp_path)
+    else:
+        x = model.q(model.node("Neg", [model.x("x", shape)], "n"), 0.0371, model.zero(3), "q")
+        graph, (result,) = compare(model.done(step(model, x), dtype), tmp_path)
+        # onnxruntime's integer kernel cuts off what we round.
+        assert result.max_abs_diff <= 1
+    assert isinstance(graph.ops[-1], Select)
+
+
+def test_old_linear_resize(tmp_path):
+    model = Build(np.uint8, opset=10)
+    x = model.x("x", (1, 5, 7, 6))
+    scales = model.const("s", np.float32([1, 1, 2, 3]))
+    model = model.end(model.node("Resize", [x, scales], "r", mode="linear"))
+    check(model, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -381,6 +606,49 @@ def test_concat_and_split(axis, dtype, tmp_path):
     graph = check(model.end("p1", 0.031), tmp_path)
     first, second = graph.ops
     assert first.steps == ((1, 1), (14, 1), (1, 16))[axis - 1] and len(second.phases) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("op_type", ["Concat", "QLinearConcat"])
+def test_long_concat(op_type, axis, dtype, tmp_path):
+    """More rows or columns than there can be phases: one sum of shifted inputs."""
+    shapes = [[2, 5, 7, 7] for _ in range(3)]
+    scales = [0.0293, 0.051, 0.0293]
+    for shape, size in zip(shapes, (70, 61, 3)):
+        shape[axis] = size
+    model = Build(dtype)
+    if op_type == "Concat":
+        names = [model.x(f"x{i}", s, k, -7) for i, (s, k) in enumerate(zip(shapes, scales))]
+        model = model.end(model.node("Concat", names, "cat", axis=axis), 0.0293, -7)
+    else:
+        names = model.pair("y", 0.0293, model.zero(-7))
+        for i, (shape, scale) in enumerate(zip(shapes, scales)):
+            name = model.input(f"x{i}", dtype, shape)
+            names += [name, *model.pair(f"x{i}", scale, model.zero(-7))]
+        y = model.node(op_type, names, "y", "com.microsoft", axis=axis)
+        model = model.done(y, dtype)
+    rescaled, whole = check(model, tmp_path).ops
+    assert rescaled.inputs == ("x1",) and len(whole.phases) == 1 and len(whole.phases[0]) == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_anchors(dtype, tmp_path):
+    """Detection heads: every pixel's anchors become rows, of several maps one list."""
+    model = Build(dtype)
+    lists = []
+    for i, (size, anchors) in enumerate((((9, 11), 3), ((5, 6), 2), ((3, 3), 3))):
+        x = model.x(f"x{i}", (1, 4 * anchors, *size))
+        x = model.node("MaxPool", [x], f"m{i}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        x = model.again(x, 0.0371, 3, f"p{i}")
+        x = model.node("Transpose", [x], f"t{i}", perm=[0, 2, 3, 1])
+        x = model.again(x, 0.0371, 3, f"q{i}")
+        lists.append(node("Reshape", ints(1, -1, 4))(model, x))
+    graph = check(
+        model.end(model.node("Concat", lists, "boxes", axis=1), 0.0371, 3), tmp_path, True
+    )
+    op = graph.ops[-1]
+    assert isinstance(op, Select) and op.flat and op.steps == (1, 6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -442,17 +710,43 @@ def test_moved_without_a_scale(tmp_path):
 # Refusals ----------------------------------------------------------------------------------------
 
 REFUSED = {
-    "flip": (node("Slice", ints(-1), ints(-99), ints(3), ints(-1)), "no regular order"),
+    "flip": (node("Slice", ints(-1), ints(-999), ints(3), ints(-1)), "no regular order"),
     "irregular": (
         node("Gather", ints(*np.random.default_rng(0).permutation(70)), axis=3),
         "no regular order",
     ),
     "pad with one": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0)), "no regular order"),
     "pad with many": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0, 2.0)), "constant"),
-    "linear": (node("Resize", None, const(1, 1, 2, 2), mode="linear"), "mode = 'linear'"),
+    "cubic": (node("Resize", None, const(1, 1, 2, 2), mode="cubic"), "mode = 'cubic'"),
+    "linear channels": (
+        node("Resize", None, const(1, 2, 2, 2), mode="linear"),
+        "mode only supports",
+    ),
+    "linear and smooth": (
+        node("Resize", None, const(1, 1, 0.5, 0.5), mode="linear", antialias=1),
+        "antialias = 1",
+    ),
+    "linear by much": (node("Resize", None, const(1, 1, 16, 16), mode="linear"), "256 phases"),
+    "linear of a box": (
+        node(
+            "Resize",
+            const(0, 0, 0, 0, 1, 1, 1, 1),
+            const(1, 1, 2, 2),
+            mode="linear",
+            coordinate_transformation_mode="tf_crop_and_resize",
+        ),
+        "tf_crop_and_resize",
+    ),
     "constants": (node("Pow", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "one value"),
     "impossible": (node("Slice", ints(0, 0), ints(1), ints(1)), "onnxruntime refuses it"),
-    "two": (node("Mul", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "operand 1 must be"),
+    "rows": (
+        node("Mul", (np.arange(70, dtype=np.float32).reshape(70, 1),)),
+        "along the 4 channels",
+    ),
+    "wider": (node("Add", (np.arange(8, dtype=np.float32).reshape(2, 4, 1, 1),)), "does not fit"),
+    "not finite": (node("Add", (np.float32([[[0]], [[1]], [[2]], [[np.inf]]]),)), "not finite"),
+    "divisor": (node("Div", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "has zeros"),
+    "slope": (node("PRelu", (np.arange(70, dtype=np.float32).reshape(70, 1),)), "channels only"),
 }
 
 
@@ -461,7 +755,7 @@ def test_refused(name, tmp_path):
     step, match = REFUSED[name]
     model = Build(np.int8)
     with pytest.raises(ModelError, match=match):
-        compare(model.end(step(model, model.x("x", (1, 4, 70, 70)))), tmp_path)
+        compare(model.end(step(model, model.x("x", (1, 4, 70, 300)))), tmp_path)
 
 
 # Graphs ------------------------------------------------------------------------------------------

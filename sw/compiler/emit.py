@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 
+import numpy as np
+
 from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from sw.compiler.matrices import MatrixEmitter
 from sw.compiler.moves import View
@@ -449,14 +451,10 @@ class Emitter(MatrixEmitter):
                 b_step=1,
                 b_block=other.block,
             )
-        # Interleaved outputs: the whole rectangle counts as written; its other words are POST's
-        # too.
-        written = Region(0, tile.y * fh + y, tile.x * fw + x, tile.h * fh, tile.w * fw)
-        written = replace(
-            written,
-            h=min(written.h, stage.out_h - written.y),
-            w=min(written.w, stage.out_w - written.x),
-        )
+        # Interleaved outputs: the rectangle between the first and the last counts as written; its
+        # other words are POST's too.
+        size = ((tile.h - 1) * fh + 1, (tile.w - 1) * fw + 1)
+        written = Region(0, tile.y * fh + y, tile.x * fw + x, *size)
         self._emit_post(i, stage, fields, reads, [_rectangle(out, block, words, written)])
 
     def _vector(
@@ -512,6 +510,27 @@ class Emitter(MatrixEmitter):
     # WINDOW --------------------------------------------------------------------------------------
 
     def _window(self, i: int, stage: Stage, region: Region, group: int, x: View, out: View) -> None:
+        if stage.bands is None:
+            self._window_part(i, stage, region, group, x, out)
+            return
+        rows, columns, sets = stage.bands
+        for y, h in _runs(rows, region.y, region.h):
+            for at, w in _runs(columns, region.x, region.w):
+                part = Region(region.n, y, at, h, w)
+                params = int(sets[rows[y], columns[at]])
+                self._window_part(i, stage, part, group, x, out, params)
+
+    def _window_part(
+        self,
+        i: int,
+        stage: Stage,
+        region: Region,
+        group: int,
+        x: View,
+        out: View,
+        params: int | None = None,
+    ) -> None:
+        """``params``: number of the parameters, where all groups have the same."""
         source = stage.sources[0]
         (g,) = source.geometries
         y0 = region.y * g.strides[0] - g.pads[0] - x.y
@@ -536,12 +555,20 @@ class Emitter(MatrixEmitter):
         taps = g.kernel[0] * g.kernel[1]
         if stage.params is not None:
             words = self.config.window_param_words
-            fields["params"] = self.fixed(i, "params") + group * words % len(stage.params)
+            place = group * words % len(stage.params) if params is None else params * words
+            fields["params"] = self.fixed(i, "params") + place
             reads.append(run(Memory.SCRATCHPAD, fields["params"], words))
         if stage.window_weights is not None:
             fields["weights"] = self.fixed(i, "window_weights") + group * taps
             reads.append(run(Memory.SCRATCHPAD, fields["weights"], taps))
         self.stream.emit(Opcode.WINDOW, fields, reads, [_rectangle(out, 0, 1, region)], layer=i)
+
+
+def _runs(kinds: np.ndarray, first: int, count: int) -> list[tuple[int, int]]:
+    """Start and length of the runs of equal ``kinds`` within ``count`` from ``first``."""
+    cuts = np.flatnonzero(np.diff(kinds[first : first + count])) + 1
+    edges = [0, *cuts.tolist(), count]
+    return [(first + a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def _window_fields(g: Geometry, view: View) -> dict[str, int]:

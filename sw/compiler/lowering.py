@@ -467,18 +467,23 @@ class Lowering(ProductLowering):
             passes = []
             scale = np.ones(channels, np.float32)
             bias = np.full(channels, op.fill - out.zero, np.int64)
+            bias[[c for pick in picks for c in np.flatnonzero(pick.channels >= 0)]] = 0
             # A phase of fill alone still has to clear the accumulators.
             for pick in picks or [Pick(op.inputs[0], np.full(channels, -1))]:
                 geometry = Geometry((1, 1), pick.strides, (-pick.offsets[0], -pick.offsets[1]))
                 geometries[index[pick.x]].append(geometry)
                 taken = pick.channels >= 0
                 scale[taken] = pick.scale
-                bias[taken] = -tensors[pick.x].zero
-                passes.append((index[pick.x], geometry, self._permutation(pick)))
+                bias[taken] -= tensors[pick.x].zero * pick.weight
+                kernels = _int8_parts(self._permutation(pick))
+                passes += [(index[pick.x], geometry, kernel) for kernel in kernels]
             phases.append((*divmod(k, fw), passes))
             params.append(self._params(op, bias, scale, self.config.lanes))
-        size = (-(-h // fh), -(-w // fw))
         shapes = [tensors[x].shape[2:] for x in index]
+        if op.flat:
+            h, w = 1, h * w
+            shapes = [(1, rows * columns) for rows, columns in shapes]
+        size = (-(-h // fh), -(-w // fw))
         if op.steps == (1, 1) and all(shape == (h, w) for shape in shapes):
             size = h, w = _flat(h, w, [g for each in geometries for g in each])
             shapes = [size] * len(shapes)
@@ -496,10 +501,10 @@ class Lowering(ProductLowering):
         )
 
     def _permutation(self, pick: Pick) -> np.ndarray:
-        """The 1x1 kernel of ones that brings a pick's channels to their places."""
+        """The 1x1 kernel that brings a pick's channels to their places, weighted."""
         taken = np.flatnonzero(pick.channels >= 0)
-        kernel = np.zeros((len(pick.channels), self.graph.tensors[pick.x].shape[1], 1, 1), np.int8)
-        kernel[taken, pick.channels[taken]] = 1
+        kernel = np.zeros((len(pick.channels), self.graph.tensors[pick.x].shape[1], 1, 1), np.int16)
+        kernel[taken, pick.channels[taken]] = pick.weight
         return kernel
 
     def _window_stage(
@@ -560,9 +565,20 @@ class Lowering(ProductLowering):
             return self._window_stage(layer, op, op.kernel, WindowOp.MAX, -128)
         # All channels are alike: one block's parameters serve every block.
         bias = np.full(self.config.rows, -x.zero * op.kernel[0] * op.kernel[1])
-        scale = np.full(self.config.rows, op.scale, np.float32)
-        params = self._params(op, bias, scale, self.config.rows)
-        return self._window_stage(layer, op, op.kernel, WindowOp.SUM, x.zero, params=params)
+        if op.counts is None:
+            params = self._params(op, bias, np.full(len(bias), op.scale), self.config.rows)
+            return self._window_stage(layer, op, op.kernel, WindowOp.SUM, x.zero, params=params)
+        # One set of parameters for every number of elements that windows count.
+        (ys, rows), (xs, columns) = (np.unique(c, return_inverse=True) for c in op.counts)
+        counts, sets = np.unique(np.outer(ys, xs), return_inverse=True)
+        params = [
+            self._params(op, bias, np.full(len(bias), op.scale_of(n)), self.config.rows)
+            for n in counts
+        ]
+        stage = self._window_stage(
+            layer, op, op.kernel, WindowOp.SUM, x.zero, params=np.concatenate(params)
+        )
+        return dataclasses.replace(stage, bands=(rows, columns, sets.reshape(len(ys), len(xs))))
 
     def _add(
         self, op: Op, result: Requant, za: int, other: str, a_ratio: float, b_ratio: float

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from isa import Config
 from sw.compiler.stages import Geometry, Source, Stage
-from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
+from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends, without_rows
 from sw.graph import Graph, ModelError
 
 DECENT_REGION = 256
@@ -249,9 +249,10 @@ class Planner:
 
     def rows(self, i: int) -> int:
         """Rows of a stage's output in one phase, that may become stripes."""
-        if not self._alone[i].striped:
+        stage = self._alone[i]
+        if not stage.striped or without_rows(stage):
             return 1
-        return in_rows(self._alone[i], self.graph).h
+        return in_rows(stage, self.graph).h
 
     def _streamed(self, read: set[str]) -> set[str]:
         """Tensors that only go from DRAM to the weight buffer: never resident."""

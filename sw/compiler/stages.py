@@ -236,6 +236,9 @@ class Stage:
     """(blocks * kh * kw, rows), int8."""
     table: np.ndarray | None = None
     """(words, rows), int8: 256 bytes."""
+    bands: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    """Window stages with parameters that differ over the image, and not from group to group: the
+    kinds of its output rows and of its columns, and the number of the parameters by both."""
     product: Product | None = None
     spread: Spread | None = None
     """Where the output's images lie."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Binary, Op, Pool, Select, Table
+from sw.graph import Binary, Op, Pick, Pool, Select, Table
 from sw.passes import moves
-from sw.passes.values import Function, Node, Pending, Quant
+from sw.passes.values import Affine, Function, Node, Pending, Quant
 
 Shape = tuple[int, int, int, int]
 
@@ -37,6 +38,16 @@ def scaled_select(node: Node, op: Select, quant: Quant) -> Select:
     return replace(op, phases=phases, fill=quant.value(op.fill))
 
 
+def of_mixed_scales(picks: Sequence[Pick]) -> set[str]:
+    """The tensors of picks that share a channel with a pick of another scale."""
+    out = set()
+    for i, a in enumerate(picks):
+        for b in picks[:i]:
+            if a.scale != b.scale and ((a.channels >= 0) & (b.channels >= 0)).any():
+                out |= {a.x, b.x}
+    return out
+
+
 def unscaled(value: Pending, quant: Quant) -> Op | None:
     """The operator with a result of the quantisation of its operands, ``quant``, if it can have
     it: one that chooses among their elements and does not clamp them."""
@@ -49,6 +60,11 @@ def unscaled(value: Pending, quant: Quant) -> Op | None:
     if isinstance(op, Pool) and op.kind == "max" and op.scale == quant.scale:
         return replace(op, scale=np.float32(1))
     return None
+
+
+def in_units(x: Affine, gain: np.ndarray, quant: Quant) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and shift of a stored element's difference from zero, in units of the result."""
+    return gain * np.float64(x.scale) / quant.scale, x.shift / np.float64(quant.scale)
 
 
 def table(node: Node, f: Function, shape: Shape, quant: Quant) -> Pending:

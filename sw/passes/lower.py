@@ -31,9 +31,10 @@ from sw.graph import (
     Tensor,
     Transpose,
 )
-from sw.passes import finish, moves
+from sw.passes import channels, finish, moves
 from sw.passes.layout import LayoutError, View, default_layout, input_perm, output_perm
 from sw.passes.values import (
+    Affine,
     Const,
     Dequantised,
     Function,
@@ -60,6 +61,8 @@ class Lowering:
         self.opsets: dict[str, int] = dict(model.graph.opset_imports)
         self.settled: dict[Any, str] = {}
         """Tensors of results that got no scale of their own, by operator or by origin."""
+        self.arranged: dict[tuple, Dequantised] = {}
+        """Tensors with the elements of others in another order, by tensor and order."""
         self.input_types: dict[str, str] = {}
         self.ports: dict[str, str] = {}
         """Tensor of each float input once quantised, of each int8/uint8 input from the start."""
@@ -227,7 +230,7 @@ class Lowering:
             value = self._settle(value) or value
         if isinstance(value, Dequantised):
             return value
-        if isinstance(value, Pending | Function | RealInput):
+        if isinstance(value, Pending | Function | Affine | RealInput):
             raise node.fail(
                 f"operand {node.raw.inputs[index].name!r} is float32: a QuantizeLinear and "
                 "DequantizeLinear are needed before it (quantise the model first)"
@@ -252,7 +255,8 @@ class Lowering:
             value = self.pointwise(node, value)
         if isinstance(value, Pending) and isinstance(value.op, Select):
             (name, *others), shape = value.op.inputs, value.shape
-            if not others and moves.is_identity(value.op, shape):
+            source = self.tensors[name].shape
+            if not others and moves.is_identity(value.op, shape, source):
                 scale = np.float32(value.op.phases[0][0].scale)
                 real = np.arange(-128, 128) - self.tensors[name].quant.zero
                 real = real.astype(np.float32) * scale
@@ -318,6 +322,16 @@ class Lowering:
             stored.shape, stored.layout = layout.shape, layout
         return x.view.rebase(stored.layout) if stored.layout else x.view
 
+    def _unbound(self, node: Node, name: str, view: View) -> Quantised:
+        """Tensor ``name`` by a view over its stored array."""
+        stored = self.tensors[name]
+        if stored.layout is not None:
+            try:
+                view = view.rebase(View.contiguous(stored.onnx_shape).rebase(stored.layout))
+            except LayoutError as e:
+                raise node.fail(f"the layout of {name!r} cannot be traced: {e}") from None
+        return Quantised(name, view)
+
     def _lay_out(self, x: Quantised | Dequantised) -> None:
         """Stores a graph input not yet laid out in the default layout of ``x``, or where it has
         none in its own."""
@@ -367,31 +381,26 @@ class Lowering:
         self, node: Node, x: Quantised | Dequantised, index: np.ndarray
     ) -> Quantised | Dequantised:
         """The elements of ``x``'s tensor at ``index``, in a tensor in default layout."""
-        scale = x.scale if isinstance(x, Dequantised) else self.known_quant(node, x).scale
         key = (x.tensor, index.shape, index.tobytes())
-        quant = self.tensors[x.tensor].quant
-        if key not in self.settled:
+        if key not in self.arranged:
+            self.known_quant(node, x)
+            quant = self.tensors[x.tensor].quant
             source = Dequantised(x.tensor, x.view, quant.scale)
             try:
-                moved = self.moved(node, [source], index)
+                moved = self.moved(node, [source], index, plain=True)
             except ModelError:
                 n, c, h, w = self.tensors[x.tensor].shape
                 places = np.arange(n * c * h * w, dtype=np.int32).reshape(n, h * w, c)
                 other = places.transpose(0, 2, 1).reshape(-1)[index]
                 source = replace(source, tensor=self.transposed(node, x))
-                moved = self.moved(node, [source], other)
+                moved = self.moved(node, [source], other, plain=True)
             (origin,) = moved.op.inputs
-            if moved.shape == self.tensors[origin].shape and moves.is_identity(
-                moved.op, moved.shape
-            ):
-                self.settled[key] = origin
+            if moves.is_identity(moved.op, moved.shape, self.tensors[origin].shape):
+                self.arranged[key] = Dequantised(origin, moved.view, quant.scale)
             else:
-                self.settled[key] = self._settle(moved).tensor
-        name = self.settled[key]
-        view = self._result_view(index.shape, self.tensors[name].shape)
-        return (
-            Dequantised(name, view, scale) if isinstance(x, Dequantised) else Quantised(name, view)
-        )
+                self.arranged[key] = self._settle(moved)
+        made = self.arranged[key]
+        return made if isinstance(x, Dequantised) else Quantised(made.tensor, made.view)
 
     def transposed(self, node: Node, x: Quantised | Dequantised) -> str:
         """The tensor of ``x`` with channels and positions in each other's place."""
@@ -412,34 +421,41 @@ class Lowering:
         return self.settled[key]
 
     def moved(
-        self, node: Node, parts: Sequence[Dequantised], index: np.ndarray, fill: float = 0.0
+        self,
+        node: Node,
+        parts: Sequence[Dequantised],
+        index: np.ndarray,
+        fill: float = 0.0,
+        plain: bool = False,
     ) -> Pending:
         """The elements at ``index`` of the tensors of ``parts`` put end to end (-1: the real number
-        ``fill``), as the result of an operator in default layout."""
+        ``fill``), as the result of an operator; ``plain``: in default layout."""
+        if not (index >= 0).any():
+            raise node.fail(f"its result {list(index.shape)} has no element of its operands")
         sources = [(p.tensor, float(p.scale), self.tensors[p.tensor].shape) for p in parts]
-        layouts = [default_layout(View.contiguous(index.shape))]
+        whole = View.contiguous(index.shape)
+        layouts = [default_layout(whole)]
         if index.ndim == 2:
-            layouts.append(View.contiguous(index.shape).reshape((*index.shape, 1, 1)))
+            layouts.append(whole.reshape((*index.shape, 1, 1)))
+        elif index.ndim == 3 and not plain:
+            rows = whole.reshape((math.prod(index.shape[:2]), index.shape[2]))
+            layouts.append(default_layout(rows))
+        found = []
         for layout in layouts:
-            found = moves.fit(index.reshape(-1)[layout.indices()], sources, fill == 0)
-            if found:
-                steps, phases, joined = found
-                fields = {"name": node.name, "op_type": node.op_type, "output": ""}
-                clamps = {"low": -128, "high": 127}
-                how = {"phases": phases, "steps": steps, "joined": joined}
-                op = Select(**fields, **clamps, **how, fill=fill)
-                return Pending(op, layout.shape, self._result_view(index.shape, layout.shape))
+            fit = moves.fit(index.reshape(-1)[layout.indices()], sources, fill == 0)
+            if fit:
+                found.append((moves.cost(fit, layout.shape), len(found), layout, fit))
+        if found:
+            _, _, layout, (steps, phases, flat, joined) = min(found)
+            fields = {"name": node.name, "op_type": node.op_type, "output": ""}
+            fields |= {"low": -128, "high": 127, "steps": steps, "fill": fill}
+            op = Select(**fields, phases=phases, flat=flat, joined=joined)
+            return Pending(op, layout.shape, whole.rebase(layout))
         raise node.fail(
             f"its result {list(index.shape)} takes elements of "
             f"{', '.join(f'{name!r} {list(shape)}' for name, _, shape in sources)} in no regular "
             f"order ({moves.MAX_PHASES} phases, {moves.MAX_PICKS} picks are the limit)"
         )
-
-    def _result_view(self, shape: tuple[int, ...], stored: tuple[int, int, int, int]) -> View:
-        """The view of ``shape`` on a tensor in default layout, or (rows, features, 1, 1)."""
-        whole = View.contiguous(shape)
-        layout = default_layout(whole)
-        return whole.rebase(layout if layout.shape == stored else whole.reshape(stored))
 
     # Results -------------------------------------------------------------------------------------
 
@@ -452,6 +468,8 @@ class Lowering:
             if replace(stored, scale=value.scale) == quant:
                 return Quantised(value.tensor, value.view)
             value = self.pointwise(node, value)
+        if isinstance(value, Affine):
+            return self._quantise_channels(node, value, quant)
         if isinstance(value, Function):
             value = finish.table(node, value, self.tensors[value.tensor].shape, quant)
         if not isinstance(value, Pending):
@@ -464,24 +482,53 @@ class Lowering:
         elif isinstance(op, Select):
             op = self._finish_select(node, value, quant, (low, high) == (-128, 127))
             if op is None:
-                return Quantised(value.op.inputs[0], value.view)
+                return self._unbound(node, value.op.inputs[0], value.view)
         elif isinstance(op, Pool) and op.kind == "average":
-            window = np.float32(math.prod(op.kernel))
+            window = np.float32(1 if op.counts else math.prod(op.kernel))
             op = replace(op, scale=finish.checked(node, op.scale / (quant.scale * window)))
         elif isinstance(op, Pool):
             op = self._finish_maximum(node, value, quant)
         name = self._emit(op, value, quant, low, high, node.output)
         return Quantised(name, value.view)
 
+    def _quantise_channels(self, node: Node, x: Affine, quant: Quant) -> Quantised:
+        shape, own = self.tensors[x.tensor].shape, self.tensors[x.tensor].quant
+        low, high = quant.value(x.low), quant.value(x.high)
+        done = Pending(channels.affine(node, x, *finish.in_units(x, x.gain, quant)), shape, x.view)
+        if x.below is None:
+            return Quantised(self._emit(done.op, done, quant, low, high, node.output), x.view)
+        # Above zero by a table, below by a gain for each channel; of the two one is always zero.
+        real = np.maximum(np.arange(-128, 128) - own.zero, 0).astype(np.float32) * x.scale
+        above = finish.table(node, Function(x.tensor, x.view, real, x.op_types), shape, quant)
+        above = replace(above.op, name=x.name)
+        above = self._emit(above, done, quant, -128, 127, f"{node.output}:above zero")
+        limits = -128, 127
+        if (x.below >= 0).all():
+            limits = -128, quant.zero
+        elif (x.below <= 0).all():
+            limits = quant.zero, 127
+        else:
+            negative = replace(finish.clamp(finish.whole(node, x.tensor, shape, 1.0)), name=x.name)
+            name = f"{node.output}:negative"
+            x = replace(x, tensor=self._emit(negative, done, own, -128, own.zero, name))
+        below = channels.affine(node, x, *finish.in_units(x, x.below, quant))
+        below = self._emit(below, done, quant, *limits, f"{node.output}:below zero")
+        fields = {"name": x.name, "op_type": "+".join(x.op_types), "output": ""}
+        total = Binary(
+            **fields, low=-128, high=127, kind="add", a=above, b=below, a_ratio=1.0, b_ratio=1.0
+        )
+        return Quantised(self._emit(total, done, quant, low, high, node.output), x.view)
+
     def _finish_select(
         self, node: Node, value: Pending, quant: Quant, unclamped: bool
     ) -> Select | Pool | None:
         """With scales and fill of the result; if it only clamps a maximum of one, if it does
         nothing None."""
-        op = value.op
+        op = self._common_scales(node, value.op, quant)
         scaled = finish.scaled_select(node, op, quant)
-        if moves.is_identity(op, value.shape) and scaled.phases[0][0].scale == 1:
-            stored = self.tensors[op.inputs[0]]
+        stored = self.tensors[op.inputs[0]]
+        same = moves.is_identity(op, value.shape, stored.shape)
+        if same and scaled.phases[0][0].scale == 1:
             source = stored.quant
             # The view of a graph input counts in the model's array, that of the result does not.
             same = stored.layout is None and unclamped
@@ -490,6 +537,33 @@ class Lowering:
             if source.zero == quant.zero:
                 return finish.clamp(op)
         return scaled
+
+    def _common_scales(self, node: Node, op: Select, quant: Quant) -> Select:
+        """With picks of one scale for every channel: tensors of another than the result's that
+        share a channel are brought to it first."""
+        mixed = {name for picks in op.phases for name in finish.of_mixed_scales(picks)}
+        changed = {}
+        for name in sorted(mixed):
+            scale = next(p.scale for picks in op.phases for p in picks if p.x == name)
+            own, shape = self.tensors[name].quant, self.tensors[name].shape
+            if (scale, own.zero) == (float(quant.scale), quant.zero):
+                continue
+            key = (name, quant)
+            if key not in self.settled:
+                ratio = float(finish.checked(node, np.float32(scale) / quant.scale))
+                whole = finish.whole(node, name, shape, ratio)
+                pending = Pending(whole, shape, View.contiguous(shape))
+                made = f"{name}:in the scale of {node.output}"
+                self.settled[key] = self._emit(whole, pending, quant, -128, 127, made)
+            changed[name] = self.settled[key]
+        phases = [
+            [
+                replace(p, x=changed[p.x], scale=float(quant.scale)) if p.x in changed else p
+                for p in picks
+            ]
+            for picks in op.phases
+        ]
+        return replace(op, phases=phases)
 
     def _finish_maximum(self, node: Node, value: Pending, quant: Quant) -> Op:
         """A maximum to another scale or zero point: first the maximum in its operand's, then the
@@ -521,7 +595,12 @@ class Lowering:
 
     def pointwise(self, node: Node, x: Dequantised) -> Pending:
         """``x`` as the result of an operator that changes nothing, to clamp or requantise it."""
-        view = self.bound(node, x, None)
+        self._lay_out(x)
+        try:
+            view = self.bind(x, None)
+        except LayoutError:  # stored in an order that its view does not go along with
+            x = self.plain(node, x)
+            view = self.bound(node, x, None)
         shape = self.tensors[x.tensor].shape
         return Pending(finish.whole(node, x.tensor, shape, float(x.scale)), shape, view)
 

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from isa.commands import COMMANDS, Opcode
 from sw.graph import Pick, Select
+
+LIMITS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
 
 MAX_PHASES = 64
 """Phases of a Select that are tried."""
@@ -18,9 +21,17 @@ MAX_PICKS = 256
 MAX_CHANNELS = 4096
 """Of all images of a tensor together, where elements move between images."""
 
+CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
+"""Picks for one channel of a phase that are tried, and of how many phases at most: each more is a
+pass over the phase."""
+BLOCK = 16
+"""Channels that the array takes at a time, by default."""
+MAX_STRIDE = LIMITS["stride_x"].high
+MAX_OFFSET = LIMITS["x0"].high
+
 Shape = tuple[int, int, int, int]
-Fit = tuple[tuple[int, int], list[list[Pick]], bool]
-"""Steps, phases and ``joined`` of a Select."""
+Fit = tuple[tuple[int, int], list[list[Pick]], bool, bool]
+"""Steps, phases, ``flat`` and ``joined`` of a Select."""
 
 
 def identity(name: str, shape: Shape, scale: float) -> Pick:
@@ -28,13 +39,13 @@ def identity(name: str, shape: Shape, scale: float) -> Pick:
     return Pick(name, np.arange(shape[1]), scale=scale)
 
 
-def is_identity(op: Select, shape: Shape) -> bool:
-    """Whether a Select takes elements of a single tensor, with an output of the same ``shape``,
-    without moving any."""
-    if op.joined or op.steps != (1, 1) or len(op.phases[0]) != 1:
+def is_identity(op: Select, shape: Shape, source: Shape) -> bool:
+    """Whether a Select takes the elements of a single tensor of shape ``source`` as its output of
+    ``shape`` without moving any."""
+    if op.joined or op.steps != (1, 1) or len(op.phases[0]) != 1 or shape != source:
         return False
     pick = op.phases[0][0]
-    same = np.array_equal(pick.channels, np.arange(shape[1]))
+    same = np.array_equal(pick.channels, np.arange(shape[1])) and pick.weight == 1
     return same and pick.strides == (1, 1) and pick.offsets == (0, 0)
 
 
@@ -44,37 +55,71 @@ def fit(
     """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
     (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
     (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
-    picks."""
-    cells = _cells(index, [shape for _, _, shape in sources])
-    joined = cells is None
-    if joined:
-        sources = [(name, scale, _joined(shape)) for name, scale, shape in sources]
-        index = index.reshape(_joined(index.shape))
-        shapes = [shape for _, _, shape in sources]
-        if max(c for _, c, _, _ in (index.shape, *shapes)) > MAX_CHANNELS:
-            return None
-        cells = _cells(index, shapes)
-    for sy, sx in _steps(index.shape[2:]):
-        phases: list[list[Pick]] = []
-        for at in range(sy * sx):
-            part = cells[:, :, at // sx :: sy, at % sx :: sx]
-            picks = _phase(part, sources, zero_fill)
-            if picks is None or sum(map(len, phases)) + len(picks) > MAX_PICKS:
-                break
-            phases.append(picks)
-        else:
-            return (sy, sx), phases, joined
+    picks. Fewest picks of a channel come first, then fewest phases; joined images last."""
+    for joined in (False, True):
+        forms = []
+        for flat in (False, True):
+            seen = [(name, scale, _seen(shape, flat, joined)) for name, scale, shape in sources]
+            shapes = [shape for _, _, shape in seen]
+            places = index.reshape(_seen(index.shape, flat, joined))
+            if forms and (shapes, places.shape) == forms[0][3:]:
+                continue
+            if joined and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
+                continue
+            cells = _cells(places, shapes)
+            if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
+                forms.append((flat, cells, seen, shapes, places.shape))
+        for most, count in CHANNEL_PICKS:
+            for flat, cells, seen, _, _ in forms:
+                for sy, sx in _steps(cells.shape[2:], count):
+                    phases = _phases(cells, (sy, sx), seen, zero_fill, most)
+                    if phases is not None:
+                        return (sy, sx), phases, flat, joined
     return None
 
 
-def _joined(shape: Shape) -> Shape:
-    return (1, shape[0] * shape[1], *shape[2:])
+def _seen(shape: Shape, flat: bool, joined: bool) -> Shape:
+    """As :meth:`~sw.graph.Select.seen`."""
+    n, c, h, w = shape
+    if joined:
+        n, c = 1, n * c
+    return (n, c, 1, h * w) if flat else (n, c, h, w)
 
 
-def _steps(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Steps to try, those of fewest phases first."""
-    h, w = (min(s, MAX_PHASES) for s in size)
-    pairs = ((y, x) for y in range(1, h + 1) for x in range(1, min(w, MAX_PHASES // y) + 1))
+def cost(found: Fit, shape: Shape) -> int:
+    """Words that the array streams for a Select with an output of ``shape``, about."""
+    (sy, sx), phases, _, _ = found
+    size = shape[2] * shape[3] // (sy * sx) + 1
+    blocks = 0
+    for pick in (p for picks in phases for p in picks):
+        outputs = np.flatnonzero(pick.channels >= 0)
+        blocks += len(
+            {(o // BLOCK, c // BLOCK) for o, c in zip(outputs, pick.channels[outputs], strict=True)}
+        )
+    return blocks * size
+
+
+def _phases(
+    cells: np.ndarray,
+    steps: tuple[int, int],
+    sources: Sequence[tuple[str, float, Shape]],
+    zero_fill: bool,
+    most: int,
+) -> list[list[Pick]] | None:
+    sy, sx = steps
+    phases: list[list[Pick]] = []
+    for at in range(sy * sx):
+        picks = _phase(cells[:, :, at // sx :: sy, at % sx :: sx], sources, zero_fill, most)
+        if picks is None or sum(map(len, phases)) + len(picks) > MAX_PICKS:
+            return None
+        phases.append(picks)
+    return phases
+
+
+def _steps(size: tuple[int, int], most: int) -> Iterator[tuple[int, int]]:
+    """Steps to try, of at most so many phases, those of fewest first."""
+    h, w = (min(s, most) for s in size)
+    pairs = ((y, x) for y in range(1, h + 1) for x in range(1, min(w, most // y) + 1))
     yield from sorted(pairs, key=lambda s: (s[0] * s[1], s))
 
 
@@ -101,54 +146,85 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
 
 
 def _phase(
-    cells: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool
+    cells: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool, most: int
 ) -> list[Pick] | None:
-    """The picks that give ``cells`` (4, C, h, w), or None."""
+    """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
+    covers: dict[bytes, list[tuple[tuple, int]] | None] = {}
     for o in range(cells.shape[1]):
         source, channel, rows, columns = cells[:, o]
         valid = source >= 0
         if not valid.any():
             continue
-        i, j = (int(np.flatnonzero(valid.any(axis))[0]) for axis in (1, 0))
-        if not valid[i, j]:
+        if not (zero_fill or valid.all()):
             return None
-        s = source[i, j]
-        along = _line(rows[:, j], sources[s][2][2])
-        across = _line(columns[i], sources[s][2][3])
-        if along is None or across is None:
+        # Channels that differ in nothing but their number are covered alike.
+        first = channel[valid][0]
+        pattern = np.stack([source, np.where(valid, channel - first, 0), rows, columns])
+        key = pattern.tobytes()
+        if key not in covers:
+            covers[key] = _cover(pattern, sources, most)
+        if covers[key] is None or len(groups) > MAX_PICKS:
             return None
-        (ry, oy, want_rows), (rx, ox, want_columns) = along, across
-        inside = (want_rows >= 0)[:, None] & (want_columns >= 0)
-        same = (
-            (inside.all() or zero_fill)
-            and np.array_equal(inside, valid)
-            and (source[valid] == s).all()
-            and (channel[valid] == channel[i, j]).all()
-            and (rows == np.where(inside, want_rows[:, None], -1)).all()
-            and (columns == np.where(inside, want_columns, -1)).all()
-        )
-        if not same:
-            return None
-        key = (int(s), (ry, rx), (oy, ox))
-        channels = groups.setdefault(key, np.full(cells.shape[1], -1))
-        channels[o] = channel[i, j]
+        taken: dict[tuple, int] = {}
+        for place, offset in covers[key]:
+            taken[place] = offset
+            channels = groups.setdefault(place, np.full(cells.shape[1], -1))
+            if channels[o] >= 0:  # the same places of two channels: not in one pick
+                return None
+            channels[o] = first + offset
     return [
         Pick(sources[s][0], channels, strides, offsets, sources[s][1])
         for (s, strides, offsets), channels in groups.items()
     ]
 
 
-def _line(places: np.ndarray, size: int) -> tuple[int, int, np.ndarray] | None:
-    """Stride and offset of ``places`` (-1: none) along an axis of ``size``, and the places that
-    they make. None if no stride of at least 1 does."""
-    valid = np.flatnonzero(places >= 0)
-    first = int(valid[0])
-    strides = [int(places[valid[1]] - places[first])] if len(valid) > 1 else [1, size]
-    for stride in strides:
+def _cover(
+    pattern: np.ndarray, sources: Sequence[tuple[str, float, Shape]], most: int
+) -> list[tuple[tuple, int]] | None:
+    """Picks (source, strides, offsets) with their channels that together give a channel (source,
+    channel, rows, columns): each the largest that starts with the first element left."""
+    source, channel, rows, columns = pattern
+    left = source >= 0
+    out: list[tuple[tuple, int]] = []
+    while left.any():
+        if len(out) == most:
+            return None
+        i, j = (int(v) for v in np.unravel_index(np.argmax(left), left.shape))
+        s, own = int(source[i, j]), int(channel[i, j])
+        mine = left & (source == s) & (channel == own)
+        height, width = sources[s][2][2:]
+        best: tuple[int, tuple, np.ndarray] | None = None
+        for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
+            for sx, ox, xs in _lines(columns[i], mine[i], j, width):
+                box = np.ix_(ys, xs)
+                fits = (
+                    mine[box].all()
+                    and (rows[box] == (ys * sy + oy)[:, None]).all()
+                    and (columns[box] == xs * sx + ox).all()
+                )
+                if fits and (best is None or len(ys) * len(xs) > best[0]):
+                    best = (len(ys) * len(xs), (s, (sy, sx), (oy, ox)), box)
+        if best is None:
+            return None
+        out.append((best[1], own))
+        left[best[2]] = False
+    return out
+
+
+def _lines(
+    places: np.ndarray, mine: np.ndarray, first: int, size: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Stride and offset of the lines of an axis that start at ``first``, and which places of the
+    output they fill: on with the next place of the same source, and alone."""
+    strides = {1, size} if size == 1 else {size}
+    behind = np.flatnonzero(mine[first + 1 :])
+    if len(behind):
+        rise, run = int(places[first + 1 + behind[0]] - places[first]), int(behind[0]) + 1
+        if rise > 0 and rise % run == 0:
+            strides.add(rise // run)
+    for stride in sorted(strides):
         offset = int(places[first]) - first * stride
         made = np.arange(len(places)) * stride + offset
-        made[(made < 0) | (made >= size)] = -1
-        if stride >= 1 and np.array_equal(made, places):
-            return stride, offset, made
-    return None
+        if stride <= MAX_STRIDE and np.abs(made[[0, -1]]).max() <= MAX_OFFSET:
+            yield stride, offset, np.flatnonzero((made >= 0) & (made < size))

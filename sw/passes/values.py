@@ -5,6 +5,7 @@
 * ``Quantised``   an int8/uint8 activation, as a view of a stored tensor;
 * ``Dequantised`` the same in real numbers: what arithmetic operators take;
 * ``Function``    a real function of one stored tensor's elements, by its 256 values;
+* ``Affine``      a real function of the channels of one stored tensor: a gain and a shift for each;
 * ``RealInput``   a float graph input, not quantised yet;
 * ``Pending``     an operator's real result, waiting for the QuantizeLinear that gives it a scale.
 """
@@ -37,6 +38,18 @@ class QuantConst:
     zero: np.ndarray
     axis: int
 
+    @property
+    def real(self) -> np.ndarray:
+        """float64."""
+        shape = [1] * self.array.ndim
+        if max(self.scale.size, self.zero.size) > 1:
+            shape[self.axis] = -1
+        zero, scale = (
+            v.astype(np.float64).reshape(shape if v.size > 1 else ())
+            for v in (self.zero, self.scale)
+        )
+        return (self.array - zero) * scale
+
 
 @dataclass(frozen=True)
 class Quantised:
@@ -63,6 +76,27 @@ class Function:
     """Of the nodes that it consists of, in order."""
 
 
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``gain * x + shift`` channel by channel, clamped, where x is ``tensor`` in real numbers of
+    ``scale``; with ``below`` instead of ``gain`` where x < 0. ``view`` stands on the stored
+    array."""
+
+    name: str
+    """Of the first node that it consists of."""
+    op_types: tuple[str, ...]
+    tensor: str
+    view: View
+    scale: np.float32
+    gain: np.ndarray
+    """float64 (channels,)."""
+    shift: np.ndarray
+    """float64 (channels,), 0 if there is ``below``."""
+    below: np.ndarray | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+
 @dataclass(frozen=True)
 class RealInput:
     name: str
@@ -81,7 +115,7 @@ class Pending:
     high: float = math.inf
 
 
-Value = Const | QuantConst | Quantised | Dequantised | Function | RealInput | Pending
+Value = Const | QuantConst | Quantised | Dequantised | Function | Affine | RealInput | Pending
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Binary, Conv, Select
+from sw.graph import Binary
 from sw.passes.layout import LayoutError, View
 from sw.passes.lower import Lowering
+from sw.passes.operators.constants import with_constant
 from sw.passes.operators.functions import elementwise, function_of
-from sw.passes.operators.products import bias
 from sw.passes.operators.registry import operator
 from sw.passes.values import (
+    Affine,
     Const,
     Dequantised,
     Function,
@@ -31,23 +32,16 @@ KINDS = {"Add": "add", "Sub": "sub", "Mul": "mul"}
 @operator("Add")
 def add(state: Lowering, node: Node) -> Value:
     """Of two activations, of equal shape or one of them the same for a whole image, (N, C, 1, 1);
-    of a constant per channel to a product or convolution (its bias); of one constant value to an
-    activation."""
-    a, b = state.operand(node, 0), state.operand(node, 1)
-    for x, y in ((a, b), (b, a)):
-        if (
-            isinstance(x, Pending)
-            and not isinstance(x.op, Select)
-            and isinstance(y, Const | QuantConst)
-        ):
-            return _add_bias(node, x, y)
-    return arithmetic_of(state, node, "Add", [a, b])
+    of an activation, or the result of a product or convolution (as its bias), and a constant, one
+    value or one per channel."""
+    return arithmetic_of(state, node, "Add", [state.operand(node, i) for i in (0, 1)])
 
 
 @operator("Sub", "Mul")
 def arithmetic(state: Lowering, node: Node) -> Value:
     """Of two activations, of equal shape or one of them (Sub: the second) the same for a whole
-    image, (N, C, 1, 1); of an activation and one constant value."""
+    image, (N, C, 1, 1); of an activation and a constant, one value or one per channel; Mul of the
+    result of a product or convolution and such a constant."""
     operands = [state.operand(node, i) for i in (0, 1)]
     return arithmetic_of(state, node, node.op_type, operands)
 
@@ -57,6 +51,12 @@ def arithmetic_of(state: Lowering, node: Node, op_type: str, operands: list[Valu
     function = function_of(state, node, operands, op_type=op_type, domain="")
     if function is not None:
         return function
+    constants = [isinstance(value, Const | QuantConst) for value in operands]
+    if constants.count(True) == 1:
+        return with_constant(
+            state, node, op_type, operands[constants.index(False)], operands[constants.index(True)],
+            first=constants[0],
+        )  # fmt: skip
     a, b = (state.real(node, value, i) for i, value in enumerate(operands))
     return binary(state, node, KINDS[op_type], a, b)
 
@@ -159,23 +159,6 @@ def _inverse(value: View, like: View, shape: tuple[int, int, int, int]) -> View:
     return View(shape, tuple(dims))
 
 
-def _add_bias(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
-    if not isinstance(x.op, Conv) or (x.low, x.high) != (-math.inf, math.inf):
-        raise node.fail("a constant can be added only to a convolution or product (its bias)")
-    outputs = x.shape[1]
-    channel = View.contiguous(x.shape).dims[1]
-    shape = (1,) * (len(x.view.shape) - value.array.ndim) + value.array.shape
-    for i, size in enumerate(shape):
-        if size != 1 and not (size == outputs and x.view.dims[i] == channel):
-            raise node.fail(
-                f"constant {list(value.array.shape)} does not run along the {outputs} channels only"
-            )
-    total = x.op.bias.astype(np.int64) + bias(node, value, x.op.scale)
-    if (np.abs(total) >= 2**31).any():
-        raise node.fail("the sum of its biases exceeds int32")
-    return replace(x, op=replace(x.op, bias=total.astype(np.int32)))
-
-
 @operator("Relu")
 def relu(state: Lowering, node: Node) -> Value:
     """Fused as a clamp; of a function of an activation, part of its table."""
@@ -213,6 +196,6 @@ def clamp(state: Lowering, node: Node, low: float, high: float) -> Value:
         return state.quantise(node, pending, quant)
     if isinstance(value, Dequantised):
         value = state.pointwise(node, value)
-    if not isinstance(value, Pending):
+    if not isinstance(value, Pending | Affine):
         raise node.fail("its operand must be an activation")
     return replace(value, low=min(max(value.low, low), high), high=min(max(value.high, low), high))

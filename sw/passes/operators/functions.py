@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sw.passes.evaluate import evaluate
 from sw.passes.lower import Lowering
+from sw.passes.operators.constants import per_channel, with_constant
 from sw.passes.operators.registry import MICROSOFT, operator
 from sw.passes.values import Const, Function, Node, QuantConst, Value
 
 
 @operator(
-    *("Abs", "Ceil", "Celu", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
-    *("HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish", "Neg", "PRelu", "Pow", "Reciprocal"),
+    *("Abs", "Ceil", "Celu", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
+    *("HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish", "Neg", "Pow", "Reciprocal"),
     *("Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh"),
     "ThresholdedRelu",
 )
@@ -27,6 +30,32 @@ def elementwise(state: Lowering, node: Node) -> Value:
     return function
 
 
+@operator("Div")
+def div(state: Lowering, node: Node) -> Value:
+    """As Sigmoid and others; of an activation by a constant per channel."""
+    function = of_one_activation(state, node)
+    a, b = state.operand(node, 0), state.operand(node, 1)
+    if function is None and isinstance(b, Const | QuantConst):
+        return with_constant(state, node, "Div", a, b, first=False)
+    return function or elementwise(state, node)
+
+
+@operator("PRelu")
+def prelu(state: Lowering, node: Node) -> Value:
+    """Of a dequantised activation; a constant slope, one value (as Sigmoid and others) or one per
+    channel."""
+    function = of_one_activation(state, node)
+    slope = state.operand(node, 1)
+    if function is not None:
+        return function
+    if not isinstance(slope, Const | QuantConst):
+        raise node.fail("its slope must be constant")
+    x, below = per_channel(state, node, state.activation(node, 0), slope)
+    if not np.isfinite(below).all():
+        raise node.fail("its slope has values that are not finite")
+    return replace(x, below=below)
+
+
 def of_one_activation(state: Lowering, node: Node) -> Function | None:
     """The node's result if it is a function of the elements of one tensor; else None."""
     return function_of(state, node, [state.operand(node, i) for i in range(len(node.raw.inputs))])
@@ -36,7 +65,7 @@ def function_of(
     state: Lowering, node: Node, operands: list[Value | None], **changes: str
 ) -> Function | None:
     """Of these operands; ``changes`` make the node another (see ``evaluate``)."""
-    if not state.may_be_one_function(operands):
+    if not state.may_be_one_function(operands) or not all(map(_uniform, operands)):
         return None
     functions = {i: state.function(node, v) for i, v in enumerate(operands)}
     functions = {i: f for i, f in functions.items() if f is not None}
@@ -65,12 +94,18 @@ def _common(state: Lowering, functions: list[Function]) -> list[Function] | None
     return None
 
 
+def _uniform(value: Value | None) -> bool:
+    """Anything but a constant of several values."""
+    constant = isinstance(value, Const | QuantConst) and value.array.size > 0
+    return not constant or bool((value.array == value.array.flat[0]).all())
+
+
 def _scalar(value: Value | None, like: Function) -> np.ndarray | None:
     """A constant that is the same for all elements."""
     if not isinstance(value, Const | QuantConst):
         return None
     array = value.array
-    if array.ndim > len(like.view.shape) or array.size == 0 or (array != array.flat[0]).any():
+    if array.ndim > len(like.view.shape) or array.size == 0 or not _uniform(value):
         return None
     fitting = zip(array.shape[::-1], like.view.shape[::-1], strict=False)
     if any(size not in (1, whole) for size, whole in fitting):

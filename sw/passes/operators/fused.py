@@ -7,7 +7,7 @@ import numpy as np
 from sw.passes.lower import Lowering
 from sw.passes.operators.elementwise import arithmetic_of
 from sw.passes.operators.matrices import activation_product
-from sw.passes.operators.pools import mean, pool
+from sw.passes.operators.pools import over_image, pool
 from sw.passes.operators.products import convolution, general_product, product
 from sw.passes.operators.quantisation import quant_const
 from sw.passes.operators.registry import MICROSOFT, operator
@@ -70,7 +70,7 @@ def qgemm(state: Lowering, node: Node) -> Value:
 
 @operator("QLinearAdd", "QLinearMul", domain=MICROSOFT)
 def qlinear_arithmetic(state: Lowering, node: Node) -> Value:
-    """As Add and Mul of two activations, or of an activation and one constant value."""
+    """As Add and Mul of two activations, or of an activation and a constant."""
     operands = [
         _weights(state, node, i, 0)
         if isinstance(state.operand(node, i), Const)
@@ -99,5 +99,5 @@ def qlinear_average_pool(state: Lowering, node: Node) -> Value:
 def qlinear_global_average_pool(state: Lowering, node: Node) -> Value:
     """As GlobalAveragePool; ``channels_last`` 0."""
     _channels_first(node)
-    pending = mean(state, node, _activation(state, node, 0), keep=True)
+    pending = over_image(state, node, _activation(state, node, 0), "average", keep=True)
     return state.quantise(node, pending, state.quant(node, 3))

@@ -9,6 +9,7 @@ import numpy as np
 
 from sw.passes.evaluate import evaluate
 from sw.passes.lower import Lowering
+from sw.passes.operators.interpolate import linear
 from sw.passes.operators.registry import MICROSOFT, operator
 from sw.passes.values import Const, Dequantised, Node, Pending, QuantConst, Quantised, Value
 
@@ -16,8 +17,8 @@ from sw.passes.values import Const, Dequantised, Node, Pending, QuantConst, Quan
 @operator("Slice", "Gather", "Expand", "Tile")
 @operator("DepthToSpace", "SpaceToDepth")
 def move(state: Lowering, node: Node) -> Value:
-    """Along any axis, where elements move in a regular order (up to 64 phases; between images of up
-    to 4096 channels together): any step of at least 1, DCR and CRD; other operands constant."""
+    """Along any axis, where elements move in a regular order (up to 64 phases, 256 picks; between
+    images of up to 4096 channels together); other operands constant."""
     return _moved(state, node, [0])[0]
 
 
@@ -29,18 +30,25 @@ def split(state: Lowering, node: Node) -> tuple[Value, ...]:
 
 @operator("Concat")
 def concat(state: Lowering, node: Node) -> Value:
-    """Of activations, of any scales if dequantised; along channels or batch, or another axis if the
-    result has at most 64 rows or columns there."""
+    """Of activations, of any scales if dequantised; along any axis."""
     return _moved(state, node, range(len(node.raw.inputs)))[0]
 
 
 @operator("Resize", "Upsample")
 def resize(state: Lowering, node: Node) -> Value:
-    """``mode`` nearest, constant scales or sizes, any rounding and coordinates: factors of whole
-    numbers, and others where the result repeats itself regularly."""
+    """``mode`` nearest or linear, constant scales or sizes, any rounding and coordinates but
+    ``tf_crop_and_resize``: factors of whole numbers, and others where the result repeats itself
+    regularly; linear along rows and columns, without ``antialias``."""
     mode = node.string("mode", "nearest")
+    if mode == "linear":
+        value = state.operand(node, 0)
+        if not isinstance(value, Quantised):
+            return linear(state, node, state.activation(node, 0))
+        quant = state.known_quant(node, value)
+        x = Dequantised(value.tensor, value.view, quant.scale)
+        return state.quantise(node, linear(state, node, x), quant)
     if mode != "nearest":
-        raise node.fail(f"mode = {mode!r}: it must be 'nearest'")
+        raise node.fail(f"mode = {mode!r}: it must be 'nearest' or 'linear'")
     if node.string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise node.fail("coordinate_transformation_mode = 'tf_crop_and_resize'")
     return _moved(state, node, [0])[0]

@@ -52,7 +52,7 @@ def bias(node: Node, value: Value | None, scale: np.ndarray) -> np.ndarray:
         same = np.allclose(value.scale, scale, rtol=BIAS_TOLERANCE, atol=0)
         if array.dtype == np.int32 and same and not value.zero.any():
             return np.ascontiguousarray(np.broadcast_to(array, (channels,)))
-        real = (array.astype(np.float64) - value.zero) * value.scale.astype(np.float64)
+        real = value.real.reshape(-1)
     elif isinstance(value, Const) and value.array.dtype == np.float32:
         real = value.array.reshape(-1).astype(np.float64)
     else:
@@ -211,25 +211,26 @@ def general_product(
 
 @operator("ConvTranspose")
 def conv_transpose(state: Lowering, node: Node) -> Value:
-    """1-D and 2-D, group 1; any stride, dilation, padding, ``output_padding``, ``output_shape``,
+    """1-D and 2-D, any group, stride, dilation, padding, ``output_padding``, ``output_shape``,
     ``auto_pad``; constant weights."""
     array, w_scale = weights(node, state.operand(node, 1), 1)
     x, (n, c, *image) = state.image(node, state.activation(node, 0))
     rank = len(x.view.shape) - 2
     if array.ndim != rank + 2:
         raise node.fail(f"weights of rank {array.ndim}; {rank + 2} is needed")
-    if node.int("group", 1) != 1:
-        raise node.fail(f"group = {node.int('group', 1)}: it must be 1")
-    if array.shape[0] != c:
-        raise node.fail(f"weights {list(array.shape)} do not fit {c} input channels")
+    group = node.int("group", 1)
+    if group < 1 or c % group or array.shape[0] != c:
+        raise node.fail(
+            f"group = {group}, weights {list(array.shape)} do not fit {c} input channels"
+        )
     kernel = node.ints("kernel_shape", array.shape[2:], 1, rank)
     if kernel != array.shape[2:]:
         raise node.fail(f"kernel_shape = {list(kernel)} but weights {list(array.shape)}")
     strides, pads, dilations, out, missing = transposed_window(node, kernel, tuple(image))
-    outputs = array.shape[1]
-    array = array.transpose(1, 0, *range(2, rank + 2)).reshape(outputs, c, *pair(kernel))
+    outputs = array.shape[1] * group
+    array = _spread(array.reshape(*array.shape[:2], *pair(kernel)), group)
     array = np.pad(array, ((0, 0), (0, 0), *((0, m) for m in missing)))
-    scale = np.float32(x.scale) * w_scale
+    scale = np.float32(x.scale) * np.tile(w_scale, group)
     op = ConvTranspose(
         name=node.name,
         op_type=node.op_type,
@@ -243,5 +244,15 @@ def conv_transpose(state: Lowering, node: Node) -> Value:
         strides=strides,
         pads=pads,
         dilations=dilations,
+        group=group,
     )
     return image_result(op, (n, outputs, *out), rank)
+
+
+def _spread(array: np.ndarray, group: int) -> np.ndarray:
+    """(C, O / group, kh, kw) as (O, C, kh, kw), zeros between groups."""
+    c, per = array.shape[:2]
+    out = np.zeros((group, per, group, c // group, *array.shape[2:]), array.dtype)
+    for g, part in enumerate(array.reshape(group, c // group, *array.shape[1:])):
+        out[g, :, g] = part.swapaxes(0, 1)
+    return out.reshape(group * per, c, *array.shape[2:])

@@ -10,6 +10,7 @@ from sw.passes.layout import LayoutError, View
 from sw.passes.lower import Lowering
 from sw.passes.operators.registry import operator
 from sw.passes.values import (
+    Affine,
     Const,
     Dequantised,
     Function,
@@ -22,14 +23,22 @@ from sw.passes.values import (
 )
 
 
-def relayout(node: Node, value: Value | None, change: Callable[[View], View]) -> Value:
-    """An activation seen in another shape; no data move."""
-    if not isinstance(value, Quantised | Dequantised | Function | RealInput | Pending):
+def relayout(
+    state: Lowering, node: Node, value: Value | None, change: Callable[[View], View]
+) -> Value:
+    """An activation seen in another shape. No data move, unless it was transposed before."""
+    if not isinstance(value, Quantised | Dequantised | Function | Affine | RealInput | Pending):
         raise node.fail("its operand must be an activation")
     try:
         return replace(value, view=change(value.view))
     except LayoutError as e:
-        raise node.fail(f"{e} without moving data") from None
+        if not isinstance(value, Quantised | Dequantised):
+            raise node.fail(f"{e} without moving data") from None
+    try:
+        shape = change(View.contiguous(value.view.shape)).shape
+    except LayoutError as e:
+        raise node.fail(str(e)) from None
+    return state.rearranged(node, value, state.positions(value).reshape(shape))
 
 
 @operator("Identity", "Dropout")
@@ -43,8 +52,8 @@ def identity(state: Lowering, node: Node) -> Value:
 
 @operator("Transpose")
 def transpose(state: Lowering, node: Node) -> Value:
-    """Of what a product of activations reads, and of constants, any; else where it is pure layout
-    (an input in (N, H, W, C), a flattened image), elements move in a regular order, or channels and
+    """Of any axes. It moves no data by itself: an operator that cannot read the transposed order
+    has them moved before it, where they move in a regular order (see Slice), or where channels and
     positions change places (window engine, at most 63 rows)."""
     value = state.operand(node, 0)
     if isinstance(value, QuantConst):
@@ -53,7 +62,7 @@ def transpose(state: Lowering, node: Node) -> Value:
         return QuantConst(value.array.transpose(perm), value.scale, value.zero, axis)
     if isinstance(value, Const):
         return Const(value.array.transpose(_perm(node, value.array.ndim)))
-    return relayout(node, value, lambda view: view.transpose(_perm(node, len(view.shape))))
+    return relayout(state, node, value, lambda view: view.transpose(_perm(node, len(view.shape))))
 
 
 def _perm(node: Node, rank: int) -> tuple[int, ...]:
@@ -65,7 +74,7 @@ def _perm(node: Node, rank: int) -> tuple[int, ...]:
 
 @operator("Reshape")
 def reshape(state: Lowering, node: Node) -> Value:
-    """To a constant shape, where it is pure layout."""
+    """To a constant shape."""
     wanted = state.const(node, 1, "shape")
     if wanted is None:
         raise node.fail("shape is missing")
@@ -83,7 +92,7 @@ def reshape(state: Lowering, node: Node) -> Value:
             raise node.fail(f"shape = {wanted} of {list(view.shape)}")
         return view.reshape(dims)
 
-    return relayout(node, state.operand(node, 0), change)
+    return relayout(state, node, state.operand(node, 0), change)
 
 
 @operator("Flatten")
@@ -97,7 +106,7 @@ def flatten(state: Lowering, node: Node) -> Value:
         axis += rank if axis < 0 else 0
         return view.reshape((math.prod(view.shape[:axis]), math.prod(view.shape[axis:])))
 
-    return relayout(node, state.operand(node, 0), change)
+    return relayout(state, node, state.operand(node, 0), change)
 
 
 @operator("Squeeze", "Unsqueeze")
@@ -119,7 +128,7 @@ def squeeze(state: Lowering, node: Node) -> Value:
             shape.insert(axis, 1)
         return view.reshape(shape)
 
-    return relayout(node, state.operand(node, 0), change)
+    return relayout(state, node, state.operand(node, 0), change)
 
 
 def _axes(node: Node, axes: tuple[int, ...], rank: int) -> list[int]:

@@ -20,7 +20,7 @@ def image_result(
 
 
 def window(
-    node: Node, kernel: tuple[int, ...], image: tuple[int, int], no_overhang: bool = False
+    node: Node, kernel: tuple[int, ...], image: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], tuple[int, int]]:
     """Strides, pads (top, left, bottom, right), dilations and output size of a sliding window.
     ``ceil_mode``'s overhang becomes padding."""
@@ -50,8 +50,6 @@ def window(
             raise node.fail(f"kernel reaches over {reach} but the padded input has {room + reach}")
         count = room // strides[i] + 1
         if ceil and room % strides[i] and count * strides[i] < size + first:
-            if no_overhang:
-                raise node.fail("ceil_mode = 1 with a window overhanging the input: it must be 0")
             last += strides[i] - room % strides[i]
             count += 1
         before.append(first)
@@ -60,6 +58,24 @@ def window(
     one, none = (1,) * (2 - rank), (0,) * (2 - rank)
     pads = (*none, *before, *none, *after)
     return (*one, *strides), pads, (*one, *dilations), (*one, *out)
+
+
+def counts(
+    node: Node, op: Pool, image: tuple[int, int], out: tuple[int, int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The elements inside the image of each row and each column of windows."""
+    made = []
+    for axis in (0, 1):
+        dilation = op.dilations[axis]
+        numbers = []
+        for i in range(out[axis]):
+            first = i * op.strides[axis] - op.pads[axis]
+            taps = range(first, first + op.kernel[axis] * dilation, dilation)
+            numbers.append(sum(0 <= tap < image[axis] for tap in taps))
+        if not all(numbers):
+            raise node.fail(f"pads = {list(op.pads)}: a window lies in the padding alone")
+        made.append(tuple(numbers))
+    return made[0], made[1]
 
 
 def transposed_window(
@@ -79,11 +95,19 @@ def transposed_window(
     auto = node.string("auto_pad", "NOTSET")
     if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise node.fail(f"auto_pad = {auto!r}: NOTSET, VALID, SAME_UPPER or SAME_LOWER")
+    for i, most in enumerate(map(max, strides, dilations)):
+        if extra[i] >= most:
+            raise node.fail(
+                f"output_padding = {list(extra)}: each must be less than the stride or dilation, "
+                f"{most}"
+            )
     before, after, out, missing = [], [], [], []
     for i, size in enumerate(image[-rank:]):
         full = (size - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
         if wanted or auto.startswith("SAME"):
             count = wanted[i] if wanted else size * strides[i]
+            if count - extra[i] - full >= strides[i]:
+                raise node.fail(f"output_shape = {list(wanted)}: more than the input can reach")
             total = max(full + extra[i] - count, 0)
             first = total // 2 if auto == "SAME_UPPER" else total - total // 2
         else:

@@ -1,0 +1,43 @@
+"""What differs from channel to channel but not over the image, as depthwise 1x1 convolutions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sw.graph import Conv
+from sw.passes.finish import checked
+from sw.passes.values import Affine, Node
+
+WEIGHTS = np.arange(1, 128)
+FIXED = np.float32(2.0**-20)
+"""Scale of a channel that is constant."""
+MOST = 2**30
+"""Largest bias: beyond, the rest of the sum does not count."""
+
+
+def affine(node: Node, x: Affine, gain: np.ndarray, shift: np.ndarray) -> Conv:
+    """``gain * (q - zero) + shift`` of every channel in units of the result, with one rounding:
+    ``(w * (q - zero) + p) * (gain / w)``, where p / w is the fraction with w up to 127 nearest to
+    shift / gain. Its error is a few hundredths of a unit at most, with w = 1 none for shift 0."""
+    moving = gain != 0
+    ratio = np.where(moving, shift, 0) / np.where(moving, gain, 1)
+    ratio = np.clip(ratio, -MOST, MOST)
+    error = np.abs(ratio[:, None] * WEIGHTS - np.rint(ratio[:, None] * WEIGHTS)) / WEIGHTS
+    weight = WEIGHTS[np.argmin(error, axis=1)]
+    bias = np.where(moving, np.rint(ratio * weight) * np.sign(gain), np.rint(shift / FIXED))
+    scale = np.where(moving, np.abs(gain) / weight, FIXED).astype(np.float32)
+    weight = weight * np.sign(gain)
+    fields = {"name": x.name, "op_type": "+".join(x.op_types), "output": ""}
+    return Conv(
+        **fields,
+        low=-128,
+        high=127,
+        x=x.tensor,
+        weights=weight.astype(np.int8).reshape(-1, 1, 1, 1),
+        bias=np.clip(bias, -MOST, MOST).astype(np.int32),
+        scale=checked(node, scale),
+        strides=(1, 1),
+        pads=(0, 0, 0, 0),
+        dilations=(1, 1),
+        group=len(gain),
+    )

@@ -1,0 +1,159 @@
+"""Arithmetic of an activation, or of a convolution's result, and a constant per channel."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from sw.graph import Conv, ConvTranspose, ModelError, Select
+from sw.passes.layout import LayoutError, View, default_layout
+from sw.passes.lower import Lowering
+from sw.passes.operators.products import bias
+from sw.passes.values import Affine, Const, Dequantised, Node, Pending, QuantConst, Value
+
+
+def with_constant(
+    state: Lowering,
+    node: Node,
+    op_type: str,
+    x: Value | None,
+    constant: Const | QuantConst,
+    first: bool,
+) -> Value:
+    """Add, Sub, Mul, Div of ``x`` and a constant, which is the ``first`` operand or the second."""
+    if isinstance(x, Pending) and not isinstance(x.op, Select):
+        if op_type == "Add":
+            return _add_bias(node, x, constant)
+        if op_type == "Mul":
+            return _scaled(node, x, constant)
+        raise node.fail("its operand is float32: a QuantizeLinear and DequantizeLinear are needed")
+    x, values = per_channel(state, node, x, constant)
+    if op_type == "Div" and first:
+        raise node.fail("a constant per channel can only be the divisor")
+    if op_type == "Div" and not values.all():
+        raise node.fail("its divisor has zeros")
+    with np.errstate(over="ignore"):
+        gain = {"Mul": values, "Div": 1 / values if values.all() else values}.get(op_type, 1.0)
+        gain = -gain if op_type == "Sub" and first else gain
+        shift = {"Add": values, "Sub": values if first else -values}.get(op_type, 0.0)
+        gain, shift = x.gain * gain, x.shift * gain + shift
+    if not (np.isfinite(gain).all() and np.isfinite(shift).all()):
+        raise node.fail("its constant gives numbers that are not finite")
+    return replace(x, gain=gain, shift=shift)
+
+
+def per_channel(
+    state: Lowering, node: Node, x: Value | None, constant: Const | QuantConst
+) -> tuple[Affine, np.ndarray]:
+    """``x`` as a function of its channels, this node the last, and the constant's value for
+    each."""
+    if isinstance(x, Affine):
+        if x.below is not None or (x.low, x.high) != (-math.inf, math.inf):
+            raise node.fail("a QuantizeLinear and DequantizeLinear are needed before it")
+        x = replace(x, op_types=(*x.op_types, node.op_type))
+    array = _real(node, constant)
+    if isinstance(x, Affine):
+        return x, _by_channel(state, node, x, array)
+    x = state.real(node, x, 0)
+    made = _affine(state, node, x, _rows(state, x, array))
+    try:
+        return made, _by_channel(state, node, made, array)
+    except ModelError as e:
+        try:
+            np.broadcast_to(array, x.view.shape)
+        except ValueError:
+            raise e from None
+    made = _affine(state, node, state.plain(node, x), None)  # stored in another order till now
+    return made, _by_channel(state, node, made, array)
+
+
+def _affine(state: Lowering, node: Node, x: Dequantised, layout: View | None) -> Affine:
+    """``x`` itself; ``layout``: see ``Lowering.bound``."""
+    view = state.bound(node, x, layout)
+    channels = state.tensors[x.tensor].shape[1]
+    gain, shift = np.ones(channels), np.zeros(channels)
+    return Affine(node.name, (node.op_type,), x.tensor, view, x.scale, gain, shift)
+
+
+def _by_channel(state: Lowering, node: Node, x: Affine, array: np.ndarray) -> np.ndarray:
+    """The value of a constant for each stored channel of ``x``."""
+    shape, (n, c, h, w) = x.view.shape, state.tensors[x.tensor].shape
+    try:
+        whole = np.broadcast_to(array, shape)
+    except ValueError:
+        raise node.fail(
+            f"constant {list(array.shape)} does not fit operand {list(shape)}"
+        ) from None
+    stored = np.empty(n * c * h * w)
+    stored[x.view.indices().reshape(-1)] = whole.reshape(-1)
+    stored = stored.reshape(n, c, h * w).transpose(1, 0, 2).reshape(c, -1)
+    if (stored != stored[:, :1]).any():
+        raise node.fail(
+            f"constant {list(array.shape)} does not run along the {c} channels only: one value "
+            "for all or one per channel is needed"
+        )
+    return stored[:, 0]
+
+
+def _real(node: Node, constant: Const | QuantConst) -> np.ndarray:
+    if isinstance(constant, QuantConst):
+        return constant.real
+    if constant.array.dtype != np.float32:
+        raise node.fail(f"constant of type {constant.array.dtype}; float32 is needed")
+    return constant.array.astype(np.float64)
+
+
+def _rows(state: Lowering, x: Dequantised, array: np.ndarray) -> View | None:
+    """The layout of rows and features for a graph input of three dimensions not yet laid out, where
+    a constant runs along the last; else None."""
+    lead, features = x.view.shape[:-1], x.view.shape[-1:]
+    if len(lead) != 2 or array.size != features[0] or array.shape[-1:] != features:
+        return None
+    if state.tensors[x.tensor].shape is not None:
+        return None
+    with contextlib.suppress(LayoutError):
+        return default_layout(x.view.reshape((math.prod(lead), *features)))
+    return None
+
+
+def _check_channels(node: Node, x: Pending, value: Const | QuantConst) -> None:
+    if not isinstance(x.op, Conv | ConvTranspose) or (x.low, x.high) != (-math.inf, math.inf):
+        raise node.fail(
+            "of unquantised results only a convolution's or product's can meet a constant; a "
+            "QuantizeLinear and DequantizeLinear are needed before it"
+        )
+    outputs = x.shape[1]
+    channel = View.contiguous(x.shape).dims[1]
+    shape = (1,) * (len(x.view.shape) - value.array.ndim) + value.array.shape
+    for i, size in enumerate(shape):
+        fits = i < len(x.view.dims) and size == outputs and x.view.dims[i] == channel
+        if size != 1 and not fits:
+            raise node.fail(
+                f"constant {list(value.array.shape)} does not run along the {outputs} channels only"
+            )
+
+
+def _scaled(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
+    """A convolution times a constant: its scale, and the sign in its weights."""
+    _check_channels(node, x, value)
+    gain = np.broadcast_to(_real(node, value).reshape(-1), x.shape[1:2]).astype(np.float32)
+    if not np.isfinite(gain).all():
+        raise node.fail("its constant has values that are not finite")
+    sign = np.sign(gain).astype(np.int16)
+    weights = x.op.weights * sign[:, None, None, None]
+    if np.abs(weights).max(initial=0) <= 127:
+        weights = weights.astype(np.int8)
+    scale = np.where(gain == 0, x.op.scale, x.op.scale * np.abs(gain))
+    changes = {"weights": weights, "bias": x.op.bias * sign, "scale": scale.astype(np.float32)}
+    return replace(x, op=replace(x.op, **changes))
+
+
+def _add_bias(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
+    _check_channels(node, x, value)
+    total = x.op.bias.astype(np.int64) + bias(node, value, x.op.scale)
+    if (np.abs(total) >= 2**31).any():
+        raise node.fail("the sum of its biases exceeds int32")
+    return replace(x, op=replace(x.op, bias=total.astype(np.int32)))

@@ -133,6 +133,11 @@ def _im2col_row(
     return steps, reads
 
 
+def im2col_row_cycles(config: Config, **fields: int) -> int:
+    """Cycles of IM2COL for a row of outputs; ``fields``: those of the command that say how."""
+    return _im2col(fields, config)[0]
+
+
 def _im2col(c: Mapping[str, int], config: Config) -> tuple[int, list[tuple[int, int, int]]]:
     keeps = c["kernel_w"] == 1 and c["kernel_h"] <= config.window_width
     names = ("x0", "stride_x", "dilation_x", "kernel_w", "kernel_h", "run", "in_w", "out_w")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from isa import Config
 from sw.bench import load_network
 from sw.compiler import Compiler
-from sw.compiler.plan import PLAIN
-from sw.compiler.search import best_schedule, changes
+from sw.compiler.plan import PLAIN, DoesNotFitError
+from sw.compiler.search import changes
 from sw.compiler.stripes import Chain, Schedule, _slide, depths, order, row_ends
 from sw.cyclemodel import predict_layers
 
@@ -69,7 +69,7 @@ def _cost(compiler: Compiler, schedule: Schedule) -> tuple[int, int]:
     return made.cycles, made.read_bytes + made.write_bytes
 
 
-@pytest.mark.parametrize("name", ["mobilenetv1", "mobilenetv2", "yolov3-tiny"])
+@pytest.mark.parametrize("name", ["mobilenetv1", "mobilenetv2", "squeezenet"])
 def test_chains_save_cycles_and_traffic(name):
     config = Config(scratchpad_bytes=64 * 1024)
     compiler = Compiler(load_network(name, size=128), config)
@@ -79,8 +79,9 @@ def test_chains_save_cycles_and_traffic(name):
     assert fast[0] < plain[0] and fast[1] < plain[1]
 
 
-def test_the_best_schedule_is_better_and_the_same_every_time():
+def test_the_best_schedule_is_better_and_the_same_every_time(monkeypatch):
     compiler = Compiler(load_network("dscnn-kws"), Config())
+    monkeypatch.setattr("sw.compiler.search.EFFORT", 10_000)
     fast, best = compiler.search(), compiler.search("best")
     assert _cost(compiler, best) < _cost(compiler, fast)
     assert best == compiler.search("best")
@@ -98,7 +99,9 @@ def test_changes_are_legal_schedules():
     assert {len(c.chains) for c in seen} >= {1, 2, 3}
 
 
-def test_a_chain_that_does_not_fit_is_left_out():
+def test_a_chain_that_does_not_fit_is_named():
     compiler = Compiler(load_network("mobilenetv1", size=64), Config())
-    huge = Schedule((Chain(0, 20, 2),))
-    assert best_schedule(compiler.program, PLAIN, 64) != huge
+    huge = Chain(0, 20, 2)
+    with pytest.raises(DoesNotFitError) as refused:
+        compiler.program(Schedule((huge,)))
+    assert refused.value.chain == huge

@@ -18,7 +18,7 @@ from sw import layout
 from sw.compiler.emit import Emitter
 from sw.compiler.lowering import Lowering
 from sw.compiler.plan import PLAIN, Buffer, Plan, Planner, pack
-from sw.compiler.search import best_schedule, fast_schedule
+from sw.compiler.search import Search
 from sw.compiler.stages import Stage
 from sw.compiler.stream import CommandStream
 from sw.compiler.stripes import Schedule
@@ -109,11 +109,9 @@ class Compiler:
     def search(self, optimise: Optimise = "fast", read_latency: int = READ_LATENCY) -> Schedule:
         """The schedule that :mod:`~sw.compiler.search` finds, for a memory of so many cycles' read
         latency. Raises :class:`~sw.graph.ModelError` for what does not fit."""
-        schedule = fast_schedule(self.planner())
-        if optimise == "best":
-            layers = [stage.layer for stage in self.stages]
-            return best_schedule(self.program, schedule, read_latency, layers)
-        return schedule
+        search = Search(self.program, read_latency, [stage.layer for stage in self.stages])
+        schedule = search.fast(self.planner())
+        return search.best(schedule) if optimise == "best" else schedule
 
     def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
         """Raises :class:`~sw.graph.ModelError` for what does not fit."""

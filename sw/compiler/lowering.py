@@ -39,6 +39,7 @@ from sw.compiler.stages import (
     Stage,
     WeightRun,
 )
+from sw.cyclemodel import im2col_row_cycles
 from sw.graph import (
     Activation,
     Binary,
@@ -55,9 +56,6 @@ from sw.graph import (
     Transpose,
 )
 from sw.numerics import split_ratios, split_scale
-
-MAX_SIDE = 4
-"""Most outputs side by side that one gathered window is for."""
 
 BINARY_OPS = {"add": PostOp.ADD, "sub": PostOp.SUB, "mul": PostOp.MUL}
 
@@ -300,23 +298,22 @@ class Lowering(ProductLowering):
 
     def _conv(self, layer: int, op: Conv) -> Stage:
         config, graph = self.config, self.graph
-        h, w = out_hw = graph.tensors[op.output].shape[2:]
+        h, w = graph.tensors[op.output].shape[2:]
         x = graph.tensors[op.x]
         geometry = Geometry(op.weights.shape[2:], op.strides, op.pads[:2], op.dilations)
-        weights, fold, kernels = _dense(op), None, []
+        weights, fold = _dense(op), None
+        total = weights.reshape(len(weights), -1).sum(1, dtype=np.int64)
         if op.x in self.packed:
             fold = self._fold(op)
             pitch = layout.packed_pitch(x.shape[1], x.shape[3], config.rows)
             main = Source(op.x, x.shape[2], pitch, 1, (fold.geometry,), x.zero, False, packed=True)
             geometry = _row_geometry(geometry) if fold.by_row else POINTWISE
-            w = -(-w // fold.side)
-            kernels = [_folded(weights, p * op.strides[1], fold) for p in range(fold.side)]
+            weights = _folded(weights, fold)
         else:
-            h, w = out_hw = _flat(h, w, [geometry])
-            in_hw = x.shape[2:] if h > 1 or geometry != POINTWISE else (h, w)
+            out_hw = (h, w)
+            h, w = _flat(h, w, [geometry])
+            in_hw = x.shape[2:] if (h, w) == out_hw else (h, w)
             main = self._source(op.x, [geometry], in_hw, False)
-            kernels = [weights]
-        total = weights.reshape(len(weights), -1).sum(1, dtype=np.int64)
         params = self._params(op, op.bias.astype(np.int64) - x.zero * total, op.scale, config.lanes)
         sources, combine = (main,), None
         requant = self._requant(op, op.activation)
@@ -329,14 +326,10 @@ class Lowering(ProductLowering):
             layer,
             op,
             (h, w),
-            out_hw,
+            (h, w),
             sources,
-            [
-                (0, p, [(0, geometry, part) for part in _int8_parts(kernel)])
-                for p, kernel in enumerate(kernels)
-            ],
-            np.concatenate([params] * len(kernels)),
-            steps=(1, len(kernels)),
+            [(0, 0, [(0, geometry, part) for part in _int8_parts(weights)])],
+            params,
             requant=requant,
             combine=combine,
             fold=fold,
@@ -344,44 +337,39 @@ class Lowering(ProductLowering):
         )
 
     def _fold(self, op: Conv) -> Fold:
-        """Whole kernels or kernel rows, for one output or several side by side, whatever is
-        fastest: gathering and the array work at the same time, the slower one counts."""
+        """Whole kernels, or kernel rows where that is faster: gathering and the array work at the
+        same time, the slower one counts."""
         config = self.config
         _, channels, in_h, in_w = self.graph.tensors[op.x].shape
         h, w = self.graph.tensors[op.output].shape[2:]
         kh, kw = op.weights.shape[2:]
-        stride, dilation = op.strides[1], op.dilations[1]
+        dilation = op.dilations[1]
+        runs, run = (1, channels * kw) if dilation == 1 else (kw, channels)
         columns = -(-len(op.weights) // config.cols)
-        best, chosen = None, None
+        choices = []
         for by_row in (False, True):
-            for side in range(1, MAX_SIDE + 1):
-                span = (side - 1) * stride + kw
-                whole = dilation == 1
-                runs, run = (1, channels * span) if whole else (kw, channels)
-                step = channels * stride * side
-                words = layout.blocks_of((1 if by_row else kh) * runs * run, config.rows)
-                if side > 1 and (not whole or op.residual or run > 255 or step > 255 or w < side):
-                    break
-                held = 4 * (kh + op.strides[0]) * -(-w // side) * words
-                if by_row and held > config.scratchpad_words // 3:
-                    continue
-                # A run at a random byte touches (run + rows - 1) / rows words on average.
-                gather = -(-w // side) * runs * (run + config.rows - 1) / config.rows
-                gather *= in_h if by_row else h * kh
-                array = h * side * -(-w // side) * words * (kh if by_row else 1) * columns
-                cost = max(gather, array), gather + array
-                if best is None or cost < best:
-                    best = cost
-                    geometry = Geometry(
-                        (kh, span if whole else kw),
-                        (op.strides[0], stride * side),
-                        op.pads[:2],
-                        op.dilations,
-                    )
-                    chosen = Fold(
-                        runs, run, geometry, channels, channels * in_w, words, by_row, side
-                    )
-        return chosen
+            rows = 1 if by_row else kh
+            words = layout.blocks_of(rows * runs * run, config.rows)
+            held = 4 * (kh + op.strides[0]) * w * words
+            if by_row and held > config.scratchpad_words // 3:
+                continue
+            steps = im2col_row_cycles(
+                config,
+                x0=-op.pads[1] * channels,
+                stride_x=op.strides[1] * channels,
+                dilation_x=dilation * channels,
+                kernel_w=runs,
+                kernel_h=rows,
+                run=run,
+                in_w=channels * in_w,
+                out_w=w,
+            )
+            gather = steps * (in_h if by_row else h)
+            array = h * w * words * columns * (kh if by_row else 1)
+            geometry = Geometry((kh, kw), op.strides, op.pads[:2], op.dilations)
+            fold = Fold(runs, run, geometry, channels, channels * in_w, words, by_row)
+            choices.append((max(gather, array), gather + array, not by_row, fold))
+        return min(choices)[-1]
 
     def _transposed(self, layer: int, op: ConvTranspose) -> Stage:
         """Output rows py + i * s take the kernel rows k = py + p (mod s), in reverse order."""
@@ -638,13 +626,11 @@ class Lowering(ProductLowering):
         )
 
 
-def _folded(weights: np.ndarray, first: int, fold: Fold) -> np.ndarray:
-    """The kernel (O, C, kh, kw) over a gathered window, its columns from column ``first`` of the
-    window: one channel of the reduction per byte, (ky, kx, c) with c fastest."""
-    o, c, kh, kw = weights.shape
-    wide = np.zeros((o, c, kh, fold.geometry.kernel[1]), weights.dtype)
-    wide[..., first : first + kw] = weights
-    by_tap = wide.transpose(0, 2, 3, 1)
+def _folded(weights: np.ndarray, fold: Fold) -> np.ndarray:
+    """The kernel (O, C, kh, kw) with one channel of the reduction per gathered byte: (ky, kx, c),
+    c fastest."""
+    o, _, kh, _ = weights.shape
+    by_tap = weights.transpose(0, 2, 3, 1)
     if fold.by_row:
         return by_tap.reshape(o, kh, -1).transpose(0, 2, 1)[..., None]
     return by_tap.reshape(o, -1, 1, 1)

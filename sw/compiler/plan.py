@@ -476,10 +476,14 @@ class Planner:
                 out[k] = (area * source.blocks, twice)
         if stage.fold is not None:
             if stage.fold.by_row:
-                # The rows of some regions: gathered for one while others are still being read.
-                source = stage.sources[0]
-                rows = min(source.h, 2 * copies * max(input_extent(source, r)[2] for r in regions))
-                out["im2col"] = (rows * stage.w * stage.fold.words, 1)
+                # The whole image, so that gathering never waits; or the rows of some regions,
+                # gathered for one while others are still being read.
+                source, width = stage.sources[0], stage.w * stage.fold.words
+                rows = source.h
+                if rows * width > self.config.scratchpad_words // 3:
+                    most = max(input_extent(source, r)[2] for r in regions)
+                    rows = min(rows, 2 * copies * most)
+                out["im2col"] = (rows * width, 1)
             else:
                 out["im2col"] = (pixels * stage.fold.words, twice)
         if stage.op.output not in resident and stage.op.output not in self.within:

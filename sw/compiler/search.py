@@ -2,7 +2,8 @@
 the regions of the others are.
 
 *fast* estimates: a stage takes as long as its busiest engine, a chain as long as the engine that is
-busiest over all its stages, and what stays within it costs no transfer. *best* goes on from there:
+busiest over all its stages, and what stays within it costs no transfer; the cycle model then says
+whether the whole program gains. *best* goes on from there:
 it tries changes one at a time on the whole program and keeps those for which the cycle model says
 fewer cycles (at equal cycles, fewer bytes moved)."""
 
@@ -180,8 +181,8 @@ class _FastSearch:
         return max(total.values()) + longest * depth / chain.stripes
 
 
-def fast_schedule(planner: Planner) -> Schedule:
-    """Chains by estimate. ``planner``: without any."""
+def _estimated(planner: Planner) -> Schedule:
+    """The chains of the fast search that fit together. ``planner``: without any."""
     schedule = Schedule(tuple(_FastSearch(planner).chains()))
     while schedule.chains:
         try:
@@ -206,19 +207,19 @@ REFUSED = 100
 """What a schedule that does not fit counts as."""
 
 
-class _BestSearch:
-    """Changes to a schedule, one at a time, where most cycles are lost first."""
+class Search:
+    """Schedules of one program, compared by the cycle model."""
 
     def __init__(
         self, compile_by: Callable[[Schedule], Program], read_latency: int, layers: list[int]
     ):
         """``layers``: by stage."""
         self.compile_by, self.read_latency, self.layers = compile_by, read_latency, layers
-        self.left = EFFORT
+        self.left = 0
         self.tried: set[Schedule] = set()
         self.order: list[int] = []
         """Stages of the last program that was better, those that lose most first."""
-        self.best: tuple[float, int] = (math.inf, 0)
+        self.cost: tuple[float, int] = (math.inf, 0)
 
     def better(self, schedule: Schedule) -> bool:
         """Try a schedule; it takes fewer cycles, or moves fewer bytes in as many."""
@@ -231,17 +232,28 @@ class _BestSearch:
         self.left -= len(program.command_layers)
         made = predict_layers(program, self.read_latency)
         cost = made.cycles, made.read_bytes + made.write_bytes
-        if cost >= self.best:
+        if cost >= self.cost:
             return False
         size = program.config.rows * program.config.cols
         lost = [p.cycles - layer.macs / size for p, layer in zip(made.layers, program.layers)]
-        self.best = cost
+        self.cost = cost
         self.order = sorted(range(len(self.layers)), key=lambda i: -lost[self.layers[i]])
         return True
 
-    def run(self, schedule: Schedule) -> Schedule:
-        """The best schedule found."""
-        self.better(schedule)
+    def fast(self, planner: Planner) -> Schedule:
+        """The estimated chains, or none if the program is faster without."""
+        schedule = _estimated(planner)
+        if schedule == PLAIN:
+            return PLAIN
+        self.better(PLAIN)
+        return schedule if self.better(schedule) else PLAIN
+
+    def best(self, schedule: Schedule) -> Schedule:
+        """Changes to a schedule, one at a time, where most cycles are lost first, for as long as
+        they help and EFFORT lasts."""
+        if schedule not in self.tried:
+            self.better(schedule)
+        self.left = EFFORT
         improved = True
         while improved:
             improved = False
@@ -296,13 +308,3 @@ def _with(schedule: Schedule, *chains: Chain) -> Schedule:
     stages = {i for c in chains for i in c.stages}
     kept = [c for c in schedule.chains if not stages & set(c.stages)]
     return replace(schedule, chains=tuple(sorted([*kept, *new], key=lambda c: c.first)))
-
-
-def best_schedule(
-    compile_by: Callable[[Schedule], Program],
-    start: Schedule,
-    read_latency: int,
-    layers: list[int],
-) -> Schedule:
-    """Improve a schedule on the programs it gives; ``layers``: by stage."""
-    return _BestSearch(compile_by, read_latency, layers).run(start)

@@ -102,7 +102,7 @@ class Fold:
     run: int
     """Bytes per run."""
     geometry: Geometry
-    """Of the gathered window; x in pixels."""
+    """x in pixels, as in the model."""
     channels: int
     in_w: int
     """Bytes of an image row."""
@@ -111,9 +111,6 @@ class Fold:
     by_row: bool
     """Each input row is gathered once, for a kernel one column wide; else every output gathers all
     kernel rows, for a 1x1 kernel."""
-    side: int
-    """Outputs side by side that share a window; each is a phase of its own, with the kernel in its
-    place and zeros around it."""
 
 
 @dataclass(frozen=True)

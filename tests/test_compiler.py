@@ -395,7 +395,7 @@ def _graphs_on_commands(first: int, work: int) -> None:
 
 @pytest.mark.parametrize("first", range(0, 15 * CHUNK, CHUNK))
 def test_random_graphs(first):
-    _graphs_on_commands(first, 200_000)
+    _graphs_on_commands(first, 80_000)
 
 
 def _random_schedule(rng: np.random.Generator, count: int) -> Schedule:

@@ -84,9 +84,17 @@ def build(
     }
     sources = [HERE / "axi_memory.sv", HERE / "systole_tb.sv", design]
     if kind == "verilator":
-        defines = ["+define+PYTHON_CLOCK"] if python_clock else []
+        # cocotb's main program asks it in every time step whether it has anything to do.
+        main = None if waves or python_clock else HERE / "main.cpp"
+        defines = [] if waves else ["+define+CLOCK_OUTSIDE"]
         return _build_verilator(
-            sources, [HERE / "memory.cpp"], TOP, parameters, waves=waves, defines=defines
+            sources,
+            [HERE / "memory.cpp"],
+            TOP,
+            parameters,
+            waves=waves,
+            main=main,
+            defines=defines,
         )
     if kind == "icarus":
         return _build_icarus(sources, TOP, parameters)
@@ -210,13 +218,14 @@ def _build_verilator(
     *,
     waves: bool,
     public_ports: bool = False,
+    main: Path | None = None,
     defines: Sequence[str] = (),
 ) -> Simulator:
     import cocotb_tools.config
 
     executable, tools, banner = _verilator()
     libraries = cocotb_tools.config.libs_dir
-    main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
+    main = main or cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     options = [
         ["--cc", "--exe", "--vpi", "--timing", "--assert", "-Wno-fatal"],
         list(OPTIMISED),

@@ -1,7 +1,7 @@
 // Testbench top: clock, reset, the accelerator, its memory, and a host port for Python.
 //
-// The clock runs only in here: Python sets host_*, flips host_go, and awaits one edge of host_done,
-// however many cycles that takes. Results are in host_result and host_response.
+// The clock does not wait for Python, which sets host_*, flips host_go, and awaits one edge of
+// host_done, however many cycles that takes. Results are in host_result and host_response.
 //
 //   host_op  does
 //   WRITE    one AXI4-Lite write of host_data to host_address; response code in host_response
@@ -46,7 +46,7 @@ module systole_tb #(
     logic error_read  /* verilator public_flat_rw */ = 0;
     logic error_write  /* verilator public_flat_rw */ = 0;
 
-`ifdef PYTHON_CLOCK  // for comparison only: cocotb drives the clock
+`ifdef CLOCK_OUTSIDE  // main.cpp drives the clock, or cocotb for comparison
     logic clk  /* verilator public_flat_rw */ = 0;
 `else
     logic clk = 0;

@@ -277,6 +277,15 @@ def test_constants_in_a_row(tmp_path):
     assert op.op_type == "Mul+Add+Mul+Sub"
 
 
+def test_channels_with_hardly_any_gain(tmp_path):
+    """As of dead channels of a trained network: what is added to them remains."""
+    model = Build(np.int8)
+    gain = 10.0 ** -np.arange(14, dtype=np.float32).reshape(14, 1, 1)
+    value = node("Mul", (gain,))(model, model.x("x", (1, 14, 9, 7)))
+    shift = np.random.default_rng(0).uniform(-3, 3, (14, 1, 1)).astype(np.float32)
+    check(model.end(node("Add", (shift,))(model, value)), tmp_path)
+
+
 @pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
 def test_constants_behind_a_convolution(op_type, tmp_path):
     rng = np.random.default_rng(0)

@@ -12,21 +12,22 @@ WEIGHTS = np.arange(1, 128)
 FIXED = np.float32(2.0**-20)
 """Scale of a channel that is constant."""
 MOST = 2**30
-"""Largest bias: beyond, the rest of the sum does not count."""
+"""Largest bias."""
 
 
 def affine(node: Node, x: Affine, gain: np.ndarray, shift: np.ndarray) -> Conv:
     """``gain * (q - zero) + shift`` of every channel in units of the result, with one rounding:
     ``(w * (q - zero) + p) * (gain / w)``, where p / w is the fraction with w up to 127 nearest to
     shift / gain. Its error is a few hundredths of a unit at most, with w = 1 none for shift 0."""
-    moving = gain != 0
+    # Beside a shift so much larger a channel's own elements do not count.
+    moving = np.abs(gain) * MOST > np.maximum(np.abs(shift), 1)
     ratio = np.where(moving, shift, 0) / np.where(moving, gain, 1)
-    ratio = np.clip(ratio, -MOST, MOST)
-    error = np.abs(ratio[:, None] * WEIGHTS - np.rint(ratio[:, None] * WEIGHTS)) / WEIGHTS
-    weight = WEIGHTS[np.argmin(error, axis=1)]
+    exact = ratio[:, None] * WEIGHTS
+    error = np.abs(exact - np.rint(exact)) / WEIGHTS
+    weight = WEIGHTS[np.argmin(np.where(np.abs(exact) <= MOST, error, np.inf), axis=1)]
     bias = np.where(moving, np.rint(ratio * weight) * np.sign(gain), np.rint(shift / FIXED))
     scale = np.where(moving, np.abs(gain) / weight, FIXED).astype(np.float32)
-    weight = weight * np.sign(gain)
+    weight = np.where(moving, weight * np.sign(gain), 0)
     fields = {"name": x.name, "op_type": "+".join(x.op_types), "output": ""}
     return Conv(
         **fields,

@@ -50,7 +50,7 @@ def session(
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.qdqisint8allowed", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)

@@ -322,7 +322,7 @@ def choose_config(rows: int | None, cols: int | None, file: Path | None) -> Conf
         return Config.from_toml(file)
     if rows is None and cols is None:
         return Config()
-    return Config.sized(rows or cols or 0, cols or rows or 0)
+    return Config.sized(cols if rows is None else rows, rows if cols is None else cols)
 
 
 def check_writable(path: Path | None) -> None:

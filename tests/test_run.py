@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import typer
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from random_models import Model, random_array
 from typer.testing import CliRunner
 
@@ -162,6 +162,7 @@ BAD_FILES = {
         ([DIGITS, "--config", "unknown.toml"], "speed"),
         ([DIGITS, "--config", "damaged.toml"], "damaged.toml"),
         ([DIGITS, "--rows", "3"], "rows x cols = 3 x 3"),
+        ([DIGITS, "--rows", "0", "--cols", "8"], "rows x cols = 0 x 8"),
         ([DIGITS, "--rows", "8", "--config", "illegal.toml"], "exclude each other"),
         ([DIGITS, "--sim", "spice"], "--sim spice: must be one of"),
         ([DIGITS, "--check", "nothing"], "--check nothing: must be one of"),
@@ -198,15 +199,38 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch, mixed):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_as_a_command(tmp_path):
-    """The same in a process of its own."""
-    command = [sys.executable, "-m", "sw.run", str(tmp_path / "absent.onnx")]
+def undefined_value(model):
+    model.graph.node[-1].input[0] = "nothing"
+
+
+def conflicting_shapes(model):
+    """As onnxruntime only finds when it runs the model."""
+    axis = next(t for t in model.graph.initializer if t.name.endswith("_scale"))
+    axis.CopyFrom(numpy_helper.from_array(np.full(3, 0.1, np.float32), axis.name))
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (None, "no such file"),
+        (undefined_value, "input 'nothing' is defined by no node, input or initialiser"),
+        (conflicting_shapes, "onnxruntime cannot run the model: "),
+    ],
+)
+def test_as_a_command(spoil, message, tmp_path):
+    """The same in a process of its own: no library adds a line."""
+    path = tmp_path / "model.onnx"
+    if spoil is not None:
+        model = model_with_host_operator()
+        spoil(model)
+        onnx.save(model, path)
+    command = [sys.executable, "-m", "sw.run", str(path), "--sim", "commands"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=Path(run.__file__).parents[1]
     )
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path / 'absent.onnx'}: no such file\n"
-    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
 
 
 def test_digits_on_the_rtl(tmp_path):

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from sw.graph import ModelError
 T = TypeVar("T")
 FOLD_LIMIT = 1 << 24
 """Elements of the largest constant that is folded."""
+
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # What it warns of is refused here.
 
 
 def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.Model:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from random_models import random_conv_model, random_gemm_model, random_inputs
 
 from isa import Config
 from sw import golden, oracle
-from sw.compiler import compile_graph
+from sw.compiler import Compiler, compile_graph
+from sw.compiler.plan import DoesNotFitError
+from sw.compiler.stripes import Chain, Schedule
 from sw.device import Device
 from sw.driver import Driver
 from sw.execute import compare, execute, load
@@ -58,3 +62,30 @@ def check_program(device: Device, program: Program, inputs, expected) -> int:
     count, first = compare(program, run.tensors, expected)
     assert count == 0, str(first)
     return run.cycles
+
+
+def _random_schedule(rng: np.random.Generator, count: int) -> Schedule:
+    """Chains of a few stages here and there, and regions of any size between them."""
+    chains, regions, i = [], [], 0
+    while i < count:
+        last = min(i + int(rng.integers(0, 5)), count - 1)
+        if last > i:
+            chains.append(Chain(i, last, int(rng.integers(2, 5))))
+        elif rng.integers(2):
+            regions.append((i, int(rng.integers(1, 200))))
+        i = last + 1
+    return Schedule(tuple(chains), tuple(regions))
+
+
+def compile_by_chance(
+    rng: np.random.Generator, graph: Graph, config: Config, *, dump: bool
+) -> tuple[Program, Schedule]:
+    """By a random schedule, without its chains that do not fit."""
+    compiler = Compiler(graph, config)
+    schedule = _random_schedule(rng, len(compiler.stages))
+    while True:
+        try:
+            return compiler.program(schedule, dump=dump), schedule
+        except DoesNotFitError as e:
+            assert e.chain.fused, e
+            schedule = replace(schedule, chains=tuple(c for c in schedule.chains if c != e.chain))

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import random
 import struct
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_checks import check_on, check_program
+from layer_checks import check_on, check_program, compile_by_chance
 from random_graphs import GraphBuilder, random_graph
 
 from isa import Config, Engine, LoadTarget, Opcode, PostSource, WindowOp
@@ -19,9 +18,8 @@ from isa.csr import TOKEN_BITS
 from sw.commandsim import run_program
 from sw.compiler import compile_graph
 from sw.compiler.lowering import Lowering
-from sw.compiler.plan import Buffer, DoesNotFitError, Planner, cuts, pack
+from sw.compiler.plan import Buffer, Planner, cuts, pack
 from sw.compiler.stream import CommandStream, Memory, Span, TokenError, run
-from sw.compiler.stripes import Chain, Schedule
 from sw.compiler.weights import WeightRing, pieces
 from sw.device import open_device
 from sw.driver import Driver
@@ -398,19 +396,6 @@ def test_random_graphs(first):
     _graphs_on_commands(first, 80_000)
 
 
-def _random_schedule(rng: np.random.Generator, count: int) -> Schedule:
-    """Chains of a few stages here and there, and regions of any size between them."""
-    chains, regions, i = [], [], 0
-    while i < count:
-        last = min(i + int(rng.integers(0, 5)), count - 1)
-        if last > i:
-            chains.append(Chain(i, last, int(rng.integers(2, 5))))
-        elif rng.integers(2):
-            regions.append((i, int(rng.integers(1, 200))))
-        i = last + 1
-    return Schedule(tuple(chains), tuple(regions))
-
-
 @pytest.mark.parametrize("first", range(1000, 1000 + 3 * CHUNK, CHUNK))
 def test_random_schedules(first):
     """Whatever the schedule, the result is the same."""
@@ -418,16 +403,8 @@ def test_random_schedules(first):
     for seed in range(first, first + CHUNK):
         config = (Config(), _small(16, 8, 2048, 8, 128), _small(4, 4, 4096, 4, 64))[seed % 3]
         graph, inputs, expected = random_graph(seed, ops=12, size=40, work=200_000)
-        schedule = _random_schedule(np.random.default_rng(seed), len(graph.ops))
-        program = None
-        while program is None:
-            try:
-                program = compile_graph(graph, config, dump=seed % 2 == 0, schedule=schedule)
-            except DoesNotFitError as e:
-                assert e.chain.fused, e
-                schedule = replace(
-                    schedule, chains=tuple(c for c in schedule.chains if c != e.chain)
-                )
+        rng = np.random.default_rng(seed)
+        program, schedule = compile_by_chance(rng, graph, config, dump=seed % 2 == 0)
         chains += len(schedule.chains)
         with open_device("command", config) as device:
             check_program(device, program, inputs, expected)

@@ -4,7 +4,7 @@ simulator (races included) against the golden model."""
 import numpy as np
 import onnx
 import pytest
-from layer_checks import check_on
+from layer_checks import check_on, check_program, compile_by_chance
 from random_models import random_graph_model
 
 from isa import Config
@@ -278,16 +278,19 @@ def make_pool(s, rng):
 
 @pytest.mark.parametrize("seed", [*range(12), 1129, 2005])
 def test_random_graph_on_commands(seed, tmp_path):
-    """Models from their ONNX files. 1129: an interleaved output in several regions; 2005: a Select
-    that changes rows, between others."""
+    """Models from their ONNX files, also by a random schedule. 1129: an interleaved
+    output in several regions; 2005: a Select that changes rows, between others."""
     path = tmp_path / "model.onnx"
     onnx.save(random_graph_model(np.random.default_rng(seed)), path)
     graph, config = load(path), CONFIGS[seed % 3]
     rng = np.random.default_rng(seed)
     shapes = {p.tensor: graph.tensors[p.tensor].shape for p in graph.inputs}
     inputs = {name: rng.integers(-128, 128, s).astype(np.int8) for name, s in shapes.items()}
+    expected = golden.run(graph, inputs)
     with open_device("command", config, memory_bytes=64 << 20) as device:
-        check_on(device, config, graph, inputs, golden.run(graph, inputs))
+        check_on(device, config, graph, inputs, expected)
+        program, _ = compile_by_chance(rng, graph, config, dump=True)
+        check_program(device, program, inputs, expected)
 
 
 def make_product(s, rng):

@@ -486,6 +486,7 @@ class Lowering(ProductLowering):
             np.concatenate(params),
             steps=op.steps,
             requant=self._requant(op, None),
+            striped=not op.flat,
         )
 
     def _permutation(self, pick: Pick) -> np.ndarray:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from isa import Config
 from sw.compiler.stages import Geometry, Source, Stage
-from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends, without_rows
+from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
 from sw.graph import Graph, ModelError
 
 DECENT_REGION = 256
@@ -250,7 +250,7 @@ class Planner:
     def rows(self, i: int) -> int:
         """Rows of a stage's output in one phase, that may become stripes."""
         stage = self._alone[i]
-        if not stage.striped or without_rows(stage):
+        if not stage.striped:
             return 1
         return in_rows(stage, self.graph).h
 

@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from sw.compiler.stages import Source, Stage
-from sw.graph import Graph, ModelError, Select
+from sw.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,8 @@ class Roll:
         return self.rows * self.width * self.blocks
 
 
-def without_rows(stage: Stage) -> bool:
-    """The stage counts its images as one row and moves elements between rows."""
-    return isinstance(stage.op, Select) and stage.op.flat
-
-
 def in_rows(stage: Stage, graph: Graph) -> Stage:
-    """A stage that sees its images as one row, with rows again. Raises :class:`ModelError` where
-    it has none: rows of its output are not made of rows of its input."""
-    if without_rows(stage):
-        raise ModelError(f"node {stage.op.name}: {stage.op.op_type} cannot be made in stripes")
+    """A striped stage that sees its images as one row, with rows again."""
     h, w = graph.tensors[stage.op.output].shape[2:]
     if (stage.out_h, stage.out_w) == (h, w):
         return stage

@@ -166,9 +166,7 @@ def _phase(
             covers[key] = _cover(pattern, sources, most)
         if covers[key] is None or len(groups) > MAX_PICKS:
             return None
-        taken: dict[tuple, int] = {}
         for place, offset in covers[key]:
-            taken[place] = offset
             channels = groups.setdefault(place, np.full(cells.shape[1], -1))
             if channels[o] >= 0:  # the same places of two channels: not in one pick
                 return None

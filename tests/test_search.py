@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_graphs import GraphBuilder
 
 from isa import Config
 from sw.bench import load_network
@@ -105,3 +107,14 @@ def test_a_chain_that_does_not_fit_is_named():
     with pytest.raises(DoesNotFitError) as refused:
         compiler.program(Schedule((huge,)))
     assert refused.value.chain == huge
+
+
+@pytest.mark.parametrize("batches", [(1, 2), (2, 1)])
+def test_stages_of_other_batches_are_not_chained(batches):
+    b = GraphBuilder(np.random.default_rng(0))
+    for n in batches:
+        b.conv(b.input((n, 4, 6, 6)), 4, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+    compiler = Compiler(b.graph(["t0", "t1"]), Config.sized(4, 4))
+    with pytest.raises(DoesNotFitError, match="images"):
+        compiler.program(Schedule((Chain(0, 1, 2),)))
+    compiler.program(compiler.search("best"))

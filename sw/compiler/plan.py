@@ -190,7 +190,7 @@ def _total(plans: list[StagePlan], rolls: dict[str, Roll]) -> int:
 
 
 class DoesNotFitError(ModelError):
-    """A chain that does not fit in the scratchpad."""
+    """A chain that does not fit in the scratchpad, or cannot be carried out in stripes."""
 
     def __init__(self, chain: Chain, sentence: str):
         super().__init__(sentence)
@@ -221,6 +221,12 @@ class Planner:
             for i in chain.stages:
                 if not stages[i].striped:
                     raise DoesNotFitError(chain, f"node {stages[i].op.name}: not in stripes")
+                if stages[i].batch != stages[chain.first].batch:
+                    raise DoesNotFitError(
+                        chain,
+                        f"nodes {stages[chain.first].op.name}, {stages[i].op.name}: not in stripes "
+                        f"together, of {stages[chain.first].batch} and {stages[i].batch} images",
+                    )
                 self.chain[i] = chain
                 self.stages[i] = in_rows(stages[i], graph)
         self.life: dict[str, tuple[int, int]] = {}

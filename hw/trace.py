@@ -20,7 +20,6 @@ QUEUE = 64
 """Events that may wait for the bus."""
 GROUP = 8
 """Events written with one request: few, long writes load the bus least."""
-GROUP_BYTES = GROUP * TRACE_EVENT_BYTES
 
 
 class Trace(wiring.Component):

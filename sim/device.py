@@ -167,10 +167,6 @@ class RtlDevice(Device):
         """Change the behaviour of the memory, between programs."""
         self._ask("set", dataclasses.asdict(memory))
 
-    def run_cycles(self, cycles: int) -> None:
-        """Let time pass."""
-        self._ask("run", cycles)
-
     def reset(self, cycles: int = 4) -> None:
         """Hold the reset input for some cycles; the memory's content stays."""
         self._ask("reset", cycles)

@@ -7,7 +7,6 @@ descriptor is in ``SYSTOLE_PIPE``. The simulation stands still between requests.
     ("write", offset, value)   ("ok", 0)
     ("read", offset)           ("ok", value)
     ("wait", cycles)           ("busy", cycles so far) now and then, in the end ("ok", interrupt)
-    ("run", cycles)            likewise, ("ok", 0)
     ("reset", cycles)          ("ok", 0)
     ("set", {name: value})     ("ok", 0): sets knobs of the memory model
     ("cycles",)                ("ok", cycles simulated)
@@ -61,15 +60,15 @@ class Host:
             raise ValueError(f"register at {offset:#x} reads as {result}")
         return int(result)
 
-    async def pass_time(self, op: int, cycles: int, pipe: Connection) -> int:
-        """WAIT or RUN in slices, with a sign of life after each."""
+    async def wait(self, cycles: int, pipe: Connection) -> int:
+        """For the interrupt, in slices, with a sign of life after each."""
         done, slice_ = 0, FIRST_SLICE
         while True:
             step = min(slice_, cycles - done)
             start = time.monotonic()
-            await self.run(op, data=step)
+            await self.run(WAIT, data=step)
             done += step
-            if op == WAIT and int(self.dut.host_result.value):
+            if int(self.dut.host_result.value):
                 return 1
             if done >= cycles:
                 return 0
@@ -110,9 +109,7 @@ async def serve(dut: Any) -> None:
                 case ("read", offset):
                     result = await host.csr(READ, offset)
                 case ("wait", cycles):
-                    result = await host.pass_time(WAIT, cycles, pipe)
-                case ("run", cycles):
-                    await host.pass_time(RUN, cycles, pipe)
+                    result = await host.wait(cycles, pipe)
                 case ("reset", cycles):
                     await host.run(RESET, data=cycles)
                 case ("set", knobs):

@@ -83,9 +83,9 @@ def _lines() -> Iterator[str]:
     yield "the host as a whole. `sw.run --no-fallback` refuses such models instead. Malformed"
     yield "models, and operators of domains that onnxruntime does not know, are always refused."
     yield ""
-    yield "These rules are those of the default configuration's engines. What a smaller one cannot"
-    yield "hold (no window engine, an array that is not square, a small scratchpad) shows when it is"
-    yield "compiled for: `sw.run` lists it under the host's operators with its reason."
+    yield "These are the rules of the default configuration's engines. What another one cannot do"
+    yield "(without a window engine, with an array that is not square, with a small scratchpad)"
+    yield "shows when it is compiled for: `sw.run` lists it under the host's operators."
     for domain in sorted({domain for domain, _ in OPERATORS}):
         yield ""
         yield f"## {f'Domain {domain}' if domain else 'ONNX'}"

@@ -18,7 +18,7 @@ import pytest
 from layer_checks import check_on, prepare, random_layer
 from product_models import attention_model
 from random_graphs import GraphBuilder, random_graph
-from test_compiler_operators import Sketch, makers
+from test_compiler_operators import Sketch, loaded_graph, makers
 
 from isa import Config, Engine, assembler
 from isa.csr import EngineState
@@ -179,6 +179,15 @@ def test_random_layers(devices, config, first, tmp_path):
 def test_random_graphs(devices, config, first):
     for seed in range(first, first + 8):
         check_graph(devices(config), config, seed)
+
+
+@pytest.mark.parametrize("first", (0, 10))
+def test_random_models(devices, first, tmp_path):
+    device = devices(SMALL)
+    for seed in range(first, first + 10):
+        graph, inputs, expected = loaded_graph(seed, tmp_path / "model.onnx")
+        device.set_memory_model(_memory_for(seed))
+        check_on(device, SMALL, graph, inputs, expected, dump=seed % 3 == 0)
 
 
 @pytest.mark.parametrize("config", BOTH)

@@ -95,6 +95,7 @@ class Compiler:
         self.stages = lowering.stages()
         self.packed = lowering.packed
         self.constants = _constants(self.stages, config)
+        self._made: tuple[tuple[Schedule, bool], Program] | None = None
 
     def planner(self, schedule: Schedule = PLAIN, *, dump: bool = False) -> Planner:
         """A planner; ``dump`` as in :func:`compile_graph`."""
@@ -114,7 +115,14 @@ class Compiler:
         return search.best(schedule) if optimise == "best" else schedule
 
     def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
-        """Raises :class:`~sw.graph.ModelError` for what does not fit."""
+        """The program; the last one made is kept, as it mostly is the one that a search chose.
+
+        Raises :class:`~sw.graph.ModelError` for what does not fit."""
+        if self._made is None or self._made[0] != (schedule, dump):
+            self._made = (schedule, dump), self._compile(schedule, dump)
+        return self._made[1]
+
+    def _compile(self, schedule: Schedule, dump: bool) -> Program:
         graph, config, constants = self.graph, self.config, self.constants
         planner = self.planner(schedule, dump=dump)
         plan = planner.plan()

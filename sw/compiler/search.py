@@ -289,17 +289,13 @@ def changes(schedule: Schedule, i: int, count: int) -> Iterator[Schedule]:
     at = bisect_left(STRIPES, chain.stripes)
     for stripes in (*STRIPES[max(at - 2, 0) : at], *STRIPES[at + 1 : at + 3]):
         yield _with(schedule, replace(chain, stripes=stripes))
-    yield _without(schedule, chain)
+    yield replace(schedule, chains=tuple(c for c in schedule.chains if c != chain))
     yield _with(schedule, replace(chain, first=i + 1))
     yield _with(schedule, replace(chain, last=chain.last - 1))
     if i > 0:
         yield _with(schedule, replace(chain, first=i - 1))
     if chain.last + 1 < count:
         yield _with(schedule, replace(chain, last=chain.last + 1))
-
-
-def _without(schedule: Schedule, *chains: Chain) -> Schedule:
-    return replace(schedule, chains=tuple(c for c in schedule.chains if c not in chains))
 
 
 def _with(schedule: Schedule, *chains: Chain) -> Schedule:

@@ -3,7 +3,8 @@
 Two steps, each cached by a hash of all that goes into it: the SystemVerilog of a configuration
 (from ``hw`` and ``isa``), and the simulator of some SystemVerilog. ``SYSTOLE_CACHE`` moves the
 cache. Entries appear whole or not at all, concurrent builds of the same entry wait for each other,
-and the least recently used entries beyond ``KEEP`` are removed.
+and the least recently used entries beyond ``KEEP`` are removed, none that was used in the last
+hour: somebody may be about to start it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TOP = "systole_tb"
 KEEP = 32
+RECENT = 3600
+"""Seconds in which an entry that was used is not removed."""
 OPTIMISED = ("-O3", "--x-assign", "fast", "--x-initial", "fast")
 """Of Verilator."""
 MAKE = ("OPT_FAST=-O3", "CFG_CXXFLAGS_PCH_I=-include", "CFG_CXXFLAGS_COROUTINES=-fcoroutines")
@@ -258,10 +262,11 @@ def _build_verilator(
             log = directory / "build.log"
             files = [str(p) for p in (main, *cpp, *sources)]
             _run([executable, *flags, "-Mdir", work, *files], tools, log)
-            for source in (cache_directory() / runtime).glob("*.o"):
-                shutil.copy(source, work)
+            kept = cache_directory() / runtime
+            if _use(kept):
+                _copy(kept.glob("*.o"), Path(work))
             _run(["make", "-j2", "-C", work, "-f", "Vtop.mk", *make], tools, log)
-            _cached(runtime, lambda kept: _copy(Path(work).glob("verilated*.o"), kept))
+            _cached(runtime, lambda entry: _copy(Path(work).glob("verilated*.o"), entry))
             shutil.move(f"{work}/Vtop", directory / "simulator")
 
     directory = _cached(
@@ -374,23 +379,37 @@ def _cached(name: str, make: Callable[[Path], object]) -> Path:
     base = cache_directory()
     entry = base / name
     base.mkdir(parents=True, exist_ok=True)
-    if not entry.exists():
+    if not _use(entry):
         with _locked(base / f"{name}.lock"):
-            if not entry.exists():
+            if not _use(entry):
                 with tempfile.TemporaryDirectory(dir=base, prefix="new-") as work:
                     filled = Path(work) / "entry"
                     filled.mkdir()
                     make(filled)
                     os.rename(filled, entry)
         _prune(base)
-    os.utime(entry)
     return entry
 
 
+def _use(entry: Path) -> bool:
+    """Whether the cache has ``entry``, which then stays for ``RECENT`` seconds."""
+    with _locked(entry.parent / "use.lock"):
+        try:
+            os.utime(entry)
+        except FileNotFoundError:
+            return False
+        return True
+
+
 def _prune(base: Path) -> None:
-    """Remove the least recently used entries; a running simulator keeps its deleted file."""
-    for prefix in ("rtl-", "run-", "sim-"):
-        entries = [p for p in base.glob(f"{prefix}*") if p.is_dir()]
-        for old in sorted(entries, key=lambda p: p.stat().st_mtime)[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
-            (base / f"{old.name}.lock").unlink(missing_ok=True)
+    """Remove the least recently used entries; a running simulator keeps its deleted file.
+
+    Their (empty) lock files stay: others may be waiting for them.
+    """
+    with _locked(base / "use.lock"):
+        for prefix in ("rtl-", "run-", "sim-"):
+            entries = {p: p.stat().st_mtime for p in base.glob(f"{prefix}*") if p.is_dir()}
+            for old in sorted(entries, key=entries.__getitem__)[:-KEEP]:
+                if entries[old] < time.time() - RECENT:
+                    with tempfile.TemporaryDirectory(dir=base, prefix="old-") as away:
+                        os.rename(old, Path(away) / "entry")

@@ -27,7 +27,8 @@ class PostEngine(wiring.Component):
     """The POST engine's core; semantics in ``isa.commands``.
 
     Rates without bank conflicts: one output word (of ``lanes`` channels) a cycle, across rows and
-    groups; two cycles a word with source SCRATCHPAD and a ``b``, which needs two reads. Words are
+    groups; two cycles a word with source SCRATCHPAD and a ``b``, which needs two reads, but where
+    one word of ``b`` stands for the whole image: it is read once for every group. Words are
     issued in order; ``IN_FLIGHT`` of them may be under way, so that nothing behind the issue ever
     waits except the write itself, and a result finds its place whenever the write is refused.
 
@@ -195,8 +196,18 @@ class PostEngine(wiring.Component):
         streaming = Signal()  # the current group has started
         going = Signal()
         second = Signal()  # source SCRATCHPAD with ``b``: ``a`` has been read, ``b`` not yet
-        pair = from_scratchpad & combines
+        still = Signal()  # source SCRATCHPAD with one word of ``b`` for the whole image
+        held = Signal()  # which has been read for this group
+        pair = from_scratchpad & combines & ~still
         reads = from_scratchpad | combines
+        a_next, b_next = Signal(), Signal()
+        with m.If(accept):
+            m.d.sync += still.eq(
+                (head.source == PostSource.SCRATCHPAD)
+                & (head.op != PostOp.NONE)
+                & (head.b_pitch == 0)
+                & (head.b_step == 0)
+            )
         m.d.comb += [
             start.eq(
                 active
@@ -207,9 +218,11 @@ class PostEngine(wiring.Component):
             going.eq((start | streaming) & issued.w_rdy),
             table.read.ready.eq(read.ready & ~ask_params),
             ask_data.eq(going & reads & ~ask_params & ~table.read.valid),
-            issue.eq(Mux(reads, ask_data & read.ready & (second | ~pair), going)),
+            a_next.eq(from_scratchpad & Mux(still, held, ~second)),
+            b_next.eq(combines & ~a_next),
+            issue.eq(Mux(reads, ask_data & read.ready & ~Mux(still, b_next, pair & a_next), going)),
             read.valid.eq(ask_params | table.read.valid | ask_data),
-            read.addr.eq(Mux(from_scratchpad & ~second, a_word, b_word)),
+            read.addr.eq(Mux(a_next, a_word, b_word)),
             accumulators.en.eq(issue & ~from_scratchpad),
             accumulators.addr.eq(acc),
             issued.w_en.eq(issue),
@@ -227,16 +240,18 @@ class PostEngine(wiring.Component):
             m.d.sync += active.eq(0)
         with m.If(accept):
             m.d.sync += active.eq(1)
-        with m.If(pair & ask_data & read.ready):
+        taken = ask_data & read.ready
+        with m.If(pair & taken):
             m.d.sync += second.eq(~second)
+        with m.If(still & taken):
+            m.d.sync += held.eq(~(issue & group_ends))
 
         # Arrival: data of the reads accepted in the cycle before ----------------------------------
         acc_comes, a_comes, b_comes = Signal(), Signal(), Signal()
-        taken = ask_data & read.ready
         m.d.sync += [
             acc_comes.eq(accumulators.en),
-            a_comes.eq(taken & from_scratchpad & ~second),
-            b_comes.eq(taken & (~from_scratchpad | second)),
+            a_comes.eq(taken & a_next),
+            b_comes.eq(taken & b_next),
         ]
         part = Signal(8 * lanes)
         if places == 1:
@@ -267,10 +282,10 @@ class PostEngine(wiring.Component):
             requantise.high.eq(cmd.high),
         ]
 
-        # An accumulator's ``b`` waits for the requantisation; an ``a`` for its ``b`` --------------
-        a = Signal(8 * lanes)
-        with m.If(a_comes):
-            m.d.sync += a.eq(part)
+        # ``b`` waits for the requantisation; ``a`` for its ``b``, or one ``b`` for all ``a`` ------
+        waiting = Signal(8 * lanes)
+        with m.If(Mux(still, b_comes, a_comes)):
+            m.d.sync += waiting.eq(part)
         m.d.comb += [
             addends.w_en.eq(b_comes & ~from_scratchpad),
             addends.w_data.eq(part),
@@ -278,9 +293,11 @@ class PostEngine(wiring.Component):
             combine.setup.eq(accept),
             combine.shift.eq(head.shift),
             combine.cmd.eq(cmd),
-            combine.i_valid.eq(combines & Mux(from_scratchpad, b_comes, requantise.o_valid)),
-            combine.a.eq(Mux(from_scratchpad, a, requantise.o)),
-            combine.b.eq(Mux(from_scratchpad, part, addends.r_data)),
+            combine.i_valid.eq(
+                combines & Mux(from_scratchpad, Mux(still, a_comes, b_comes), requantise.o_valid)
+            ),
+            combine.a.eq(Mux(from_scratchpad, Mux(still, part, waiting), requantise.o)),
+            combine.b.eq(Mux(from_scratchpad, Mux(still, waiting, part), addends.r_data)),
         ]
 
         # Results ---------------------------------------------------------------------------------

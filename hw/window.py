@@ -182,23 +182,26 @@ class WindowEngine(wiring.Component):
         in_window, stored, again = (Signal(name=n) for n in ("in_window", "stored", "again"))
         m.d.comb += [s.eq(v) for s, v in zip((in_window, stored, again), way(walk.current))]
         # Window positions in use: the kernel in the corner of the newest word.
-        kernel_x, kernel_y = Signal(3), Signal(3)
-        used = Signal(9)
+        width = config.window_kernel
+        kernel_x, kernel_y = Signal(width), Signal(width)
+        used = Signal(width * width)
         for kernel, size in ((kernel_x, cmd.kernel_w), (kernel_y, cmd.kernel_h)):
-            m.d.comb += kernel.eq(Cat(fast & (size > 2), fast & (size > 1), 1))
-        m.d.comb += used.eq(Cat(kernel_y[y] & kernel_x[x] for y in range(3) for x in range(3)))
+            m.d.comb += kernel.eq(Cat(*(fast & (size > n) for n in range(width - 1, 0, -1)), 1))
+        m.d.comb += used.eq(
+            Cat(kernel_y[y] & kernel_x[x] for y in range(width) for x in range(width))
+        )
 
         def corner(of: data.View) -> tuple[Value, Value]:
             """The window's column and row of the first tap."""
             sizes = (of.cmd.kernel_w, of.cmd.kernel_h)
-            return tuple(Mux(of.fast, 3 - size, 2)[:2] for size in sizes)
+            return tuple(Mux(of.fast, width - size, width - 1)[:3] for size in sizes)
 
         left_column, top_row = corner(walk.current)
 
         blocks_left = Signal(12)
         weight_addr, block_weights, params_addr = Signal(20), Signal(20), Signal(20)
         index = Signal(12)  # of the tap, or of the column in the region's row
-        slot_x, slot_y = Signal(2), Signal(2)
+        slot_x, slot_y = Signal(3), Signal(3)
         params_index = Signal(3)
         params_held = Signal()  # parameters wait in the pipeline to be taken over
         weight_first = Signal()  # ``again``: the tap's weights come next
@@ -268,7 +271,7 @@ class WindowEngine(wiring.Component):
                 read_weight()
                 with m.If(free):
                     m.d.sync += index.eq(index + 1)
-                    with m.If(slot_x == 2):
+                    with m.If(slot_x == width - 1):
                         m.d.sync += [slot_x.eq(left_column), slot_y.eq(slot_y + 1)]
                     with m.Else():
                         m.d.sync += slot_x.eq(slot_x + 1)
@@ -309,13 +312,14 @@ class WindowEngine(wiring.Component):
                             Mux(
                                 im2col,
                                 following.segment.emit,
-                                walk.mac & (walk.last | fast),
+                                walk.mac & walk.last,
                             )
                         ),
                         following.pixel.index.eq(Mux(im2col, walk.line, index)),
                         following.pixel.mac.eq(walk.mac),
-                        following.pixel.first.eq(walk.first | fast),
-                        following.pixel.last.eq(walk.last | fast),
+                        following.pixel.part.eq(walk.part),
+                        following.pixel.first.eq(walk.first),
+                        following.pixel.last.eq(walk.last),
                         following.segment.reload.eq(walk.reload),
                         following.segment.fetch.eq(walk.fetch),
                         following.segment.limit.eq(walk.limit),
@@ -330,7 +334,10 @@ class WindowEngine(wiring.Component):
                     ]
                     with m.If(free):
                         m.d.sync += weight_first.eq(1)
-                        m.d.sync += index.eq(Mux(Mux(fast, walk.row_end, walk.last), 0, index + 1))
+                        with m.If(~fast | walk.last):
+                            m.d.sync += index.eq(
+                                Mux(Mux(fast, walk.row_end, walk.last), 0, index + 1)
+                            )
                         with m.If(stop > rows):
                             m.d.sync += fill.eq(stop - rows)
                         with m.Elif(walk.last | (stop == rows)):
@@ -397,7 +404,13 @@ class WindowEngine(wiring.Component):
             reduce.stored.eq(stored),
             reduce.used.eq(used),
             reduce.ones.eq(Mux(depthwise, 0, used)),
-            reduce.issue.eq(take & ((token.kind == Kind.PIXEL) | (token.kind == Kind.SEGMENT))),
+            reduce.issue.eq(
+                take
+                & (
+                    ((token.kind == Kind.PIXEL) & (token.pixel.part == 0))
+                    | (token.kind == Kind.SEGMENT)
+                )
+            ),
             reduce.index.eq(token.pixel.index),
             reduce.pixel_valid.eq(arrives(Kind.PIXEL)),
             reduce.pixel.eq(data_token.pixel),

@@ -30,8 +30,10 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "cmd": command_layout(Opcode.WINDOW),
             "fast": 1,
             "taps": 12,  # kernel_w * kernel_h
-            "last_px": 18,  # of the region, fast
-            "last_py": 18,
+            "last_px": 19,  # of the region, fast
+            "last_py": 19,
+            "wide": 1,  # kernels of more than 3 columns or rows, fast
+            "tall": 1,
             "x0": column,
             "stride_x": column,
             "dilation_x": column,
@@ -89,9 +91,9 @@ class WalkSetup(wiring.Component):
         divide_left = Signal(range(DIVIDEND_BITS + 1))
 
         def span(count: Value, stride: Value, kernel: Value) -> Value:
-            """Last index of the input span of ``count`` outputs, for strides up to 3."""
+            """Last index of the input span of ``count`` outputs, for strides up to 7."""
             steps = count - 1
-            return Mux(stride[1], steps << 1, 0) + Mux(stride[0], steps, 0) + kernel - 1
+            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), kernel - 1)
 
         with m.FSM():
             with m.State("IDLE"):
@@ -138,8 +140,8 @@ class WalkSetup(wiring.Component):
                         ]
                 m.d.sync += prepared.fast.eq(
                     ~im2col
-                    & (cmd.kernel_w <= 3)
-                    & (cmd.kernel_h <= 3)
+                    & (cmd.kernel_w <= self.config.window_kernel)
+                    & (cmd.kernel_h <= self.config.window_kernel)
                     & ((cmd.dilation_x == 1) | (cmd.kernel_w == 1))
                     & ((cmd.dilation_y == 1) | (cmd.kernel_h == 1))
                     & (cmd.stride_x <= cmd.kernel_w)
@@ -163,6 +165,8 @@ class WalkSetup(wiring.Component):
                     prepared.first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)),
                     prepared.stride_rows.eq(stride_rows),
                     prepared.dilation_rows.eq(dilation_rows),
+                    prepared.wide.eq(prepared.fast & (cmd.kernel_w > 3)),
+                    prepared.tall.eq(prepared.fast & (cmd.kernel_h > 3)),
                 ]
                 m.next = "READY"
 
@@ -181,8 +185,10 @@ class TapWalk(wiring.Component):
 
     * General walk (``current.fast`` low): for every block, output and tap (kx innermost) one word.
     * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
-      marks those that complete an output's window. Taken by DEPTHWISE, SUM and MAX if the kernel is
-      at most 3x3, no axis has a stride above its kernel or is dilated, and the padded row takes
+      marks those that complete an output's window. Each of these has a step for each ``part`` of
+      the window that the kernel needs (:func:`~hw.window_lines.window_parts`), only the first with
+      the word. Taken by DEPTHWISE, SUM and MAX if the kernel is at most ``window_kernel`` high and
+      wide, no axis has a stride above its kernel or is dilated, and the padded row takes
       2..``window_width`` words.
     * IM2COL: for every output and tap its run, in *segments* of ``rows`` bytes from the run's
       start; ``count`` bytes from ``byte`` of a word, which go on in the next word when it ends.
@@ -211,8 +217,9 @@ class TapWalk(wiring.Component):
                 "byte": Out(range(rows)),  # first byte of the segment
                 "count": Out(range(rows + 1)),  # bytes of the segment (IM2COL)
                 "mac": Out(1),  # goes into an output
-                "first": Out(1),  # first word of an output (general)
-                "last": Out(1),  # last word of an output (general)
+                "part": Out(2),  # of the window (fast)
+                "first": Out(1),  # first step of an output (fast: of a word)
+                "last": Out(1),  # last step of an output (fast: of a word)
                 "row_end": Out(1),  # last word of the region's row (fast)
                 "block_end": Out(1),  # last word of the block
             }
@@ -233,9 +240,10 @@ class TapWalk(wiring.Component):
         row, pixel_row, block_row = (Signal(20, name=n) for n in ("row", "pixel_row", "block_row"))
         left = Signal(8)
         kx_left, ky_left = Signal(6), Signal(6)
-        ox_left, oy_left = Signal(18), Signal(18)
+        ox_left, oy_left = Signal(19), Signal(19)
         # Words (rows) of the region before the next that completes a window.
-        column_wait, row_wait = Signal(2), Signal(2)
+        column_wait, row_wait = Signal(3), Signal(3)
+        more, next_part = Signal(), Signal(2)
 
         def counts(of: data.View) -> list[Value]:
             """Steps of the loops over kx, ky, ox, oy beyond the first."""
@@ -276,7 +284,11 @@ class TapWalk(wiring.Component):
             self.split.eq(Mux(spills | holds_second, x.byte, rows)),
             self.byte.eq(x.byte),
             self.count.eq(Mux(prefetch, 0, whole)),
-            segment_end.eq(~im2col | (~prefetch & (left <= rows))),
+            next_part.eq(Mux(current.wide & (self.part == 0), 1, 2)),
+            more.eq(
+                self.mac & ((current.wide & (self.part == 0)) | (current.tall & (self.part != 2)))
+            ),
+            segment_end.eq(Mux(im2col, ~prefetch & (left <= rows), ~more)),
             self.addr.eq(row + word),
             tap_end.eq(segment_end & (kx_left == 0)),
             self.last.eq(tap_end & (ky_left == 0)),
@@ -291,7 +303,7 @@ class TapWalk(wiring.Component):
                 next_holds.words.eq(Mux(holds_first, 2, 1)),
             ]
         # Unsigned comparisons: a negative coordinate is a large one.
-        with m.If((y < cmd.in_h) & self.fetch):
+        with m.If((y < cmd.in_h) & self.fetch & (self.part == 0)):
             with m.If(word < current.width.word):
                 m.d.comb += self.limit.eq(rows)
             with m.Elif(word == current.width.word):
@@ -322,8 +334,9 @@ class TapWalk(wiring.Component):
                 self.first.eq(self.last),
                 run_starts.eq(segment_end),
                 holds.eq(next_holds),
+                self.part.eq(Mux(more, next_part, 0)),
             ]
-            with m.If(~segment_end & ~prefetch):
+            with m.If(im2col & ~segment_end & ~prefetch):
                 m.d.sync += [x.word.eq(following_word), left.eq(left - rows)]
             with m.Elif(segment_end):
                 m.d.sync += left.eq(cmd.run)

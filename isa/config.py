@@ -60,7 +60,10 @@ class Config:
     window: bool = True
     """The window engine (depthwise convolution, pooling, im2col) exists."""
     window_width: int = 256
-    """Words of the window engine's line buffer: the widest row its 3x3 fast path can hold."""
+    """Words of the window engine's line buffer: the widest row its fast path can hold."""
+    window_kernel: int = 5
+    """Kernel height and width up to which the window engine's fast path goes. 3: a line buffer
+    and a window smaller by more than half; larger kernels take a cycle a tap."""
     trace: bool = True
     """The trace unit exists."""
 
@@ -99,6 +102,7 @@ class Config:
             "window_width",
             "must be a power of two, 16..4096",
         )
+        need(self.window_kernel in (3, 5), "window_kernel", "must be 3 or 5")
         words = self.scratchpad_words
         need(
             self.scratchpad_bytes == words * self.rows and words % self.banks == 0,

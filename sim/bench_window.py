@@ -75,7 +75,7 @@ def _kind(c: Command) -> str:
         return c.op.name
     width = (c.out_w - 1) * c.stride_x + c.kernel_w
     fast = 2 <= width <= CONFIG.window_width and all(
-        kernel <= 3 and stride <= kernel and (dilation == 1 or kernel == 1)
+        kernel <= CONFIG.window_kernel and stride <= kernel and (dilation == 1 or kernel == 1)
         for kernel, stride, dilation in (
             (c.kernel_w, c.stride_x, c.dilation_x),
             (c.kernel_h, c.stride_y, c.dilation_y),

@@ -202,6 +202,11 @@ class _Window:
     mode: tuple[int, ...]
 
 
+def _further_parts(c: Mapping[str, int]) -> int:
+    """Cycles that a window of the fast path takes for an output beside its word's."""
+    return (c["kernel_w"] > 3) + (c["kernel_h"] > 3)
+
+
 def _window(c: Mapping[str, int], config: Config) -> _Window:
     out_h, out_w = c["out_h"], c["out_w"]
     taps = c["kernel_w"] * c["kernel_h"]
@@ -214,13 +219,14 @@ def _window(c: Mapping[str, int], config: Config) -> _Window:
         sizes, plain = [], True
         for axis, of in ("wx", "hy"):
             kernel, stride = c[f"kernel_{axis}"], c[f"stride_{of}"]
-            plain &= kernel <= 3 and stride <= kernel and (c[f"dilation_{of}"] == 1 or kernel == 1)
+            plain &= kernel <= config.window_kernel and stride <= kernel
+            plain &= c[f"dilation_{of}"] == 1 or kernel == 1
             sizes.append((c[f"out_{axis}"] - 1) * stride + kernel)
         words = out_h * out_w * taps
         fast = plain and 2 <= sizes[0] <= config.window_width
         again = c["op"] == WindowOp.DEPTHWISE and not fast and taps > config.window_width
         if fast:
-            words = sizes[0] * sizes[1]
+            words = sizes[0] * sizes[1] + _further_parts(c) * out_h * out_w
         elif again:
             words *= 2
         if c["op"] == WindowOp.DEPTHWISE and not again:
@@ -230,6 +236,13 @@ def _window(c: Mapping[str, int], config: Config) -> _Window:
         words *= c["blocks"]
     modes = ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h")
     return _Window(WINDOW_SET_UP + bits, words, (fast, *(c[m] for m in modes)))
+
+
+def _operand_reads(c: Mapping[str, int]) -> int:
+    """Reads of POST from the scratchpad for a group of two operands; one ``b`` for the whole image
+    is kept."""
+    size = c["out_w"] * c["out_h"]
+    return size + 1 if c["b_step"] == c["b_pitch"] == 0 else 2 * size
 
 
 def _bursts(c: Mapping[str, int], config: Config) -> list[int]:
@@ -495,7 +508,7 @@ class _Machine:
             begin = max(begin, max(start, before.last_group) + config.param_words + PARAM_LEAD)
             step = max(n, config.param_words + PARAM_LEAD)
         elif c["op"] != PostOp.NONE:
-            step = n = 2 * n
+            step = n = _operand_reads(c)
         if c["lut"]:
             # A table is read in words of 16 bytes at most.
             table = -(-TABLE_BYTES // config.rows) * -(-config.rows // 16)
@@ -614,14 +627,16 @@ class _Machine:
         """The step that completes each word that WINDOW writes, and where it goes."""
         window = self.windows[index]
         out_w, out_h, blocks, inner = c["out_w"], c["out_h"], c["blocks"], 1
-        block_words = window.words / blocks
+        block_words, parts = window.words / blocks, 0
         if c["op"] == WindowOp.IM2COL:
             inner = -(-c["kernel_w"] * c["kernel_h"] * c["run"] // self.config.rows)
             first, across, down = 0.0, block_words / out_h / out_w, block_words / out_h
         elif window.mode[0]:
             row = (out_w - 1) * c["stride_x"] + c["kernel_w"]
             across, down = c["stride_x"], row * c["stride_y"]
-            first = block_words - 1 - (out_h - 1) * down - (out_w - 1) * across
+            parts = _further_parts(c)
+            words = block_words - parts * out_w * out_h
+            first = words - 1 - (out_h - 1) * down - (out_w - 1) * across
         else:
             across = c["kernel_w"] * c["kernel_h"]
             down = across * out_w
@@ -630,6 +645,7 @@ class _Machine:
             for y in range(out_h):
                 for x in range(out_w):
                     step = b * block_words + first + y * down + x * across
+                    step += parts * (y * out_w + x + 1)
                     word = c["out"] + b * c["out_block"] + y * c["out_pitch"] + x
                     for k in range(inner):
                         yield round(step + k * across / inner), word + k * c["out_block"]
@@ -706,7 +722,7 @@ def busy(program: Program) -> dict[str, int]:
             out["array"] += tiles * max(size, config.rows)
         elif c["opcode"] == Opcode.POST:
             both = c["source"] == PostSource.SCRATCHPAD and c["op"] != PostOp.NONE
-            out["POST"] += c["groups"] * size * (2 if both else 1)
+            out["POST"] += c["groups"] * (_operand_reads(c) if both else size)
         elif c["opcode"] == Opcode.WINDOW:
             out["WINDOW"] += machine.windows[i].words
     moved = traffic(program)

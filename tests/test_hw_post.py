@@ -325,6 +325,19 @@ def test_rates():
         assert r.stalled == 0
 
 
+@pytest.mark.parametrize("op", [PostOp.ADD, PostOp.SUB, PostOp.MUL])
+def test_one_operand_for_all(op: PostOp):
+    """One ``b`` for the image is read once for every group."""
+    config = Config.sized(16, 8)
+    common = {"out_w": 6, "out_h": 10, "groups": 4, "ma": 1 << 20, "mb": 3 << 19, "shift": 21}
+    for n, area in (("out", 0), ("a", 1), ("b", 2)):
+        common |= tensor(n, area, 6, 10)
+    common |= {"b_step": 0, "b_pitch": 0}
+    r = run(config, [fields(source=PostSource.SCRATCHPAD, op=op, lut=False, **common)], seed=2)
+    assert len(r.written) == 240
+    assert r.written[-1] - r.written[0] == 4 * 61 - 2
+
+
 def test_groups_hide_their_parameters():
     """Between groups no cycle is lost when a group has at least ``param_words`` + 2 words."""
     config = Config.sized(8, 32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
@@ -185,7 +187,7 @@ def random_reduction(rng: np.random.Generator, config: Config, op: WindowOp) -> 
 
     def axis(most: int) -> tuple[int, int, int, int]:
         if fast:
-            kernel = int(rng.integers(2, 4))
+            kernel = int(rng.integers(2, 6))
             return kernel, int(rng.integers(1, kernel + 1)), 1, int(rng.integers(1, 6))
         kernel = int(rng.choice([1, 2, 3, 3, 3, 4, 5, 7, 11]))
         stride = int(rng.integers(1, 5 if rng.random() < 0.5 else 2))
@@ -274,7 +276,7 @@ def is_fast(c: dict[str, int], config: Config) -> bool:
     """The documented condition of the fast way, for an axis at a time."""
     width = (c["out_w"] - 1) * c["stride_x"] + c["kernel_w"]
     return 2 <= width <= config.window_width and all(
-        c[f"kernel_{a}"] <= 3
+        c[f"kernel_{a}"] <= config.window_kernel
         and c[f"stride_{s}"] <= c[f"kernel_{a}"]
         and (c[f"dilation_{s}"] == 1 or c[f"kernel_{a}"] == 1)
         for a, s in ("wx", "hy")
@@ -309,6 +311,34 @@ def test_fast_rate(op: WindowOp) -> None:
     (cycles,) = run(shape_of(4, 4), [command])
     overhead = {WindowOp.DEPTHWISE: 17, WindowOp.SUM: 8, WindowOp.MAX: 0}[op]
     assert cycles <= blocks * ((size + 2) ** 2 + overhead) + 24
+
+
+@pytest.mark.parametrize(
+    "kernel_w, kernel_h, parts", [(5, 5, 3), (4, 4, 3), (5, 3, 2), (5, 1, 2), (2, 5, 2)]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_kernel_rate(kernel_w: int, kernel_h: int, parts: int, stride: int) -> None:
+    """One word of the padded region a cycle, and further parts of the window for every output."""
+    out_w, out_h = 6, 5
+    sizes = {"kernel_w": kernel_w, "kernel_h": kernel_h, "out_w": out_w, "out_h": out_h}
+    strides = {"stride_x": min(stride, kernel_w), "stride_y": min(stride, kernel_h)}
+    command = square(14, op=WindowOp.DEPTHWISE, **sizes, **strides)
+    (cycles,) = run(shape_of(4, 4), [command])
+    width, height = (
+        (n - 1) * s + k
+        for n, s, k in zip((out_w, out_h), strides.values(), (kernel_w, kernel_h), strict=True)
+    )
+    words = width * height + (parts - 1) * out_w * out_h + kernel_w * kernel_h + 8
+    assert words < cycles <= words + 24
+
+
+@pytest.mark.parametrize("op", [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX])
+def test_small_window(op: WindowOp) -> None:
+    """Configured for kernels of 3, larger ones take a cycle a tap."""
+    config = dataclasses.replace(shape_of(4, 4), window_kernel=3)
+    (fast,) = run(config, [square(8, op=op)])
+    (general,) = run(config, [square(8, op=op, kernel_w=5, kernel_h=5)])
+    assert fast < 150 and general > 25 * 64
 
 
 @pytest.mark.parametrize("window_width, tap", [(128, 1), (16, 2)])

@@ -18,7 +18,7 @@ CYCLES = {
     "mobilenetv2": 1_308_400,
     "squeezenet": 1_600_263,
     "yolov3-tiny": 11_008_658,
-    "mobilenetv3-small": 796_775,
+    "mobilenetv3-small": 473_705,
     "unet-small": 1_413_109,
     "resnet50": 16_231_916,
 }

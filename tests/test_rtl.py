@@ -67,7 +67,9 @@ OTHERS = {
         8, 8, window=False, trace=False, queue_depth=2, axi_outstanding=1, axi_burst_beats=1
     ),
     "tiny": _tiny(4, 8, 1024, 2, 16, queue_depth=2, axi_data_bits=64),
-    "wide-cols": Config.sized(4, 16, axi_data_bits=64, banks=16, cell=8, window_width=16),
+    "wide-cols": Config.sized(
+        4, 16, axi_data_bits=64, banks=16, cell=8, window_width=16, window_kernel=3
+    ),
     "long-bursts": Config.sized(20, 12, axi_burst_beats=256, axi_data_bits=64, axi_outstanding=64),
 }
 

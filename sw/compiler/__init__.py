@@ -93,6 +93,7 @@ class Compiler:
         lowering = Lowering(graph, config)
         self.graph, self.config = graph, config
         self.stages = lowering.stages()
+        self.lowered = lowering.graph
         self.packed = lowering.packed
         self.constants = _constants(self.stages, config)
         self._made: tuple[tuple[Schedule, bool], Program] | None = None
@@ -102,7 +103,7 @@ class Compiler:
         stored = {p.tensor for p in self.graph.outputs}
         if dump:
             stored |= {op.output for op in self.graph.ops}
-        planner = Planner(self.graph, self.stages, self.config, stored, schedule)
+        planner = Planner(self.lowered, self.stages, self.config, stored, schedule)
         for name in stored - set(planner.words):
             raise ModelError(f"output {name}: is a graph input, nothing computes it")
         return planner

@@ -1,8 +1,9 @@
-"""Lowering: each operator of the graph becomes one stage with the constants its engines read.
+"""Lowering: each operator of the graph becomes a stage with the constants its engines read.
 
 Cases, in order:
 
-1. Conv, depthwise, int8 weights, no fused addition or function, window engine present: WINDOW.
+1. Conv, depthwise, int8 weights, no fused addition, window engine present: WINDOW; a fused
+   function is then a stage of its own, POST from the scratchpad.
 2. Conv on a packed graph input: WINDOW IM2COL, then CONV over the folded reduction, then POST.
 3. Any other Conv (groups spread out, blocks of zero weights left out; weights beyond int8 as the
    sum of two passes): CONV, then POST.
@@ -155,7 +156,8 @@ class WeightStore:
 
 
 class Lowering(ProductLowering):
-    """Lowers a graph for a configuration."""
+    """Lowers a graph for a configuration. ``graph`` then also has the tensors between stages of one
+    operator that may be carried out in stripes."""
 
     def __init__(self, graph: Graph, config: Config):
         self.graph = graph
@@ -169,15 +171,16 @@ class Lowering(ProductLowering):
             self._check_limits(op)
             if isinstance(op, MatMul):
                 out += self._product(i, op)
+            elif self._on_window(op) and op.activation is not None:
+                out += self._activated_depthwise(i, op)
             else:
                 out.append(self._lower(i, op))
         return out
 
     def _lower(self, layer: int, op: Op) -> Stage:
+        if self._on_window(op):
+            return self._depthwise(layer, op)
         if isinstance(op, Conv):
-            plain = op.residual is None and op.activation is None
-            if op.depthwise and self.config.window and plain and op.weights.dtype == np.int8:
-                return self._depthwise(layer, op)
             return self._conv(layer, op)
         if isinstance(op, ConvTranspose):
             return self._transposed(layer, op)
@@ -526,6 +529,24 @@ class Lowering(ProductLowering):
             window_op=window_op,
             **constants,
         )
+
+    def _on_window(self, op: Op) -> bool:
+        return (
+            isinstance(op, Conv)
+            and op.depthwise
+            and self.config.window
+            and op.residual is None
+            and op.weights.dtype == np.int8
+        )
+
+    def _activated_depthwise(self, layer: int, op: Conv) -> list[Stage]:
+        name = f"{op.output}:own"
+        own = dataclasses.replace(self.graph.tensors[op.output], name=name, zero=op.activation.zero)
+        self.graph = dataclasses.replace(self.graph, tensors=self.graph.tensors | {name: own})
+        conv = dataclasses.replace(op, output=name, activation=None)
+        values = op.activation.values
+        table = Table(op.name, op.op_type, op.output, -128, 127, x=name, values=values)
+        return [self._lower(layer, conv), self._lower(layer, table)]
 
     def _depthwise(self, layer: int, op: Conv) -> Stage:
         rows = self.config.rows

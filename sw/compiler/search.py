@@ -62,14 +62,17 @@ def work(stage: Stage, plan: StagePlan, on_chip: set[str], config: Config) -> Co
                 out[Engine.POST] += len(stage.phases) * columns * tile.pixels
         elif stage.kind == "vector":
             words = region.pixels * stage.groups
-            out[Engine.POST] += words * (1 if stage.combine.op == PostOp.NONE else 2)
+            once = stage.combine.op == PostOp.NONE or stage.sources[-1].broadcast
+            out[Engine.POST] += words * (1 if once else 2)
         else:
             (g,) = stage.sources[0].geometries
             words = math.prod(
                 (n - 1) * s + k for n, s, k in zip((region.h, region.w), g.strides, g.kernel)
             )
-            if max(g.kernel) > 3:
+            if max(g.kernel) > config.window_kernel:
                 words = region.pixels * math.prod(g.kernel)
+            else:
+                words += region.pixels * sum(k > 3 for k in g.kernel)
             out[Engine.WINDOW] += stage.groups * (words + COMMAND)
     if stage.fold is not None:
         f = stage.fold

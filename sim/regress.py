@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import os
 import random
 import re
 import subprocess
@@ -68,8 +67,8 @@ COCOTB_BENCHES = {
     ),
 }
 """cocotb modules by the design they run on: the accelerator, or its blocks side by side."""
-TIME_LIMIT = 900
-"""Wall-clock seconds for one simulator run."""
+TIME_LIMIT = 2 * 3600
+"""Wall-clock seconds for one simulator run, which takes minutes on an idle machine."""
 
 ASSERTION = re.compile(r"^ERROR: .*:\d+:", re.MULTILINE)
 """How Icarus, which goes on, prints a failed assertion."""
@@ -136,7 +135,7 @@ def _cocotb(
             try:
                 code = subprocess.run(
                     simulation.command,
-                    env=os.environ | simulation.environment | environment,
+                    env=simulation.environ(environment),
                     cwd=work,
                     stdin=subprocess.DEVNULL,
                     stdout=f,

@@ -134,7 +134,7 @@ SIMULATORS = [
 def copier(tmp_path_factory):
     from isa.csr import CSR_ADDR_BITS
 
-    path = tmp_path_factory.mktemp("copier") / "systole.sv"
+    path = tmp_path_factory.mktemp("a copier") / "systole.sv"
     path.write_text(COPIER.replace("ABITS", str(CSR_ADDR_BITS)))
     return path
 
@@ -274,13 +274,13 @@ def test_waves(opened, tmp_path):
     assert (tmp_path / "waves.vcd").stat().st_size > 5000
 
 
-def test_memory_is_bounded_fast_and_taken_only_where_touched(copier):
+def test_memory_is_bounded_and_taken_only_where_touched(copier):
     with RtlDevice(CONFIG, memory_bytes=6 << 30, rtl=copier) as device:
-        data = bytes(100 << 20)
-        start = time.monotonic()
+        data = bytes(range(256)) * (16 << 10)
         device.write_memory(0, data)
         assert device.read_memory(0, len(data)) == data
-        assert time.monotonic() - start < 5
+        taken = (device._directory / "memory").stat().st_blocks * 512
+        assert taken < 2 * len(data)
         with pytest.raises(ValueError, match="outside the device's"):
             device.write_memory((6 << 30) - 1, b"12")
 

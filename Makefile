@@ -6,7 +6,7 @@ JOBS ?= 2
 # Trained models with their data, as sw/models.py names them; not part of the project.
 MODELS ?= ../shared/models
 
-.PHONY: run test test-long sim lint docs bench bench-long models speed clean
+.PHONY: run test test-long sim lint docs bench bench-long models speed constraints clean
 
 run: .venv/run.stamp
 	$(BIN)/python -m sw.demo
@@ -45,23 +45,35 @@ speed: .venv/run.stamp
 clean:
 	rm -rf .venv build *.egg-info
 
-.venv/run.stamp: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+# The versions that were tested; where they are not to be had, any that pyproject.toml allows.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet
+define install
+	$(PIP_INSTALL) --constraint constraints.txt --editable '$(1)' || \
+	  $(PIP_INSTALL) --editable '$(1)'
+endef
+
+.venv/run.stamp: pyproject.toml constraints.txt
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(call install,.)
 	touch $@
 
-.venv/dev.stamp: pyproject.toml .venv/run.stamp
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+.venv/dev.stamp: .venv/run.stamp
+	$(call install,.[dev])
 	touch $@
 
-.venv/bench.stamp: pyproject.toml .venv/run.stamp
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+.venv/bench.stamp: .venv/run.stamp
+	$(call install,.[bench])
 	touch $@
+
+# After a change of the ranges in pyproject.toml, in a new .venv.
+constraints: .venv/dev.stamp .venv/bench.stamp
+	$(BIN)/python -m pip freeze --exclude-editable >constraints.txt
 
 # Icarus Verilog, where it may be installed; its tests are skipped, and say so, where it may not.
 .PHONY: icarus
 icarus:
 	@command -v iverilog >/dev/null || { \
 	  SUDO=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
-	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq iverilog; \
-	} >/dev/null 2>&1 || echo "Icarus Verilog is not installed and could not be: its tests are skipped"
+	  $$SUDO apt-get update -qq && \
+	    $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iverilog; \
+	} </dev/null >/dev/null 2>&1 || echo "Icarus Verilog is not installed and could not be: its tests are skipped"

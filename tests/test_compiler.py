@@ -283,7 +283,7 @@ BUFFERS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(BUFFERS)
 def test_packed_buffers_do_not_overlap(drawn):
     buffers = [Buffer((i,), words, at, at + n) for i, (words, at, n) in enumerate(drawn)]
@@ -320,7 +320,6 @@ def test_pieces_cover_the_reduction_in_order(blocks, kh, kw, limit):
     assert at == blocks * kh * kw * rows
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 16), st.integers(0, 16)), max_size=80))
 def test_weight_ring_holds_what_it_says(requests):
     """Against a memory that remembers what was written where; pieces come alone or in pairs."""

@@ -43,7 +43,7 @@ def commands(draw):
     return command.opcode, engine, fields
 
 
-@settings(derandomize=True, max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(commands(), max_size=4))
 def test_encode_decode_text_round_trip(program):
     complete = [w for opcode, engine, fields in program for w in encode(opcode, engine, **fields)]

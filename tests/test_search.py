@@ -18,7 +18,7 @@ from sw.cyclemodel import predict_layers
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_sliding_buffer_holds_every_row_until_it_has_been_read(data):
     stripes = data.draw(st.integers(1, 12))
     made = data.draw(st.lists(st.integers(1, 6), min_size=stripes, max_size=stripes))

@@ -35,6 +35,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 
 class Engine(enum.IntEnum):
@@ -109,11 +111,11 @@ class Field:
     signed: bool = False
     enum: type[enum.IntEnum] | None = None
 
-    @property
+    @cached_property
     def low(self) -> int:
         return -(1 << (self.bits - 1)) if self.signed else 0
 
-    @property
+    @cached_property
     def high(self) -> int:
         return (1 << (self.bits - self.signed)) - 1
 
@@ -147,20 +149,26 @@ class Command:
     def name(self) -> str:
         return self.opcode.name
 
-    @property
+    @cached_property
     def fields(self) -> tuple[Field, ...]:
         return HEADER + self.own_fields
 
-    @property
+    @cached_property
+    def places(self) -> dict[str, tuple[Field, int]]:
+        """The fields by name, with their first bit."""
+        ends = accumulate(f.bits for f in self.fields)
+        return {f.name: (f, end - f.bits) for f, end in zip(self.fields, ends)}
+
+    @cached_property
     def bits(self) -> int:
         return sum(f.bits for f in self.fields)
 
-    @property
+    @cached_property
     def words(self) -> int:
         """Length in 64-bit words when complete."""
         return -(-self.bits // 64)
 
-    @property
+    @cached_property
     def complete(self) -> int:
         """``present`` of a complete command."""
         return (1 << (self.words - 1)) - 1
@@ -393,16 +401,14 @@ def encode(
     if present is None:
         present = command.complete
     header = dict(opcode=opcode, engine=engine, wait=wait, signal=signal, present=present)
-    values = header | values
-    number, at = 0, 0
-    for f in command.fields:
-        value = int(values.pop(f.name, 0))
+    number, places = 0, command.places
+    for name, value in (header | values).items():
+        if name not in places:
+            raise ValueError(f"{command.name}: no field {name!r}")
+        f, at = places[name]
         if not f.low <= value <= f.high:
-            raise ValueError(f"{command.name}: {f.name} = {value} outside {f.low}..{f.high}")
-        number |= (value & ((1 << f.bits) - 1)) << at
-        at += f.bits
-    if values:
-        raise ValueError(f"{command.name}: no field {next(iter(values))!r}")
+            raise ValueError(f"{command.name}: {name} = {value} outside {f.low}..{f.high}")
+        number |= (int(value) & ((1 << f.bits) - 1)) << at
     return [number >> (64 * i) & 0xFFFF_FFFF_FFFF_FFFF for i in range(command.words)]
 
 
@@ -483,10 +489,9 @@ class Decoder:
         whole = [int(next(rest)) if present >> i & 1 else last[i] for i in range(command.words - 1)]
         number = sum(w << (64 * i) for i, w in enumerate([int(words[at]), *whole]))
         out: dict[str, int] = {}
-        for f in command.fields:
-            value = number & ((1 << f.bits) - 1)
-            number >>= f.bits
-            if f.signed and value >> (f.bits - 1):
+        for f, at_bit in command.places.values():
+            value = number >> at_bit & ((1 << f.bits) - 1)
+            if f.signed and value > f.high:
                 value -= 1 << f.bits
             if f.enum is not None:
                 try:

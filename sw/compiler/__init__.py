@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from isa import Config, Opcode
+from isa import Config
 from sw import layout
 from sw.compiler.emit import Emitter
 from sw.compiler.lowering import Lowering
@@ -145,12 +145,13 @@ class Compiler:
         Emitter(config, stages, plan, stream, dram, constants.offsets, stored).emit()
         stream.check_tokens()
 
-        # Addresses are in commands' first words, which are always there: the length stays.
-        shift = align(8 * len(stream.words()))
-        for c in stream.commands:
-            if c.opcode in (Opcode.LOAD, Opcode.STORE):
-                c.fields["dram"] += shift
-        words = stream.words()
+        words = stream.words(lambda n: align(8 * n))
+        shift = align(8 * len(words))
+        if shift + total >= MAX_MEMORY:
+            raise ModelError(
+                f"model {graph.name}: commands, weights and tensors take {shift + total} bytes of "
+                f"DRAM, over {MAX_MEMORY}"
+            )
         image = bytearray(shift + len(constants.data))
         image[: 8 * len(words)] = np.array(words, "<u8").tobytes()
         image[shift:] = constants.data

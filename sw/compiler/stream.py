@@ -9,6 +9,7 @@ only the latest of each engine matters, and none that earlier tokens already imp
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,10 @@ import numpy as np
 from isa import COMMANDS, Config, Encoder, Engine, Opcode
 from isa.csr import TOKEN_BITS
 from sw.graph import ModelError
+
+(DRAM_AT,) = {COMMANDS[o].places["dram"][1] for o in (Opcode.LOAD, Opcode.STORE)}
+"""Bit of a command's first word where its DRAM address begins."""
+assert DRAM_AT + COMMANDS[Opcode.LOAD].places["dram"][0].bits <= 64
 
 MAX_TOKENS = (1 << TOKEN_BITS) - 1
 """Tokens a counter holds."""
@@ -123,11 +128,10 @@ class CommandStream:
         for span in writes:
             at = span.indices()
             note(self._writer[span.memory][at])
-            for e in Engine:
-                if e != me:
-                    latest = int(self._readers[span.memory][e][at].max(initial=-1))
-                    if latest >= 0:
-                        found[e] = max(found.get(e, -1), latest)
+            latest = self._readers[span.memory][:, at].max(axis=1, initial=-1)
+            for e, command in enumerate(latest.tolist()):
+                if e != me and command >= 0:
+                    found[e] = max(found.get(e, -1), command)
         return found
 
     def _hold_back(self, me: Engine, needed: dict[int, int]) -> None:
@@ -195,10 +199,19 @@ class CommandStream:
                         f"{Engine(target).name} outstanding: a counter holds {MAX_TOKENS}"
                     )
 
-    def words(self) -> list[int]:
-        """The encoded program, END appended."""
+    def words(self, move_to: Callable[[int], int] = lambda words: 0) -> list[int]:
+        """The encoded program, END appended. ``move_to``: how far the DRAM addresses are to be
+        moved, in bytes, for a program of so many words."""
         out: list[int] = []
+        transfers: list[int] = []
         encoder = Encoder()
         for c in self.commands:
+            if c.opcode in (Opcode.LOAD, Opcode.STORE):
+                transfers.append(len(out))
             out += encoder.encode(c.opcode, c.engine, wait=c.wait, signal=c.signal, **c.fields)
-        return out + encoder.encode(Opcode.END)
+        out += encoder.encode(Opcode.END)
+        # Addresses are in the commands' first words, which are always there: the length stays.
+        distance = move_to(len(out)) << DRAM_AT
+        for at in transfers:
+            out[at] += distance
+        return out

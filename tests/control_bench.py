@@ -6,7 +6,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-from amaranth.sim import Simulator
+from simulation import simulation
 
 from hw.control import OPCODE_OF, Control, port_name
 from hw.interfaces import layout_of
@@ -44,7 +44,8 @@ class Bench:
 
     def __init__(self, *, seed: int = 1, latency: int = 6, stall: float = 0.0, **config):
         self.config = Config(**config)
-        self.dut = Control(self.config)
+        self._design = simulation(Control, self.config, (True, False))
+        self.dut = self._design.dut
         self.random = random.Random(seed)
         self.latency = latency
         self.stall = stall
@@ -80,8 +81,6 @@ class Bench:
     def run(self, main, *, cycles: int = 20_000) -> None:
         """Run the coroutine ``main(ctx)`` against the bench."""
         self.timeout = cycles
-        simulator = Simulator(self.dut)
-        simulator.add_clock(1e-6)
         finished = []
 
         async def testbench(ctx):
@@ -89,9 +88,7 @@ class Bench:
             await main(ctx)
             finished.append(True)
 
-        simulator.add_testbench(self._model, background=True)
-        simulator.add_testbench(testbench)
-        simulator.run()
+        self._design.run(self._model, testbench)
         assert finished
 
     async def read(self, name: str) -> int:

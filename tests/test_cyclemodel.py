@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 from amaranth.hdl import Fragment
+from networks import load_network, measured
 
 from hw import fetch, window_walk
 from hw.array import SystolicArray
 from hw.requantise import Requantise
 from hw.window_lines import WindowReduce
 from isa import Config, Engine, WindowOp
-from sw import cyclemodel
-from sw.bench import load_network, measured, predicted
+from sw import bench, cyclemodel
+from sw.bench import predicted
 from sw.compiler import compile_graph
 from sw.cyclemodel import predict, predict_layers
 
@@ -30,7 +31,7 @@ SMALL = ("resnet8", "dscnn-kws", "mobilenetv1-0.25-vww", "autoencoder-ad")
 @pytest.mark.xdist_group("16x16")
 @pytest.mark.parametrize("name", SMALL)
 def test_prediction_is_what_the_rtl_does(name):
-    result = measured(name, load_network(name), Config())
+    result = measured(name)
     assert result.mismatches == 0
     assert result.predicted.cycles == pytest.approx(result.cycles, rel=TOTAL)
     assert result.predicted.read_bytes == result.read_bytes
@@ -56,7 +57,7 @@ def test_prediction_is_what_the_rtl_does(name):
 )
 def test_prediction_holds_for_other_machines(config, latency):
     for name in SMALL:
-        result = measured(name, load_network(name), config, latency=latency)
+        result = bench.measured(name, load_network(name), config, latency=latency)
         assert result.mismatches == 0
         assert result.predicted.cycles == pytest.approx(result.cycles, rel=TOTAL), name
 

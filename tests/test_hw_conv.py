@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
+from simulation import simulation
 
 from hw.conv import ConvEngine
 from isa import COMMANDS, Config, Opcode
@@ -132,7 +132,8 @@ class Bench:
     def __init__(self, config: Config, *, seed: int = 0, gaps=0.0, refuse=0.0, drain=False):
         self.rng = np.random.default_rng(seed)
         self.config = config
-        self.dut = ConvEngine(config)
+        self._design = simulation(ConvEngine, config, (False, False, True, False))
+        self.dut = self._design.dut
         self.model = Model(config, self.rng)
         self.gaps, self.refuse, self.drain = gaps, refuse, drain
         self.accepted: list[int] = []
@@ -216,13 +217,7 @@ class Bench:
                 if want.any():
                     assert (await read(ctx, word) == want).all(), word
 
-        sim = Simulator(dut)
-        sim.add_clock(1e-6)
-        sim.add_testbench(monitor)
-        sim.add_testbench(put)
-        sim.add_testbench(scratchpad, background=True)
-        sim.add_testbench(check)
-        sim.run()
+        self._design.run(monitor, put, scratchpad, check)
         assert len(self.retired) == len(commands)
         assert self.stalled == self.refused
 

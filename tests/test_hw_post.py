@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from simulation import simulation
 
 from hw.post import PostEngine
 from hw.post_combine import PostCombine
@@ -159,7 +160,8 @@ def run(
     rng = np.random.default_rng(seed)
     memories = Memories(config, rng)
     reference = Memories(config, np.random.default_rng(seed))
-    dut = PostEngine(config)
+    design = simulation(PostEngine, config)
+    dut = design.dut
     out = Run()
 
     def pack(values: np.ndarray, bits: int) -> int:
@@ -222,10 +224,7 @@ def run(
             assert not ctx.get(write.valid) and not ctx.get(dut.command.retire)
             await ctx.tick()
 
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    sim.add_testbench(bench)
-    sim.run()
+    design.run(bench)
     return out
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
+from simulation import simulation
 
 from hw.window import WindowEngine
 from isa import COMMANDS, Config, Opcode, WindowOp
@@ -109,7 +109,8 @@ def run(
     actual = expected.words.copy()
     for c in commands:
         expected.execute(c)
-    dut = WindowEngine(config)
+    design = simulation(WindowEngine, config)
+    dut = design.dut
     port, read, write = dut.command, dut.scratchpad_read, dut.scratchpad_write
     cycles: list[int] = []
     accepted: int | None = None
@@ -169,10 +170,7 @@ def run(
                 raw = word.to_bytes(config.rows, "little")
                 actual[target] = np.frombuffer(raw, np.int8)
 
-    simulator = Simulator(dut)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    simulator.run()
+    design.run(bench)
     wrong = np.flatnonzero((actual != expected.words).any(axis=1))
     assert not len(wrong), (
         f"words {wrong[:8]} differ: {actual[wrong[0]]} {expected.words[wrong[0]]}"

@@ -4,9 +4,7 @@ to the number pinned here, and the cycle model within 1 % of them."""
 from __future__ import annotations
 
 import pytest
-
-from isa import Config
-from sw.bench import load_network, measured
+from networks import measured
 
 CYCLES = {
     "resnet8": 51_233,
@@ -35,7 +33,7 @@ TOTAL = 0.01
     "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in CYCLES]
 )
 def test_network(name):
-    result = measured(name, load_network(name), Config())
+    result = measured(name)
     assert result.mismatches == 0
     assert result.predicted.cycles == pytest.approx(result.cycles, rel=TOTAL)
     assert result.cycles == CYCLES[name]

@@ -234,7 +234,7 @@ RUNS = [
     pytest.param("commands", 4, 4),
     pytest.param("commands", 16, 16),
     pytest.param("commands", 8, 16),
-    pytest.param("verilator", 4, 4, marks=pytest.mark.xdist_group("rtl-4x4")),
+    pytest.param("verilator", 4, 4, marks=pytest.mark.xdist_group("4x4")),
 ]
 
 

@@ -158,7 +158,7 @@ def check_operators(device: RtlDevice, config: Config, seed: int) -> None:
 
 def on(name: str):
     """Marks a test of the configuration ``name``."""
-    return pytest.mark.xdist_group(f"rtl-{name}")
+    return pytest.mark.xdist_group(name)
 
 
 BOTH = [

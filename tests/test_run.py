@@ -233,6 +233,7 @@ def test_as_a_command(spoil, message, tmp_path):
     assert message in done.stderr
 
 
+@pytest.mark.xdist_group("16x16")
 def test_digits_on_the_rtl(tmp_path):
     """The bundled model on Verilator: cycles, timeline and report."""
     if shutil.which("make") is None or shutil.which("g++") is None:

@@ -14,6 +14,8 @@ from sim.build import BuildError, build
 from sim.device import MemoryModel, RtlDevice
 from sw.device import DeviceError, open_device
 
+pytestmark = pytest.mark.xdist_group("copier")
+
 SOURCE, TARGET, BEATS, MODE, START, RESPONSE, CYCLES = range(0, 28, 4)
 COPY, FAIL_ASSERTION, BAD_WLAST, BAD_STABILITY = range(4)
 CONFIG = Config.sized(4, 4, axi_data_bits=64, axi_burst_beats=64)

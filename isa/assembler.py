@@ -153,7 +153,7 @@ def asm(
 ) -> None:
     """Assemble FILE into little-endian 64-bit words."""
     try:
-        words = assemble(file.read_text())
+        words = assemble(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise _fail(file, e) from None
     (output or file.with_suffix(".bin")).write_bytes(struct.pack(f"<{len(words)}Q", *words))

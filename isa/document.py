@@ -223,8 +223,8 @@ def main(
     """Write docs/isa.md from the declarations."""
     text = document()
     if not check:
-        PATH.write_text(text)
-    elif not PATH.exists() or PATH.read_text() != text:
+        PATH.write_text(text, encoding="utf-8")
+    elif not PATH.exists() or PATH.read_text(encoding="utf-8") != text:
         typer.echo(f"{PATH} is out of date: run python -m isa.document", err=True)
         raise typer.Exit(1)
 

@@ -170,7 +170,7 @@ def main(
     except ConfigError as e:
         typer.echo(str(e), err=True)
         raise typer.Exit(1) from None
-    output.write_text(header(chosen))
+    output.write_text(header(chosen), encoding="utf-8")
 
 
 if __name__ == "__main__":

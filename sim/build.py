@@ -101,6 +101,10 @@ def build(
     ``python_clock``: Verilator only, clocked from Python, to
     compare speeds. Raises :class:`SimulatorMissingError` or :class:`BuildError`.
     """
+    if kind == "verilator":
+        _verilator()
+    elif kind == "icarus":
+        _find_icarus()
     design = generate(config) if rtl is None else Path(rtl)
     parameters = {
         "DATA_BITS": config.axi_data_bits,
@@ -325,12 +329,16 @@ def _build_verilator(
 # Icarus ------------------------------------------------------------------------------------------
 
 
-def _build_icarus(sources: list[Path], top: str, parameters: dict[str, int]) -> Simulator:
-    import cocotb_tools.config
-
+def _find_icarus() -> None:
     for tool in ("iverilog", "vvp"):
         if shutil.which(tool) is None:
             raise SimulatorMissingError("Icarus Verilog is not installed: apt install iverilog.")
+
+
+def _build_icarus(sources: list[Path], top: str, parameters: dict[str, int]) -> Simulator:
+    import cocotb_tools.config
+
+    _find_icarus()
     flags = ["-g2012", "-s", top, *(f"-P{top}.{n}={v}" for n, v in parameters.items())]
     settings = "+timescale+1ns/1ps\n"
 

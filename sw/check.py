@@ -123,11 +123,11 @@ def main(
         errors.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     if check:
-        if not PATH.exists() or PATH.read_text() != document():
+        if not PATH.exists() or PATH.read_text(encoding="utf-8") != document():
             typer.echo(f"{PATH} is out of date: run python -m sw.check --document", err=True)
             raise typer.Exit(1)
     elif write:
-        PATH.write_text(document())
+        PATH.write_text(document(), encoding="utf-8")
 
 
 if __name__ == "__main__":

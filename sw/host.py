@@ -78,7 +78,7 @@ def compare(ours: np.ndarray, reference: np.ndarray) -> Comparison:
 def _kernel_seconds(profile: Path) -> Counter[str]:
     """Time in kernels by node name, from onnxruntime's profile."""
     out: Counter[str] = Counter()
-    for event in json.loads(profile.read_text()):
+    for event in json.loads(profile.read_text(encoding="utf-8")):
         name = event["name"]
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             out[name.removesuffix("_kernel_time")] += event["dur"] / 1e6

@@ -379,6 +379,8 @@ def _cocotb_environment(top: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *path]),
         "PATH": os.environ.get("PATH", "") + os.pathsep + str(cocotb_tools.config.libs_dir),
         "GPI_USERS": f"{libpython};{cocotb_tools.config.pygpi_entry_point()}",
+        # The simulator's output, too: what it prints is in its log before it answers.
+        "PYTHONUNBUFFERED": "1",
     }
 
 

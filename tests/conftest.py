@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 for _name in (
     *("GITHUB_ACTIONS", "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "CLICOLOR_FORCE"),
     *("TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERMINAL_WIDTH"),
+    "PYTHONUNBUFFERED",  # Nor may what a simulator prints depend on it.
 ):
     os.environ.pop(_name, None)
 os.environ |= {"COLUMNS": "100", "LINES": "40", "TERM": "dumb"}

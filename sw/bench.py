@@ -115,8 +115,10 @@ def load_network(name: str, **parameters: int) -> Graph:
 
 
 def minimum_traffic(graph: Graph) -> int:
-    """Bytes that must cross the memory bus: every weight once, the inputs, the outputs."""
+    """Bytes that must cross the memory bus: every weight and constant once, the inputs, the
+    outputs."""
     weights = sum(op.weights.size for op in graph.ops if isinstance(op, Conv | ConvTranspose))
+    weights += sum(array.size for array in graph.constants.values())
     ports = [*graph.inputs, *graph.outputs]
     return weights + sum(int(np.prod(graph.tensors[p.tensor].shape)) for p in ports)
 

@@ -35,9 +35,9 @@ more than this together."""
 
 
 def run(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All tensors as int8 (N, C, H, W), given those behind the graph's input ports. The
-    intermediates of fused residuals and activations are among them, under their ``mid_name``."""
-    tensors = {}
+    """All tensors as int8 (N, C, H, W), given those behind the graph's input ports. Constants and
+    the intermediates of fused residuals and activations (as ``mid_name``) are among them."""
+    tensors = dict(graph.constants)
     for port in graph.inputs:
         array = np.asarray(inputs[port.tensor])
         wanted = graph.tensors[port.tensor].shape

@@ -333,6 +333,8 @@ class Graph:
     ops: list[Op]
     inputs: list[Port]
     outputs: list[Port]
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    """Tensors that nothing computes: positional embeddings, masks; int8 (N, C, H, W) by name."""
 
 
 def macs(op: Op, graph: Graph) -> int:

@@ -424,7 +424,8 @@ class _Partitioner(Dataflow):
         """The nodes of the first operator that fails by itself; all if there is none."""
         for op in graph.ops if graph else ():
             tensors = {name: graph.tensors[name] for name in (*op.inputs, op.output)}
-            ports = [Port(name, name, "int8") for name in op.inputs]
+            given = [name for name in op.inputs if name not in graph.constants]
+            ports = [Port(name, name, "int8") for name in given]
             result = [Port(op.output, op.output, "int8")]
             single = replace(graph, tensors=tensors, ops=[op], inputs=ports, outputs=result)
             try:

@@ -39,10 +39,11 @@ CONFIGS = [
 
 
 class Sketch:
-    """A graph under construction."""
+    """A graph under construction. ``constants``: all inputs but the first become constants."""
 
-    def __init__(self, rng):
+    def __init__(self, rng, constants=False):
         self.rng = rng
+        self.constants = constants
         self.tensors = {}
         self.ops = []
         self.inputs = []
@@ -92,9 +93,13 @@ class Sketch:
     def graph(self):
         used = {x for op in self.ops for x in op.inputs}
         outputs = [op.output for op in self.ops if op.output not in used]
-        return Graph(
-            "test", self.tensors, self.ops, self.inputs, [Port(o, o, "int8") for o in outputs]
-        )
+        ports = [Port(o, o, "int8") for o in outputs]
+        count = 1 if self.constants else len(self.inputs)
+        constants = {
+            p.tensor: self.rng.integers(-128, 128, self.shape(p.tensor)).astype(np.int8)
+            for p in self.inputs[count:]
+        }
+        return Graph("test", self.tensors, self.ops, self.inputs[:count], ports, constants)
 
 
 def some_shape(rng, channels=40, size=14):
@@ -365,7 +370,7 @@ def test_operator_on_commands(make):
         config = CONFIGS[seed % len(CONFIGS)]
         if make not in makers(config):
             continue
-        sketch = Sketch(rng)
+        sketch = Sketch(rng, constants=seed % 4 == 3)
         make(sketch, rng)
         graph = sketch.graph()
         inputs = {

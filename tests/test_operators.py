@@ -417,6 +417,36 @@ def test_pool_of_the_image(op_type, shape, dtype, tmp_path):
     assert isinstance(check(model, tmp_path).ops[0], Pool)
 
 
+REDUCED = {
+    (2, 5, 9, 8): [(1,), (2,), (-1,), (1, 2), (2, 3)],
+    (2, 9, 30): [(1,), (2,)],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape, axes", [(s, a) for s, each in REDUCED.items() for a in each])
+@pytest.mark.parametrize("op_type", ["ReduceMean", "ReduceMax"])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_reduction(shape, axes, op_type, keep, dtype, tmp_path):
+    """Also channels last; the mean over the channels is a product."""
+    model = Build(dtype)
+    names = [model.x("x", shape), model.const("axes", np.array(axes))]
+    value = model.node(op_type, names, "r", keepdims=keep)
+    graph = check(model.end(value, *((0.0371, 3) if op_type == "ReduceMax" else ())), tmp_path)
+    mean = op_type == "ReduceMean" and axes == (1,)
+    assert isinstance(graph.ops[-1], Conv if mean else Pool)
+
+
+def test_mean_of_a_sequence(tmp_path):
+    """Rows and features as a product makes them: nothing is moved."""
+    model = Build(np.int8)
+    w = random_array(np.random.default_rng(0), np.int8, (24, 20))
+    w = model.dq(model.const("w", w), 0.01, np.int8(0))
+    x = model.again(model.node("MatMul", [model.x("x", (1, 9, 24)), w], "p"), 0.1013, 0, "q")
+    graph = check(model.end(node("ReduceMean", ints(1), keepdims=0)(model, x)), tmp_path)
+    assert [type(op) for op in graph.ops] == [Conv, Pool]
+
+
 # Transposed convolution --------------------------------------------------------------------------
 
 
@@ -721,6 +751,103 @@ def test_moved_without_a_scale(tmp_path):
     assert [type(op) for op in graph.ops] == [Select, Pool, Conv]
 
 
+def test_parts_of_integers(tmp_path):
+    """Each result of a Split of int8 itself is a tensor of its own."""
+    model = Build(np.int8)
+    x = model.q(model.node("Neg", [model.x("x", (1, 6, 5, 7))], "n"), 0.0371, np.int8(3), "q")
+    model.node("Split", [x, model.const("sizes", np.array([2, 2, 2]))], "p0", axis=1)
+    model.nodes[-1].output.extend(["p1", "p2"])
+    a, b = (model.dq(p, 0.0371, np.int8(3)) for p in ("p0", "p2"))
+    graph = check(model.end(model.node("Sub", [a, b], "s"), 0.0713), tmp_path)
+    (first,), (second,) = (op.phases[0] for op in graph.ops if isinstance(op, Select))
+    assert (first.channels.tolist(), second.channels.tolist()) == ([0, 1], [4, 5])
+
+
+# Quantised behind the operators that choose -------------------------------------------------------
+
+
+def convolved(model, name="c"):
+    """A convolution's result of (1, 8, 8, 8), float, clamped."""
+    w = random_array(np.random.default_rng(0), np.int8, (8, 4, 3, 3))
+    w = model.dq(model.const(f"{name}_w", w), 0.01, np.int8(0))
+    value = model.node("Conv", [model.x(f"{name}_x", (1, 4, 10, 10)), w], name)
+    return model.node("Relu", [value], f"{name}_relu")
+
+
+CHOICES = {
+    "pool": [node("MaxPool", kernel_shape=[2, 2], strides=[2, 2])],
+    "pools": [node("MaxPool", kernel_shape=[3, 3], pads=[1] * 4), node("Pad", ints(*[1] * 8))],
+    "resize": [node("Resize", None, const(1, 1, 2, 2), mode="nearest")],
+    "order": [node("Reshape", ints(1, 2, 4, 64)), node("Transpose", perm=[0, 2, 1, 3]),
+              node("Reshape", ints(1, 8, 8, 8))],
+    "clip": [node("Slice", ints(2), ints(6), ints(1)), node("Clip", const(0.3), const(2.0))],
+    "maximum": [node("GlobalMaxPool")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CHOICES)
+def test_quantised_early(name, dtype, tmp_path):
+    """QuantizeLinear stands behind what chooses among elements; in front of it is the same."""
+    model = Build(dtype)
+    value = convolved(model)
+    for step in CHOICES[name]:
+        value = step(model, value)
+    graph = check(model.end(value, 0.0593, -20), tmp_path, exact=True)
+    assert isinstance(graph.ops[0], Conv) and graph.tensors[graph.ops[0].output].zero == -20
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_concat_quantised_early(dtype, tmp_path):
+    model = Build(dtype)
+    gate = model.node("Sigmoid", [model.x("z", (1, 3, 8, 8))], "gate")
+    value = model.node("Concat", [convolved(model), gate, convolved(model, "d")], "cat", axis=1)
+    value = node("MaxPool", kernel_shape=[2, 2])(model, value)
+    graph = check(model.end(value, 0.0293, -20), tmp_path)
+    assert [type(op) for op in graph.ops] == [Conv, Table, Conv, Select, Pool]
+
+
+def test_float_input_quantised_early(tmp_path):
+    model = Build(np.int8)
+    x = node("MaxPool", kernel_shape=[2, 2])(model, model.input("x", np.float32, (1, 4, 8, 8)))
+    onnx.save(model.end(x, 0.0293, -20), tmp_path / "model.onnx")
+    graph = load(tmp_path / "model.onnx")
+    array = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
+    (port,) = graph.inputs
+    ours = golden.quantise_input(port, graph.tensors[port.tensor], array)
+    ours = golden.run(graph, {port.tensor: ours})
+    theirs = oracle.run(tmp_path / "model.onnx", {"x": array})["y"]
+    assert np.array_equal(ours[graph.outputs[0].tensor], theirs)
+
+
+@pytest.mark.parametrize("behind", ["two scales", "a mean", "an output"])
+def test_not_quantised_early(behind, tmp_path):
+    """Not where the ways behind do not agree on a scale."""
+    model = Build(np.int8)
+    pooled = node("MaxPool", kernel_shape=[2, 2])(model, convolved(model))
+    first = model.again(pooled, 0.0593, 3, "first")
+    if behind == "an output":
+        onnx_model = model.end(first)
+        onnx_model.graph.output.append(onnx.helper.make_empty_tensor_value_info(pooled))
+    else:
+        second = model.node("Neg", [pooled], "n") if behind == "a mean" else pooled
+        second = model.again(second, 0.0613, 3, "second")
+        onnx_model = model.end(model.node("Add", [first, second], "a"))
+    with pytest.raises(ModelError, match="is float32: a QuantizeLinear"):
+        compare(onnx_model, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quantised_twice_alike(dtype, tmp_path):
+    """A QuantizeLinear for every reader, as some exporters write: computed once."""
+    model = Build(dtype)
+    value = convolved(model)
+    a, b = (model.again(value, 0.0593, -20, name) for name in "ab")
+    b = model.again(node("GlobalMaxPool")(model, b), 0.0593, -20, "m")
+    graph = check(model.end(model.node("Add", [a, b], "s"), 0.0671), tmp_path)
+    assert [type(op) for op in graph.ops] == [Conv, Pool, Binary]
+
+
 # Refusals ----------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -754,9 +881,12 @@ REFUSED = {
     "constants": (node("Pow", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "one value"),
     "impossible": (node("Slice", ints(0, 0), ints(1), ints(1)), "onnxruntime refuses it"),
     "rows": (
-        node("Mul", (np.arange(70, dtype=np.float32).reshape(70, 1),)),
-        "along the 4 channels",
+        node("Mul", (np.linspace(9, 100, 70, dtype=np.float32).reshape(70, 1),)),
+        "int8 gives it no better than to",
     ),
+    "mean of everything": (node("ReduceMean", ints(1, 2, 3)), "one or two of the last"),
+    "mean of channels and columns": (node("ReduceMean", ints(1, 3)), "one must stay"),
+    "mean of images": (node("ReduceMean", ints(0)), "one or two of the last"),
     "wider": (node("Add", (np.arange(8, dtype=np.float32).reshape(2, 4, 1, 1),)), "does not fit"),
     "not finite": (node("Add", (np.float32([[[0]], [[1]], [[2]], [[np.inf]]]),)), "not finite"),
     "divisor": (node("Div", (np.arange(4, dtype=np.float32).reshape(4, 1, 1),)), "has zeros"),

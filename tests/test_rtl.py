@@ -135,9 +135,10 @@ def check_graph(device: RtlDevice, config: Config, seed: int) -> None:
 
 
 def check_operators(device: RtlDevice, config: Config, seed: int) -> None:
-    """Up to four operators of every kind the compiler takes, each with inputs of its own."""
+    """Up to four operators of every kind the compiler takes, each with inputs of its own; of every
+    third seed all but one are constants."""
     rng = np.random.default_rng(seed)
-    sketch = Sketch(rng)
+    sketch = Sketch(rng, constants=seed % 3 == 1)
     choice = makers(config)
     for _ in range(rng.integers(1, 5)):
         choice[rng.integers(len(choice))](sketch, rng)

@@ -56,7 +56,8 @@ class Constants:
         self.data.extend(content)
 
 
-def _constants(stages: list[Stage], config: Config) -> Constants:
+def _constants(stages: list[Stage], graph: Graph, config: Config) -> Constants:
+    """By (stage, role) what stages need, by (name,) the constant tensors."""
     out = Constants(bytearray(), {})
     for i, stage in enumerate(stages):
         if stage.fixed:
@@ -64,6 +65,9 @@ def _constants(stages: list[Stage], config: Config) -> Constants:
             out.add((i, "fixed"), layout.to_dram(words, config.vector_bytes))
         if stage.weights is not None:
             out.add((i, "weights"), layout.to_dram(stage.weights, config.weight_vector_bytes))
+    for name, array in graph.constants.items():
+        words = layout.pack_blocked(array, config.rows)
+        out.add((name,), layout.to_dram(words, config.vector_bytes))
     return out
 
 
@@ -75,6 +79,8 @@ def _place_tensors(
     inputs = {p.tensor for p in graph.inputs}
     buffers = []
     for name, words in planner.words.items():
+        if name in graph.constants:
+            continue
         on_chip = name in plan.resident or name in plan.rolls
         if on_chip and name not in planner.stored and name not in inputs:
             continue
@@ -95,7 +101,7 @@ class Compiler:
         self.stages = lowering.stages()
         self.lowered = lowering.graph
         self.packed = lowering.packed
-        self.constants = _constants(self.stages, config)
+        self.constants = _constants(self.stages, graph, config)
         self._made: tuple[tuple[Schedule, bool], Program] | None = None
 
     def planner(self, schedule: Schedule = PLAIN, *, dump: bool = False) -> Planner:
@@ -141,8 +147,9 @@ class Compiler:
         unit = min(config.vector_bytes, config.weight_vector_bytes)
         stream = CommandStream(config, align(total), unit)
         dram = {name: constants_bytes + at for name, at in tensors.items()}
+        fixed = {name: constants.offsets[name,] for name in graph.constants}
         stages, stored = planner.stages, planner.stored
-        Emitter(config, stages, plan, stream, dram, constants.offsets, stored).emit()
+        Emitter(config, stages, plan, stream, dram | fixed, constants.offsets, stored).emit()
         stream.check_tokens()
 
         words = stream.words(lambda n: align(8 * n))

@@ -40,7 +40,8 @@ def _with_ops(graph: Graph, ops: list[Op]) -> Graph:
     """The graph with other operators, without the tensors that no longer exist."""
     kept = {name for op in ops for name in (op.output, *op.inputs)}
     tensors = {name: t for name, t in graph.tensors.items() if name in kept}
-    return replace(graph, ops=ops, tensors=tensors)
+    constants = {name: array for name, array in graph.constants.items() if name in kept}
+    return replace(graph, ops=ops, tensors=tensors, constants=constants)
 
 
 def drop_unused(graph: Graph) -> Graph:

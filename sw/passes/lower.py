@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +31,8 @@ from sw.graph import (
     Tensor,
     Transpose,
 )
-from sw.passes import channels, finish, moves
-from sw.passes.layout import LayoutError, View, default_layout, input_perm, output_perm
+from sw.passes import channels, codes, finish, moves
+from sw.passes.layout import LayoutError, View, default_layout, input_perm, merge, output_perm
 from sw.passes.values import (
     Affine,
     Const,
@@ -41,11 +41,25 @@ from sw.passes.values import (
     Node,
     Pending,
     Quant,
+    QuantConst,
     Quantised,
     RealInput,
     Stored,
     Value,
 )
+
+CHOOSING = frozenset(
+    ("Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GlobalMaxPool")
+    + ("Identity", "MaxPool", "Pad", "ReduceMax", "Relu", "Reshape", "Resize", "Slice")
+    + ("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Upsample")
+)
+"""Operators whose results are elements of their operands, clamped or not, and constants."""
+
+
+def _chooses(raw: ir.Node) -> bool:
+    """It is one of these (a Resize: of mode nearest)."""
+    known = raw.op_type in CHOOSING and raw.domain in ("", "ai.onnx")
+    return known and Node(raw).string("mode", "nearest") not in ("linear", "cubic")
 
 
 class Lowering:
@@ -59,11 +73,17 @@ class Lowering:
         self.made: dict[str, Op] = {}
         """The operator that makes each tensor."""
         self.opsets: dict[str, int] = dict(model.graph.opset_imports)
+        self.emitted: dict[tuple, str] = {}
+        """Tensors of results quantised, by what was, and how."""
         self.settled: dict[Any, str] = {}
         """Tensors of results that got no scale of their own, by operator or by origin."""
         self.arranged: dict[tuple, Dequantised] = {}
         """Tensors with the elements of others in another order, by tensor and order."""
         self.input_types: dict[str, str] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        """The tensors that nothing computes, int8 in the model's own shape."""
+        self.fixed: dict[QuantConst, Dequantised] = {}
+        """The constants among them that a node reads as they are."""
         self.ports: dict[str, str] = {}
         """Tensor of each float input once quantised, of each int8/uint8 input from the start."""
 
@@ -120,6 +140,8 @@ class Lowering:
             perm = output_perm(value.view)
         if value.tensor in self.ports.values():
             raise ModelError(f"output {name!r} is a graph input passed through")
+        if value.tensor in self.constants:
+            raise ModelError(f"output {name!r} is a constant")
         stored = self.tensors[value.tensor]
         form = (value.view.shape, perm)
         if stored.onnx_shape is not None and (stored.onnx_shape, stored.perm) != form:
@@ -154,7 +176,13 @@ class Lowering:
         ]
         if not self.ops:
             raise ModelError("the model has no operator to compute")
-        return Graph(self.model.graph.name or "", tensors, self.ops, inputs, outputs)
+        constants = {
+            name: np.ascontiguousarray(self._stored(name))
+            for name in self.constants
+            if name in tensors
+        }
+        name = self.model.graph.name or ""
+        return Graph(name, tensors, self.ops, inputs, outputs, constants)
 
     # Operands ------------------------------------------------------------------------------------
 
@@ -205,7 +233,11 @@ class Lowering:
         return Quant(np.float32(scale.reshape(())), number, is_unsigned)
 
     def dequantise(self, node: Node, value: Value | None, quant: Quant) -> Dequantised:
-        """A quantised activation in real numbers; gives a graph input its scale."""
+        """A quantised activation, or constant, in real numbers; gives a graph input its scale."""
+        if isinstance(value, Const):
+            shift = 128 if quant.unsigned else 0
+            scale, zero = np.reshape(quant.scale, 1), np.reshape(quant.zero + shift, 1)
+            return self.constant(node, QuantConst(value.array, scale, zero, 0))
         if not isinstance(value, Quantised):
             raise node.fail("its operand must be a quantised (int8 or uint8) activation")
         stored = self.tensors[value.tensor]
@@ -225,17 +257,106 @@ class Lowering:
         return self.real(node, self.operand(node, index), index)
 
     def real(self, node: Node, value: Value | None, index: int) -> Dequantised:
-        """``value``, input ``index`` of the node, which must be a dequantised activation."""
+        """``value``, input ``index`` of the node, which must be a dequantised activation, or a
+        constant that can be one."""
         if isinstance(value, Pending):
             value = self._settle(value) or value
+        if isinstance(value, QuantConst):
+            return self.constant(node, value)
         if isinstance(value, Dequantised):
             return value
         if isinstance(value, Pending | Function | Affine | RealInput):
+            if (early := self.early(node, value, index)) is not None:
+                return early
             raise node.fail(
                 f"operand {node.raw.inputs[index].name!r} is float32: a QuantizeLinear and "
                 "DequantizeLinear are needed before it (quantise the model first)"
             )
         raise node.fail(f"operand {index} must be a dequantised activation")
+
+    def early(
+        self, node: Node, value: Pending | Function | Affine | RealInput, index: int
+    ) -> Dequantised | None:
+        """``value``, input ``index`` of a node that chooses among its elements, quantised in front
+        of it as all that the node's results come to are behind it; None if they are not, alike.
+        Rounding keeps the order of numbers, so the results are the same."""
+        quants = set(self._quants_behind(node.raw))
+        if len(quants) != 1 or None in quants:
+            return None
+        (quant,) = quants
+        name = node.raw.inputs[index].name
+        while name in self.tensors:
+            name = f"{name}:quantised"
+        made = self.quantise(node.making(name), value, quant)
+        return Dequantised(made.tensor, made.view, quant.scale)
+
+    def _quants_behind(self, raw: ir.Node) -> Iterator[Quant | None]:
+        """How the results of a node that chooses among the elements of its first operands, or of
+        all, are quantised, directly or behind more of these; None where they are not."""
+        if not _chooses(raw):
+            yield None
+            return
+        for output in raw.outputs:
+            if output.is_graph_output():
+                yield None
+            for user, place in output.uses():
+                if user.op_type == "QuantizeLinear" and place == 0:
+                    try:
+                        yield self.quant_of(Node(user))
+                    except ModelError:
+                        yield None
+                else:
+                    yield from self._quants_behind(user)
+
+    def quant_of(self, node: Node) -> Quant:
+        """Of a QuantizeLinear."""
+        return self.quant(node, 1, unsigned=node.int("output_dtype", 2) == 2)
+
+    def constant(self, node: Node, value: QuantConst) -> Dequantised:
+        """A constant as an activation, which gets its layout where it is read."""
+        if value not in self.fixed:
+            array, quant = codes.of_quantised(node, value)
+            name = self.keep(node, array, quant)
+            self.fixed[value] = Dequantised(name, View.contiguous(array.shape), quant.scale)
+        return self.fixed[value]
+
+    def lay_alike(self, x: Dequantised, like: Dequantised) -> None:
+        """Stores a constant tensor not yet laid out with its axes where those of ``like``, of the
+        same rank, are, if they are whole."""
+        if self.tensors[x.tensor].shape is not None:
+            return
+        with contextlib.suppress(LayoutError):
+            view = self.bind(like, None)
+            _, c, h, w = self.tensors[like.tensor].shape
+            groups: list[list[tuple[int, int]]] = [[], [], []]
+            for axis, dim in enumerate(view.dims):
+                stride = dim[-1][1] if dim else 1
+                group = 0 if stride >= c * h * w else 1 if stride >= h * w else 2
+                groups[group].append((-stride, axis))
+            n, c, p = ([axis for _, axis in sorted(group)] for group in groups)
+            shape, dims = x.view.shape, x.view.dims
+            sizes = [math.prod(shape[i] for i in axes) for axes in (n, c, p)]
+            n, c, p = (merge(*(dims[i] for i in axes)) for axes in (n, c, p))
+            self.bind(x, View((sizes[0], sizes[1], 1, sizes[2]), (n, c, (), p)))
+
+    def keep(self, node: Node, array: np.ndarray, quant: Quant, stored: bool = False) -> str:
+        """A new constant tensor of int8; ``stored``: (N, C, H, W) as it is to lie, else in the
+        model's shape."""
+        name = f"{node.name}:constant {len(self.constants)}"
+        self.constants[name] = array
+        self.tensors[name] = Stored(
+            quant.unsigned,
+            quant,
+            array.shape if stored else None,
+            array.shape,
+            tuple(range(array.ndim)),
+        )
+        return name
+
+    def _stored(self, name: str) -> np.ndarray:
+        """A constant tensor that has a layout, as it lies."""
+        stored = self.tensors[name]
+        return self.constants[name].transpose(stored.perm).reshape(stored.shape)
 
     def _settle(self, value: Pending) -> Dequantised | None:
         """A result that fits the scale and zero point of its operands, in these; else None."""
@@ -383,24 +504,41 @@ class Lowering:
         """The elements of ``x``'s tensor at ``index``, in a tensor in default layout."""
         key = (x.tensor, index.shape, index.tobytes())
         if key not in self.arranged:
-            self.known_quant(node, x)
-            quant = self.tensors[x.tensor].quant
-            source = Dequantised(x.tensor, x.view, quant.scale)
-            try:
-                moved = self.moved(node, [source], index, plain=True)
-            except ModelError:
-                n, c, h, w = self.tensors[x.tensor].shape
-                places = np.arange(n * c * h * w, dtype=np.int32).reshape(n, h * w, c)
-                other = places.transpose(0, 2, 1).reshape(-1)[index]
-                source = replace(source, tensor=self.transposed(node, x))
-                moved = self.moved(node, [source], other, plain=True)
-            (origin,) = moved.op.inputs
-            if moves.is_identity(moved.op, moved.shape, self.tensors[origin].shape):
-                self.arranged[key] = Dequantised(origin, moved.view, quant.scale)
+            quant = self.known_quant(node, x)
+            if x.tensor in self.constants:
+                fixed = self.chosen(node, x.tensor, index)
+                self.bind(fixed, default_layout(fixed.view))
+                self.arranged[key] = fixed
             else:
-                self.arranged[key] = self._settle(moved)
+                self.arranged[key] = self._carried(node, x, quant, index)
         made = self.arranged[key]
         return made if isinstance(x, Dequantised) else Quantised(made.tensor, made.view)
+
+    def chosen(self, node: Node, name: str, index: np.ndarray) -> Dequantised:
+        """The elements at ``index`` of a constant tensor that is laid out, as another, not yet
+        laid out."""
+        quant = self.tensors[name].quant
+        array = self._stored(name).reshape(-1)[index]
+        made = self.keep(node, array, quant)
+        return Dequantised(made, View.contiguous(array.shape), quant.scale)
+
+    def _carried(
+        self, node: Node, x: Quantised | Dequantised, quant: Quant, index: np.ndarray
+    ) -> Dequantised:
+        """The elements at ``index`` of the tensor of ``x``, brought there by operators."""
+        source = Dequantised(x.tensor, x.view, quant.scale)
+        try:
+            moved = self.moved(node, [source], index, plain=True)
+        except ModelError:
+            n, c, h, w = self.tensors[x.tensor].shape
+            places = np.arange(n * c * h * w, dtype=np.int32).reshape(n, h * w, c)
+            other = places.transpose(0, 2, 1).reshape(-1)[index]
+            source = replace(source, tensor=self.transposed(node, x))
+            moved = self.moved(node, [source], other, plain=True)
+        (origin,) = moved.op.inputs
+        if moves.is_identity(moved.op, moved.shape, self.tensors[origin].shape):
+            return Dequantised(origin, moved.view, quant.scale)
+        return self._settle(moved)
 
     def transposed(self, node: Node, x: Quantised | Dequantised) -> str:
         """The tensor of ``x`` with channels and positions in each other's place."""
@@ -408,6 +546,11 @@ class Lowering:
         if key not in self.settled:
             quant = self.known_quant(node, x)
             n, c, h, w = self.tensors[x.tensor].shape
+            if x.tensor in self.constants:
+                array = self._stored(x.tensor).reshape(n, c, h * w).transpose(0, 2, 1)
+                array = np.ascontiguousarray(array).reshape(n, h * w, 1, c)
+                self.settled[key] = self.keep(node, array, quant, stored=True)
+                return self.settled[key]
             fields = {"name": node.name, "op_type": "Transpose", "output": ""}
             op = Transpose(**fields, low=-128, high=127, x=x.tensor)
             shape = (n, h * w, 1, c)
@@ -460,7 +603,22 @@ class Lowering:
     # Results -------------------------------------------------------------------------------------
 
     def quantise(self, node: Node, value: Value | None, quant: Quant) -> Quantised:
-        """What QuantizeLinear does: emits the pending operator with its scale and clamps."""
+        """What QuantizeLinear does: emits the pending operator with its scale and clamps, once for
+        each of these."""
+        if isinstance(value, Pending):
+            key = (value.op, value.low, value.high, quant)
+        elif isinstance(value, Function | Affine):
+            key = (value, quant)
+        else:
+            return self._quantise(node, value, quant)
+        if key in self.emitted:
+            return Quantised(self.emitted[key], value.view)
+        made = self._quantise(node, value, quant)
+        if made.view is value.view:
+            self.emitted[key] = made.tensor
+        return made
+
+    def _quantise(self, node: Node, value: Value | None, quant: Quant) -> Quantised:
         if isinstance(value, RealInput):
             return self._quantise_input(node, value, quant)
         if isinstance(value, Dequantised):
@@ -478,6 +636,12 @@ class Lowering:
         if isinstance(op, Conv | ConvTranspose | MatMul):
             op = replace(op, scale=finish.checked(node, op.scale / quant.scale))
         elif isinstance(op, Binary):
+            if value.off > quant.scale / 2:
+                raise node.fail(
+                    f"the constant of {op.op_type} {op.name!r} varies over the image, and int8 "
+                    f"gives it no better than to {value.off / quant.scale:.2g} steps of the "
+                    "result: half a step is the limit"
+                )
             op = finish.scaled_binary(node, op, quant)
         elif isinstance(op, Select):
             op = self._finish_select(node, value, quant, (low, high) == (-128, 127))

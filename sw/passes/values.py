@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class Pending:
     view: View
     low: float = -math.inf
     high: float = math.inf
+    off: float = 0.0
+    """By how much, in real numbers, a constant that was rounded to int8 may falsify it."""
 
 
 Value = Const | QuantConst | Quantised | Dequantised | Function | Affine | RealInput | Pending
@@ -154,6 +157,12 @@ class Node:
         self.op_type = raw.op_type
         self.name = raw.name or (raw.outputs[0].name if raw.outputs else "") or ""
         self.output = raw.outputs[0].name or "" if raw.outputs else ""
+
+    def making(self, output: str) -> Node:
+        """The node, of whose results ``output`` is meant."""
+        made = copy.copy(self)
+        made.output = output
+        return made
 
     def fail(self, why: str) -> ModelError:
         return ModelError(f"{self.op_type} {self.name!r}: {why}")

@@ -1,4 +1,5 @@
-"""Arithmetic of an activation, or of a convolution's result, and a constant per channel."""
+"""Arithmetic of an activation and a constant, which runs along the channels or over the image, and
+of a convolution's result and a constant per channel."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Conv, ConvTranspose, ModelError, Select
+from sw.graph import Binary, Conv, ConvTranspose, ModelError, Select
+from sw.passes import codes, moves
 from sw.passes.layout import LayoutError, View, default_layout
 from sw.passes.lower import Lowering
 from sw.passes.operators.products import bias
-from sw.passes.values import Affine, Const, Dequantised, Node, Pending, QuantConst, Value
+from sw.passes.values import Affine, Const, Dequantised, Node, Pending, Quant, QuantConst, Value
 
 
 def with_constant(
@@ -30,11 +32,24 @@ def with_constant(
         if op_type == "Mul":
             return _scaled(node, x, constant)
         raise node.fail("its operand is float32: a QuantizeLinear and DequantizeLinear are needed")
-    x, values = per_channel(state, node, x, constant)
-    if op_type == "Div" and first:
-        raise node.fail("a constant per channel can only be the divisor")
-    if op_type == "Div" and not values.all():
+    if op_type == "Div" and not _real(node, constant).all():
         raise node.fail("its divisor has zeros")
+    if isinstance(x, Affine):
+        return _by_constant(node, op_type, *per_channel(state, node, x, constant), first)
+    x = state.real(node, x, 0)
+    try:
+        found = _as_it_lies(state, node, x, constant)
+    except ModelError as e:
+        try:
+            np.broadcast_to(_real(node, constant), x.view.shape)
+        except ValueError:
+            raise e from None
+        return over_image(state, node, op_type, x, constant, first)
+    return _by_constant(node, op_type, *found, first)
+
+
+def _by_constant(node: Node, op_type: str, x: Affine, values: np.ndarray, first: bool) -> Affine:
+    """``x`` and a value for each of its channels."""
     with np.errstate(over="ignore"):
         gain = {"Mul": values, "Div": 1 / values if values.all() else values}.get(op_type, 1.0)
         gain = -gain if op_type == "Sub" and first else gain
@@ -50,17 +65,15 @@ def per_channel(
 ) -> tuple[Affine, np.ndarray]:
     """``x`` as a function of its channels, this node the last, and the constant's value for
     each."""
+    array = _real(node, constant)
     if isinstance(x, Affine):
         if x.below is not None or (x.low, x.high) != (-math.inf, math.inf):
             raise node.fail("a QuantizeLinear and DequantizeLinear are needed before it")
         x = replace(x, op_types=(*x.op_types, node.op_type))
-    array = _real(node, constant)
-    if isinstance(x, Affine):
         return x, _by_channel(state, node, x, array)
     x = state.real(node, x, 0)
-    made = _affine(state, node, x, _rows(state, x, array))
     try:
-        return made, _by_channel(state, node, made, array)
+        return _as_it_lies(state, node, x, constant)
     except ModelError as e:
         try:
             np.broadcast_to(array, x.view.shape)
@@ -68,6 +81,103 @@ def per_channel(
             raise e from None
     made = _affine(state, node, state.plain(node, x), None)  # stored in another order till now
     return made, _by_channel(state, node, made, array)
+
+
+def _as_it_lies(
+    state: Lowering, node: Node, x: Dequantised, constant: Const | QuantConst
+) -> tuple[Affine, np.ndarray]:
+    """As ``per_channel``, of the channels of the tensor of ``x``."""
+    array = _real(node, constant)
+    made = _affine(state, node, x, _rows(state, x, array))
+    return made, _by_channel(state, node, made, array)
+
+
+def over_image(
+    state: Lowering,
+    node: Node,
+    op_type: str,
+    x: Dequantised,
+    constant: Const | QuantConst,
+    first: bool,
+) -> Value:
+    """``x`` and a constant that varies over the image, which becomes a tensor of its own: the
+    second operand of a Binary where int8 codes give it exactly. Else channels stored in another
+    order are tried, then a sum of ``x`` and the constant's coarse and fine codes, or for products
+    the nearest codes, whose error the result's scale must outweigh."""
+    real = _real(node, constant)
+    if not np.isfinite(real).all():
+        raise node.fail("its constant gives numbers that are not finite")
+    if op_type == "Div":
+        op_type, real = "Mul", 1 / real
+        constant = None
+    if isinstance(constant, QuantConst) and constant.scale.size == constant.zero.size == 1:
+        (array, quant), off = codes.of_quantised(node, constant), 0.0
+    else:
+        array, quant, off = codes.of_real(real)
+    if off > codes.EXACT * quant.scale:
+        try:
+            made = _affine(state, node, state.plain(node, x), None)
+            return _by_constant(node, op_type, made, _by_channel(state, node, made, real), first)
+        except ModelError:
+            if op_type != "Mul":
+                return _sum(state, node, op_type, x, real, first)
+    view = state.bound(node, x, None)
+    shape = state.tensors[x.tensor].shape
+    name = state.keep(node, _laid_out(x, view, shape, array), quant, stored=True)
+    operands = [(x.tensor, x.scale), (name, quant.scale)]
+    (a, a_scale), (b, b_scale) = operands[::-1] if first else operands
+    product = op_type == "Mul"
+    op = Binary(
+        kind=op_type.lower(),
+        **_fields(node),
+        a=a,
+        b=b,
+        a_ratio=float(a_scale * b_scale if product else a_scale),
+        b_ratio=float(b_scale),
+    )
+    own = state.tensors[x.tensor].quant
+    reach = max(own.zero + 128, 127 - own.zero) * float(x.scale)
+    return Pending(op, shape, view, off=off * reach if product else 0.0)
+
+
+def _sum(
+    state: Lowering, node: Node, op_type: str, x: Dequantised, real: np.ndarray, first: bool
+) -> Pending:
+    """``x`` plus or minus real numbers (or these minus ``x``) with one rounding."""
+    view = state.bound(node, x, None)
+    shape = state.tensors[x.tensor].shape
+    # The finest unit of which x is a whole number, and the constant not too many.
+    most = np.abs(real).max() / (127 * codes.FINE)
+    weight = int(min(127, max(1, float(x.scale) / most)))
+    unit = float(x.scale) / weight
+    if most > unit:
+        raise node.fail(
+            f"its constant of up to {np.abs(real).max():g} varies over the image, where its "
+            f"operand's steps are {x.scale:g}: {127 * codes.FINE} of these are the limit"
+        )
+    sign = -1 if op_type == "Sub" else 1
+    own, other = (sign, 1) if first else (1, sign)
+    terms = [(x.tensor, own * weight)]
+    for part, factor in zip(codes.fine(real, unit), (codes.FINE, 1), strict=True):
+        quant = Quant(np.float32(unit * factor), 0, False)
+        array = _laid_out(x, view, shape, part)
+        terms.append((state.keep(node, array, quant, stored=True), other * factor))
+    picks = [replace(moves.identity(name, shape, unit), weight=w) for name, w in terms]
+    return Pending(Select(**_fields(node), phases=[picks]), shape, view)
+
+
+def _fields(node: Node) -> dict:
+    fields = {"name": node.name, "op_type": node.op_type, "output": ""}
+    return fields | {"low": -128, "high": 127}
+
+
+def _laid_out(
+    x: Dequantised, view: View, shape: tuple[int, int, int, int], array: np.ndarray
+) -> np.ndarray:
+    """``array``, broadcast to ``x``, as the tensor of ``x`` lies, of ``shape``."""
+    out = np.empty(math.prod(shape), array.dtype)
+    out[view.indices().reshape(-1)] = np.broadcast_to(array, x.view.shape).reshape(-1)
+    return out.reshape(shape)
 
 
 def _affine(state: Lowering, node: Node, x: Dequantised, layout: View | None) -> Affine:
@@ -108,9 +218,11 @@ def _real(node: Node, constant: Const | QuantConst) -> np.ndarray:
 
 def _rows(state: Lowering, x: Dequantised, array: np.ndarray) -> View | None:
     """The layout of rows and features for a graph input of three dimensions not yet laid out, where
-    a constant runs along the last; else None."""
+    a constant runs along the last alone, or the last two; else None."""
     lead, features = x.view.shape[:-1], x.view.shape[-1:]
-    if len(lead) != 2 or array.size != features[0] or array.shape[-1:] != features:
+    if len(lead) != 2 or array.shape[-1:] != features:
+        return None
+    if array.size != features[0] and array.shape[-2:] != x.view.shape[-2:]:
         return None
     if state.tensors[x.tensor].shape is not None:
         return None

@@ -32,16 +32,18 @@ KINDS = {"Add": "add", "Sub": "sub", "Mul": "mul"}
 @operator("Add")
 def add(state: Lowering, node: Node) -> Value:
     """Of two activations, of equal shape or one of them the same for a whole image, (N, C, 1, 1);
-    of an activation, or the result of a product or convolution (as its bias), and a constant, one
-    value or one per channel."""
+    of an activation and a constant that does not exceed it in shape; of the result of a product or
+    convolution and a constant (as its bias), one value or one per channel."""
     return arithmetic_of(state, node, "Add", [state.operand(node, i) for i in (0, 1)])
 
 
 @operator("Sub", "Mul")
 def arithmetic(state: Lowering, node: Node) -> Value:
     """Of two activations, of equal shape or one of them (Sub: the second) the same for a whole
-    image, (N, C, 1, 1); of an activation and a constant, one value or one per channel; Mul of the
-    result of a product or convolution and such a constant."""
+    image, (N, C, 1, 1); of an activation and a constant that does not exceed it in shape (float
+    factors that vary over the image: where the nearest int8 codes are off by half a step of the
+    result at most); Mul of the result of a product or convolution and a constant, one value or one
+    per channel."""
     operands = [state.operand(node, i) for i in (0, 1)]
     return arithmetic_of(state, node, node.op_type, operands)
 

@@ -32,7 +32,7 @@ def elementwise(state: Lowering, node: Node) -> Value:
 
 @operator("Div")
 def div(state: Lowering, node: Node) -> Value:
-    """As Sigmoid and others; of an activation by a constant per channel."""
+    """As Sigmoid and others; of an activation by a constant, as Mul."""
     function = of_one_activation(state, node)
     a, b = state.operand(node, 0), state.operand(node, 1)
     if function is None and isinstance(b, Const | QuantConst):

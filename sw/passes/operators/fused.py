@@ -15,7 +15,8 @@ from sw.passes.values import Const, Dequantised, Node, QuantConst, Value
 
 
 def _activation(state: Lowering, node: Node, index: int) -> Dequantised:
-    """The activation at ``index`` with scale and zero point in the next two inputs."""
+    """The activation, or constant, at ``index`` with scale and zero point in the next two
+    inputs."""
     return state.dequantise(node, state.operand(node, index), state.quant(node, index + 1))
 
 
@@ -99,5 +100,5 @@ def qlinear_average_pool(state: Lowering, node: Node) -> Value:
 def qlinear_global_average_pool(state: Lowering, node: Node) -> Value:
     """As GlobalAveragePool; ``channels_last`` 0."""
     _channels_first(node)
-    pending = over_image(state, node, _activation(state, node, 0), "average", keep=True)
+    pending = over_image(state, node, _activation(state, node, 0), "average")
     return state.quantise(node, pending, state.quant(node, 3))

@@ -18,7 +18,8 @@ from sw.passes.values import Const, Dequantised, Node, Pending, QuantConst, Quan
 @operator("DepthToSpace", "SpaceToDepth")
 def move(state: Lowering, node: Node) -> Value:
     """Along any axis, where elements move in a regular order (up to 64 phases, 256 picks; between
-    images of up to 4096 channels together); other operands constant."""
+    images of up to 4096 channels together), and of constants quantised per tensor; other operands
+    constant."""
     return _moved(state, node, [0])[0]
 
 
@@ -30,7 +31,8 @@ def split(state: Lowering, node: Node) -> tuple[Value, ...]:
 
 @operator("Concat")
 def concat(state: Lowering, node: Node) -> Value:
-    """Of activations, of any scales if dequantised; along any axis."""
+    """Of activations, and constants quantised per tensor, of any scales if dequantised; along any
+    axis."""
     return _moved(state, node, range(len(node.raw.inputs)))[0]
 
 
@@ -81,7 +83,7 @@ def _pad_value(node: Node, given: Value | None) -> float:
 
 def _moved(
     state: Lowering, node: Node, moving: Iterable[int], fill: float = 0.0
-) -> list[Pending | Quantised]:
+) -> list[Pending | Dequantised | Quantised]:
     """The node's results; ``moving`` are the inputs whose elements it moves, the others
     constants."""
     parts, quant = [], None
@@ -97,14 +99,24 @@ def _moved(
             value = Dequantised(value.tensor, value.view, quant.scale)
         parts.append(value)
     pending = arrange(state, node, parts, moving, fill)
-    return [state.quantise(node, p, quant) for p in pending] if quant else pending
+    if quant is None:
+        return pending
+    names = [output.name or "" for output in node.raw.outputs]
+    return [
+        state.quantise(node.making(name), p, quant) for name, p in zip(names, pending, strict=True)
+    ]
 
 
 def arrange(
     state: Lowering, node: Node, parts: list[Dequantised], moving: list[int], fill: float = 0.0
-) -> list[Pending]:
+) -> list[Pending | Dequantised]:
     """The results of ``node``, whose inputs ``moving`` stand for ``parts``: the node runs on
-    positions, and ``fill`` is what it has where there is none."""
+    positions, and ``fill`` is what it has where there is none. Of one constant alone constants."""
+    others = [p for p in parts if p.tensor not in state.constants]
+    for part in parts:
+        if others and part.tensor in state.constants:
+            state.positions(others[0])
+            state.lay_alike(part, others[0])
     kind = np.int32 if node.op_type in ("Resize", "Upsample") else np.float64
     arrays: list[np.ndarray | None] = [None] * len(node.raw.inputs)
     start = 0
@@ -121,8 +133,10 @@ def arrange(
             changes["value"] = -1.0
     if node.op_type == "QLinearConcat":
         arrays, changes = [arrays[i] for i in moving], {"op_type": "Concat", "domain": ""}
-    made = evaluate(node, arrays, state.opsets, **changes)
-    return [state.moved(node, parts, index.astype(np.int32), fill) for index in made]
+    made = [a.astype(np.int32) for a in evaluate(node, arrays, state.opsets, **changes)]
+    if not others and len(parts) == 1 and all((index >= 0).all() for index in made):
+        return [state.chosen(node, parts[0].tensor, index) for index in made]
+    return [state.moved(node, parts, index, fill) for index in made]
 
 
 @operator("QLinearConcat", domain=MICROSOFT)

@@ -167,7 +167,8 @@ def conv(state: Lowering, node: Node) -> Value:
 @operator("MatMul")
 def matmul(state: Lowering, node: Node) -> Value:
     """Activation (..., K) times a constant (K, N), or times an activation (..., K, N), batches
-    broadcast; the latter on square arrays (rows = cols)."""
+    broadcast; the latter on square arrays (rows = cols). A constant quantised per tensor may stand
+    for the first activation."""
     x, w = state.activation(node, 0), state.operand(node, 1)
     if isinstance(w, Const | QuantConst):
         return product(state, node, x, w)

@@ -16,8 +16,7 @@ def quantize_linear(state: Lowering, node: Node) -> Value:
     value = state.operand(node, 0)
     if isinstance(value, Const):
         return _quantise_const(state, node, value.array)
-    quant = state.quant(node, 1, unsigned=node.int("output_dtype", 2) == 2)
-    return state.quantise(node, value, quant)
+    return state.quantise(node, value, state.quant_of(node))
 
 
 @operator("DequantizeLinear")

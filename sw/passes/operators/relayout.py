@@ -26,19 +26,42 @@ from sw.passes.values import (
 def relayout(
     state: Lowering, node: Node, value: Value | None, change: Callable[[View], View]
 ) -> Value:
-    """An activation seen in another shape. No data move, unless it was transposed before."""
+    """An activation or a constant seen in another shape. No data move, unless it was transposed
+    before."""
+    if isinstance(value, QuantConst):
+        return _constant(node, value, change)
     if not isinstance(value, Quantised | Dequantised | Function | Affine | RealInput | Pending):
         raise node.fail("its operand must be an activation")
     try:
         return replace(value, view=change(value.view))
     except LayoutError as e:
         if not isinstance(value, Quantised | Dequantised):
+            value = state.early(node, value, 0)
+        if value is None:
             raise node.fail(f"{e} without moving data") from None
     try:
         shape = change(View.contiguous(value.view.shape)).shape
     except LayoutError as e:
         raise node.fail(str(e)) from None
     return state.rearranged(node, value, state.positions(value).reshape(shape))
+
+
+def _constant(node: Node, value: QuantConst, change: Callable[[View], View]) -> QuantConst:
+    shape, axis = value.array.shape, value.axis
+    try:
+        made = change(View.contiguous(shape)).shape
+    except LayoutError as e:
+        raise node.fail(str(e)) from None
+    if max(value.scale.size, value.zero.size) > 1:
+        # The scales' axis must still be one.
+        before, size = math.prod(shape[:axis]), shape[axis]
+        same = [i for i in range(len(made)) if (math.prod(made[:i]), made[i]) == (before, size)]
+        if not same:
+            raise node.fail(
+                f"a constant {list(shape)} with scales along axis {axis} as {list(made)}"
+            )
+        axis = same[0]
+    return QuantConst(value.array.reshape(made), value.scale, value.zero, axis)
 
 
 @operator("Identity", "Dropout")

@@ -286,15 +286,49 @@ def test_channels_with_hardly_any_gain(tmp_path):
     check(model.end(node("Add", (shift,))(model, value)), tmp_path)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("behind", ["activation", "convolution", "rows"])
+def test_batch_normalisation(behind, dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    model = Build(dtype)
+    x = model.x("x", (9, 6) if behind == "rows" else (1, 6, 9, 7))
+    if behind == "convolution":
+        w = model.dq(model.const("w", random_array(rng, np.int8, (6, 6, 3, 3))), 0.002, np.int8(0))
+        x = model.node("Conv", [x, w], "c")
+    ranges = ((-1.5, 1.5), (-0.2, 0.2), (-0.2, 0.2), (0.5, 1.5))
+    given = [(rng.uniform(low, high, 6).astype(np.float32),) for low, high in ranges]
+    model = model.end(node("Relu")(model, node("BatchNormalization", *given)(model, x)), 0.0493)
+    (op,) = check(model, tmp_path).ops
+    behind_one = behind == "convolution"
+    assert op.op_type == ("Conv" if behind_one else "BatchNormalization") and op.low == -7
+
+
+@pytest.mark.parametrize("op_type", ["Mul", "Div"])
+@pytest.mark.parametrize("of", ["Conv", "Add", "Mul", "AveragePool", "MatMul"])
+def test_result_times_a_number(of, op_type, tmp_path):
+    """No scale in between: it is in the result's. Also behind a clamp."""
+    model = Build(np.int8)
+    x = model.x("x", (1, 6, 9, 9))
+    w = random_array(np.random.default_rng(0), np.int8, (6, 6, 3, 3))
+    w = model.dq(model.const("w", w), 0.001, np.int8(0))
+    more = {"Conv": [w], "AveragePool": []}.get(of, [model.x("z", (1, 6, 9, 9), 0.021)])
+    attributes = {"kernel_shape": [2, 2]} if of == "AveragePool" else {}
+    value = node("Relu")(model, model.node(of, [x, *more], "v", **attributes))
+    value = node(op_type, const(0.37))(model, value)
+    (op,) = check(model.end(value, 0.0437), tmp_path).ops
+    assert op.op_type == of and op.low == -7
+
+
+@pytest.mark.parametrize("added", ["Add", "Sub"])
 @pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
-def test_constants_behind_a_convolution(op_type, tmp_path):
+def test_constants_behind_a_convolution(op_type, added, tmp_path):
     rng = np.random.default_rng(0)
     model = Build(np.int8)
     w = model.dq(model.const("w", random_array(rng, np.int8, (6, 6, 3, 3))), 0.02, np.int8(0))
     value = model.node(op_type, [model.x("x", (1, 6, 9, 7)), w], "c")
     gain = np.array([1.5, -0.5, 0.25, 1, 0, -2], np.float32).reshape(6, 1, 1)
     value = node("Mul", (gain,))(model, value)
-    value = node("Add", (rng.normal(size=(6, 1, 1)).astype(np.float32),))(model, value)
+    value = node(added, (rng.normal(size=(6, 1, 1)).astype(np.float32),))(model, value)
     check(model.end(value, 0.3), tmp_path)
 
 
@@ -570,6 +604,49 @@ def test_transposed(perm, behind, dtype, tmp_path):
         x = node("MaxPool", kernel_shape=[2, 2])(model, x)
     types = {type(op) for op in check(model.end(x, 0.0371, 3), tmp_path, exact=True).ops}
     assert types == ({Pool} if behind == "end" else {Pool, Select})
+
+
+CHANNELS_LAST = {
+    "pad": [node("Pad", ints(0, 0, 0, 0, 0, 1, 1, 0))],
+    "join": [],
+    "slice": [node("Slice", ints(1), ints(9), ints(1))],
+    "upsample": [node("Resize", None, const(1, 2, 2, 1), mode="nearest")],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_channels_last(name, dtype, tmp_path):
+    """Between the transpositions that a converter puts around convolutions; nothing is moved
+    otherwise."""
+    rng, model = np.random.default_rng(0), Build(dtype)
+
+    def conv(x, name, inputs, outputs):
+        w = model.const(name, random_array(rng, np.int8, (outputs, inputs, 3, 3)))
+        w = model.dq(w, 0.004, np.int8(0))
+        x = node("Transpose", perm=[0, 3, 1, 2])(model, x)
+        x = model.node("Conv", [x, w], f"{name}_c", pads=[1] * 4)
+        return model.again(node("Transpose", perm=[0, 2, 3, 1])(model, x), 0.0713, 3, f"{name}_q")
+
+    x = conv(model.x("x", (1, 10, 12, 3)), "a", 3, 20)
+    for step in CHANNELS_LAST[name]:
+        x = step(model, x)
+    if name == "join":
+        x = model.node("Concat", [x, conv(x, "b", 20, 4)], "j", axis=3)
+    x = model.again(x, 0.0713, 3, "moved")
+    x = conv(x, "d", 24 if name == "join" else 20, 8)
+    model = model.done("d_q", dtype)
+    count = 4 if name == "join" else 3
+    ops = check(model, tmp_path, exact=True).ops
+    assert [type(op) for op in ops].count(Select) == 1 and len(ops) == count
+
+
+def test_concat_of_what_is_stored_in_another_order(tmp_path):
+    model = Build(np.int8)
+    x = model.node("MaxPool", [model.x("x", (1, 15, 9, 15))], "m", kernel_shape=[1, 1])
+    x = model.again(x, 0.0371, 3, "q")
+    x = node("Transpose", perm=[0, 2, 1, 3])(model, x)
+    check(model.end(model.node("Concat", [x, x], "c", axis=2), 0.0371, 3), tmp_path, exact=True)
 
 
 def test_movement_of_integers(tmp_path):

@@ -580,6 +580,8 @@ class Lowering:
         layouts = [default_layout(whole)]
         if index.ndim == 2:
             layouts.append(whole.reshape((*index.shape, 1, 1)))
+        elif index.ndim == 4 and not plain:
+            layouts.append(whole.transpose((0, 3, 1, 2)))
         elif index.ndim == 3 and not plain:
             rows = whole.reshape((math.prod(index.shape[:2]), index.shape[2]))
             layouts.append(default_layout(rows))

@@ -3,7 +3,8 @@
 1. Parse; refuse external data that is missing, short or outside the model's folder.
 2. Fix the input shapes: dimensions get the values asked for; an unknown first dimension (the
    batch) becomes 1.
-3. Inline functions, fold constants (quantised weights stay quantised), lift constants.
+3. Inline functions, fold constants (quantised weights stay quantised) and what shapes decide, lift
+   constants.
 4. Sort topologically; refuse cycles and values that nothing defines.
 """
 
@@ -49,7 +50,10 @@ def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.M
     _attempt(
         f"{path}: its constants cannot be folded",
         lambda: optimizer.fold_constants(
-            model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=FOLD_LIMIT,
+            output_size_limit=FOLD_LIMIT,
         ),
     )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

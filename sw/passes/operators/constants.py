@@ -26,14 +26,10 @@ def with_constant(
     first: bool,
 ) -> Value:
     """Add, Sub, Mul, Div of ``x`` and a constant, which is the ``first`` operand or the second."""
-    if isinstance(x, Pending) and not isinstance(x.op, Select):
-        if op_type == "Add":
-            return _add_bias(node, x, constant)
-        if op_type == "Mul":
-            return _scaled(node, x, constant)
-        raise node.fail("its operand is float32: a QuantizeLinear and DequantizeLinear are needed")
     if op_type == "Div" and not _real(node, constant).all():
         raise node.fail("its divisor has zeros")
+    if isinstance(x, Pending) and not isinstance(x.op, Select):
+        return _pending(node, op_type, x, constant, first)
     if isinstance(x, Affine):
         return _by_constant(node, op_type, *per_channel(state, node, x, constant), first)
     x = state.real(node, x, 0)
@@ -46,6 +42,36 @@ def with_constant(
             raise e from None
         return over_image(state, node, op_type, x, constant, first)
     return _by_constant(node, op_type, *found, first)
+
+
+def _pending(
+    node: Node, op_type: str, x: Pending, constant: Const | QuantConst, first: bool
+) -> Pending:
+    """A result that has no scale yet and a constant."""
+    if op_type == "Add":
+        return _add_bias(node, x, constant)
+    real = _real(node, constant)
+    if op_type == "Sub" and not first:
+        return _add_bias(node, x, Const(np.float32(-real)))
+    if op_type == "Sub":
+        raise node.fail("its operand is float32: a QuantizeLinear and DequantizeLinear are needed")
+    factor = real if op_type == "Mul" else 1 / real
+    return _times(x, factor) or _scaled(node, x, Const(np.float32(factor)))
+
+
+def _times(x: Pending, factor: np.ndarray) -> Pending | None:
+    """A result times one positive number: its scale; None if there are more, or others."""
+    number = float(factor.flat[0]) if factor.size else 0.0
+    fits = factor.ndim <= len(x.view.shape) and factor.size == 1
+    if not (fits and 0 < number < math.inf):
+        return None
+    op = x.op
+    if isinstance(op, Binary):
+        other = op.b_ratio if op.kind == "mul" else op.b_ratio * number
+        op = replace(op, a_ratio=op.a_ratio * number, b_ratio=other)
+    else:
+        op = replace(op, scale=op.scale * np.float32(number))
+    return replace(x, op=op, low=x.low * number, high=x.high * number, off=x.off * number)
 
 
 def _by_constant(node: Node, op_type: str, x: Affine, values: np.ndarray, first: bool) -> Affine:

@@ -48,6 +48,30 @@ def arithmetic(state: Lowering, node: Node) -> Value:
     return arithmetic_of(state, node, node.op_type, operands)
 
 
+@operator("BatchNormalization")
+def batch_normalisation(state: Lowering, node: Node) -> Value:
+    """At inference, with constant parameters; of an activation, or of the result of a
+    convolution."""
+    if node.int("training_mode", 0):
+        raise node.fail("training_mode = 1: it must be 0")
+    names = ("scale", "bias", "mean", "variance")
+    given = [state.const(node, i, name) for i, name in enumerate(names, 1)]
+    if any(array is None or array.dtype != np.float32 for array in given):
+        raise node.fail("its parameters must be float32")
+    scale, shift, mean, variance = (array.astype(np.float64) for array in given)
+    gain = scale / np.sqrt(variance + node.float("epsilon", 1e-5))
+    value = state.operand(node, 0)
+    if not isinstance(value, Dequantised | Affine | Pending):
+        raise node.fail("its operand must be a dequantised activation or a convolution's result")
+    rank = len(value.view.shape)
+    for op_type, values in (("Mul", gain), ("Add", shift - mean * gain)):
+        constant = Const(np.float32(values).reshape(-1, *(1,) * (rank - 2)))
+        value = with_constant(state, node, op_type, value, constant, first=False)
+    if isinstance(value, Affine):
+        value = replace(value, op_types=value.op_types[:-1])
+    return value
+
+
 def arithmetic_of(state: Lowering, node: Node, op_type: str, operands: list[Value | None]) -> Value:
     """The node as ``op_type`` of ``operands``."""
     function = function_of(state, node, operands, op_type=op_type, domain="")

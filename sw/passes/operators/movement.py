@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from sw.graph import ModelError
 from sw.passes.evaluate import evaluate
 from sw.passes.lower import Lowering
 from sw.passes.operators.interpolate import linear
@@ -110,8 +111,22 @@ def _moved(
 def arrange(
     state: Lowering, node: Node, parts: list[Dequantised], moving: list[int], fill: float = 0.0
 ) -> list[Pending | Dequantised]:
-    """The results of ``node``, whose inputs ``moving`` stand for ``parts``: the node runs on
-    positions, and ``fill`` is what it has where there is none. Of one constant alone constants."""
+    """The results of ``node``, whose inputs ``moving`` stand for ``parts``, and ``fill`` for what
+    is none of their elements. Of one constant alone constants. Parts stored in an order that
+    cannot be moved at once are brought to the usual one first."""
+    try:
+        return _arranged(state, node, parts, moving, fill)
+    except ModelError:
+        plain = [state.plain(node, part) for part in parts]
+        if all(a.tensor == b.tensor for a, b in zip(plain, parts, strict=True)):
+            raise
+        return _arranged(state, node, plain, moving, fill)
+
+
+def _arranged(
+    state: Lowering, node: Node, parts: list[Dequantised], moving: list[int], fill: float
+) -> list[Pending | Dequantised]:
+    """As ``arrange``: the node runs on positions."""
     others = [p for p in parts if p.tensor not in state.constants]
     for part in parts:
         if others and part.tensor in state.constants:

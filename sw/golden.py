@@ -109,6 +109,10 @@ def _conv(op: Conv, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str
     if residual:
         zero, low, high = residual.mid_zero, residual.mid_low, residual.mid_high
     for n, rows, acc in accumulate(op, x, graph.tensors[op.x].zero):
+        if op.shortcut:
+            other = tensors[op.shortcut.other][n, :, rows].astype(np.int64)
+            other -= graph.tensors[op.shortcut.other].zero
+            acc += np.moveaxis(other, 0, -1) * op.shortcut.factors
         result = numerics.requantise(acc, op.bias, multiplier, shift, zero, low, high)
         out[n, :, rows] = np.moveaxis(result, -1, 0)
     if not residual:

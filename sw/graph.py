@@ -82,6 +82,16 @@ class Residual:
 
 
 @dataclass(frozen=True, eq=False)
+class Shortcut:
+    """An activation added to a convolution's sums: sums[o] += factors[o] * (other - zero point),
+    channel by channel."""
+
+    other: str
+    factors: np.ndarray
+    """int32 (O,), at least 0."""
+
+
+@dataclass(frozen=True, eq=False)
 class Activation:
     """A function fused behind an operator: the operator's own int8 result (``zero`` its zero point,
     clamped to the operator's ``low``/``high``) indexes the table."""
@@ -130,10 +140,12 @@ class Conv(Op):
     residual: Residual | None = None
     activation: Activation | None = None
     """Behind the residual, if there is one."""
+    shortcut: Shortcut | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.x, self.residual.other) if self.residual else (self.x,)
+        others = (each.other for each in (self.shortcut, self.residual) if each)
+        return (self.x, *others)
 
     @property
     def depthwise(self) -> bool:

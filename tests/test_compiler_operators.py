@@ -1,6 +1,8 @@
 """Every graph operator with random parameters, compiled for random memories: the command-level
 simulator (races included) against the golden model."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -22,6 +24,7 @@ from sw.graph import (
     Pool,
     Port,
     Select,
+    Shortcut,
     Table,
     Tensor,
     Transpose,
@@ -346,7 +349,24 @@ def make_transpose(s, rng):
     s.ops.append(Transpose(**(s.common(out) | dict(low=-128, high=127)), x=x))
 
 
-MAKERS = [make_binary, make_table, make_conv, make_transposed, make_select, make_pool]
+def make_shortcut(s, rng):
+    """A convolution with an activation added to its sums."""
+    make_conv(s, rng)
+    op = s.ops[-1]
+    factors = rng.integers(0, 400, len(op.bias)).astype(np.int32)
+    shortcut = Shortcut(s.input(s.shape(op.output)), factors)
+    s.ops[-1] = replace(op, shortcut=shortcut)
+
+
+MAKERS = [
+    make_binary,
+    make_table,
+    make_conv,
+    make_shortcut,
+    make_transposed,
+    make_select,
+    make_pool,
+]
 SQUARE = [make_product]
 """Those that take a square array."""
 WINDOW = [make_pool, make_transpose]

@@ -303,6 +303,55 @@ def test_batch_normalisation(behind, dtype, tmp_path):
     assert op.op_type == ("Conv" if behind_one else "BatchNormalization") and op.low == -7
 
 
+SHORTCUTS = {
+    "input": lambda model, x: x,
+    "other": lambda model, x: model.x("z", (2, 24, 9, 11), 0.0513, -20),
+    "made": lambda model, x: model.again(node("Neg")(model, x), 0.0513, -20, "n"),
+    "turned": lambda model, x: node("Transpose", perm=[0, 3, 1, 2])(
+        model, model.x("z", (2, 9, 11, 24), 0.0513, -20)
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", SHORTCUTS)
+@pytest.mark.parametrize("kernel, group", [(1, 1), (3, 1), (3, 24)])
+def test_shortcut(form, kernel, group, dtype, tmp_path):
+    """A convolution without a scale and an activation: in whole units of its sums."""
+    rng, model = np.random.default_rng(3), Build(dtype)
+    x = model.x("x", (2, 24, 9, 11))
+    w = model.const("w", random_array(rng, np.int8, (24, 24 // group, kernel, kernel)))
+    w = model.dq(w, rng.uniform(0.0015, 0.003, 24), np.zeros(24, np.int8), axis=0)
+    b = model.const("b", rng.normal(0, 1, 24).astype(np.float32))
+    value = model.node("Conv", [x, w, b], "c", pads=[kernel // 2] * 4, group=group)
+    names = [value, SHORTCUTS[form](model, x)]
+    value = node("Relu")(model, model.node("Add", names[:: -1 if kernel == 1 else 1], "a"))
+    graph, (result,) = compare(model.end(value, 0.0893, -100), tmp_path)
+    op = next(op for op in graph.ops if isinstance(op, Conv))
+    assert op.op_type == "Conv+Add" and op.shortcut and op.residual is None
+    assert result.max_abs_diff <= 1 and result.equal >= 0.98 * result.elements, result
+
+
+@pytest.mark.parametrize("scale, match", [(3.0, "8128 are the limits"), (1e-6, "1 to 8128")])
+def test_shortcut_out_of_reach(scale, match, tmp_path):
+    model = Build(np.int8)
+    w = model.const("w", random_array(np.random.default_rng(0), np.int8, (4, 4, 1, 1)))
+    value = model.node("Conv", [model.x("x", (1, 4, 9, 7)), model.dq(w, 0.002, np.int8(0))], "c")
+    value = model.node("Add", [value, model.x("z", (1, 4, 9, 7), scale)], "a")
+    with pytest.raises(ModelError, match=match):
+        compare(model.end(value, 3.0), tmp_path)
+
+
+def test_shortcut_too_coarse(tmp_path):
+    """Few units of the sums to a step: their remainder counts."""
+    model = Build(np.int8)
+    w = model.const("w", random_array(np.random.default_rng(0), np.int8, (4, 4, 1, 1)))
+    value = model.node("Conv", [model.x("x", (1, 4, 9, 7)), model.dq(w, 1.0, np.int8(0))], "c")
+    value = model.node("Add", [value, model.x("z", (1, 4, 9, 7), 0.0537)], "a")
+    with pytest.raises(ModelError, match="int8 gives what stands for an operand of Conv"):
+        compare(model.end(value, 0.0613), tmp_path)
+
+
 @pytest.mark.parametrize("op_type", ["Mul", "Div"])
 @pytest.mark.parametrize("of", ["Conv", "Add", "Mul", "AveragePool", "MatMul"])
 def test_result_times_a_number(of, op_type, tmp_path):
@@ -959,7 +1008,7 @@ REFUSED = {
     "impossible": (node("Slice", ints(0, 0), ints(1), ints(1)), "onnxruntime refuses it"),
     "rows": (
         node("Mul", (np.linspace(9, 100, 70, dtype=np.float32).reshape(70, 1),)),
-        "int8 gives it no better than to",
+        "int8 gives what stands",
     ),
     "mean of everything": (node("ReduceMean", ints(1, 2, 3)), "one or two of the last"),
     "mean of channels and columns": (node("ReduceMean", ints(1, 3)), "one must stay"),

@@ -2,7 +2,7 @@
 
 Cases, in order:
 
-1. Conv, depthwise, int8 weights, no fused addition, window engine present: WINDOW; a fused
+1. Conv, depthwise, int8 weights, no addition, window engine present: WINDOW; a fused
    function is then a stage of its own, POST from the scratchpad.
 2. Conv on a packed graph input: WINDOW IM2COL, then CONV over the folded reduction, then POST.
 3. Any other Conv (groups spread out, blocks of zero weights left out; weights beyond int8 as the
@@ -72,7 +72,7 @@ def _foldable(op: Op, name: str, graph: Graph, config: Config) -> bool:
     """The operator could read tensor ``name`` packed, and gains from it."""
     if not isinstance(op, Conv) or op.group != 1 or op.x != name:
         return False
-    if op.residual is not None and op.residual.other == name:
+    if name in op.inputs[1:]:
         return False
     channels = graph.tensors[name].shape[1]
     kh, kw = op.weights.shape[2:]
@@ -317,12 +317,22 @@ class Lowering(ProductLowering):
             h, w = _flat(h, w, [geometry])
             in_hw = x.shape[2:] if (h, w) == out_hw else (h, w)
             main = self._source(op.x, [geometry], in_hw, False)
-        params = self._params(op, op.bias.astype(np.int64) - x.zero * total, op.scale, config.lanes)
         sources, combine = (main,), None
+        passes = [(0, geometry, part) for part in _int8_parts(weights)]
+        bias = op.bias.astype(np.int64) - x.zero * total
+        if op.shortcut is not None:
+            other, left = op.shortcut.other, op.shortcut.factors
+            sources = (main, self._source(other, [POINTWISE], (h, w), False))
+            bias -= graph.tensors[other].zero * left.astype(np.int64)
+            while left.any():
+                part = np.minimum(left, 127)
+                passes.append((1, POINTWISE, np.diag(part).astype(np.int8)[:, :, None, None]))
+                left = left - part
+        params = self._params(op, bias, op.scale, config.lanes)
         requant = self._requant(op, op.activation)
         if op.residual is not None:
             r = op.residual
-            sources = (main, self._source(r.other, [POINTWISE], (h, w), True))
+            sources = (*sources, self._source(r.other, [POINTWISE], (h, w), True))
             combine = self._add(op, requant, r.mid_zero, r.other, r.conv_ratio, r.other_ratio)
             requant = Requant(r.mid_zero, r.mid_low, r.mid_high)
         return self._array(
@@ -331,7 +341,7 @@ class Lowering(ProductLowering):
             (h, w),
             (h, w),
             sources,
-            [(0, 0, [(0, geometry, part) for part in _int8_parts(weights)])],
+            [(0, 0, passes)],
             params,
             requant=requant,
             combine=combine,
@@ -535,7 +545,7 @@ class Lowering(ProductLowering):
             isinstance(op, Conv)
             and op.depthwise
             and self.config.window
-            and op.residual is None
+            and op.residual is op.shortcut is None
             and op.weights.dtype == np.int8
         )
 

@@ -635,15 +635,14 @@ class Lowering:
         if not isinstance(value, Pending):
             raise node.fail("its operand is neither an activation nor a float input")
         op, low, high = value.op, quant.value(value.low), quant.value(value.high)
+        if value.off > quant.scale / 2:
+            raise node.fail(
+                f"int8 gives what stands for an operand of {op.op_type} {op.name!r} no better than "
+                f"to {value.off / quant.scale:.2g} steps of the result: half a step is the limit"
+            )
         if isinstance(op, Conv | ConvTranspose | MatMul):
             op = replace(op, scale=finish.checked(node, op.scale / quant.scale))
         elif isinstance(op, Binary):
-            if value.off > quant.scale / 2:
-                raise node.fail(
-                    f"the constant of {op.op_type} {op.name!r} varies over the image, and int8 "
-                    f"gives it no better than to {value.off / quant.scale:.2g} steps of the "
-                    "result: half a step is the limit"
-                )
             op = finish.scaled_binary(node, op, quant)
         elif isinstance(op, Select):
             op = self._finish_select(node, value, quant, (low, high) == (-128, 127))

@@ -115,7 +115,7 @@ class Pending:
     low: float = -math.inf
     high: float = math.inf
     off: float = 0.0
-    """By how much, in real numbers, a constant that was rounded to int8 may falsify it."""
+    """By how much, in real numbers, rounding an operand or its factor may falsify it."""
 
 
 Value = Const | QuantConst | Quantised | Dequantised | Function | Affine | RealInput | Pending

@@ -277,6 +277,8 @@ def _check_channels(node: Node, x: Pending, value: Const | QuantConst) -> None:
 def _scaled(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
     """A convolution times a constant: its scale, and the sign in its weights."""
     _check_channels(node, x, value)
+    if isinstance(x.op, Conv) and x.op.shortcut:
+        raise node.fail("behind an addition without a scale: only one positive number for all")
     gain = np.broadcast_to(_real(node, value).reshape(-1), x.shape[1:2]).astype(np.float32)
     if not np.isfinite(gain).all():
         raise node.fail("its constant has values that are not finite")

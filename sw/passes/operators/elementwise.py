@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sw.graph import Binary
+from sw.graph import Binary, Conv, Shortcut
 from sw.passes.layout import LayoutError, View
 from sw.passes.lower import Lowering
 from sw.passes.operators.constants import with_constant
@@ -27,13 +27,17 @@ from sw.passes.values import (
 )
 
 KINDS = {"Add": "add", "Sub": "sub", "Mul": "mul"}
+MAX_FACTOR = 64 * 127
+"""Of an activation added to a convolution's sums: a pass of the array for every 127."""
 
 
 @operator("Add")
 def add(state: Lowering, node: Node) -> Value:
     """Of two activations, of equal shape or one of them the same for a whole image, (N, C, 1, 1);
     of an activation and a constant that does not exceed it in shape; of the result of a product or
-    convolution and a constant (as its bias), one value or one per channel."""
+    convolution and a constant (as its bias), one value or one per channel, or an activation (added
+    to the sums of a convolution or product by a constant in whole units of these: 1 to 8128 to a
+    step)."""
     return arithmetic_of(state, node, "Add", [state.operand(node, i) for i in (0, 1)])
 
 
@@ -83,8 +87,45 @@ def arithmetic_of(state: Lowering, node: Node, op_type: str, operands: list[Valu
             state, node, op_type, operands[constants.index(False)], operands[constants.index(True)],
             first=constants[0],
         )  # fmt: skip
+    if op_type == "Add":
+        for x, other in (operands, operands[::-1]):
+            if takes_shortcut(x) and isinstance(other, Dequantised):
+                return _with_shortcut(state, node, x, other)
     a, b = (state.real(node, value, i) for i, value in enumerate(operands))
     return binary(state, node, KINDS[op_type], a, b)
+
+
+def takes_shortcut(x: Value | None) -> bool:
+    """It is the result of a convolution or product that has no scale and no clamp yet."""
+    plain = isinstance(x, Pending) and (x.low, x.high) == (-math.inf, math.inf)
+    return plain and isinstance(x.op, Conv) and x.op.shortcut is None
+
+
+def _with_shortcut(state: Lowering, node: Node, x: Pending, other: Dequantised) -> Pending:
+    """``other`` added to the sums of ``x``, in whole units of these."""
+    try:
+        index = np.broadcast_to(state.positions(other), x.view.shape)
+    except ValueError:
+        raise node.fail(
+            f"operands {list(x.view.shape)} and {list(other.view.shape)}: the convolution's may "
+            "not be broadcast"
+        ) from None
+    number = np.float64(other.scale) / x.op.scale
+    factors = np.rint(number).astype(np.int64)
+    if not (factors.min() > 0 and factors.max() <= MAX_FACTOR):
+        raise node.fail(
+            f"its dequantised operand counts {number.min():.3g} to {number.max():.3g} units of the "
+            f"convolution's sums: 1 to {MAX_FACTOR} are the limits"
+        )
+    stored = np.empty(math.prod(x.shape), np.int32)
+    stored[x.view.indices().reshape(-1)] = index.reshape(-1)
+    if state.tensors[other.tensor].shape != x.shape or (np.diff(stored) != 1).any():
+        other = state.rearranged(node, other, stored.reshape(x.shape))
+    zero = state.tensors[other.tensor].quant.zero
+    off = np.abs(number - factors) * x.op.scale * max(zero + 128, 127 - zero)
+    shortcut = Shortcut(other.tensor, factors.astype(np.int32))
+    op = replace(x.op, op_type=f"{x.op.op_type}+{node.op_type}", shortcut=shortcut)
+    return replace(x, op=op, off=x.off + float(off.max()))
 
 
 def binary(state: Lowering, node: Node, kind: str, a: Dequantised, b: Dequantised) -> Pending:

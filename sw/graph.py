@@ -176,6 +176,16 @@ class Pool(Op):
         """Of a window that counts so many elements; ``counts`` is given."""
         return np.float32(self.scale / np.float32(count))
 
+    def window(self, shape: tuple[int, int, int, int], limit: int) -> tuple[int, int]:
+        """The kernel on an input of ``shape``. One that takes the whole image and is too large is
+        seen with other rows and columns, at most ``limit`` each, if there are such."""
+        size = shape[2] * shape[3]
+        if self.kernel != shape[2:] or any(self.pads) or max(self.kernel) <= limit:
+            return self.kernel
+        divisors = (d for d in range(min(limit, size), 0, -1) if size % d == 0)
+        rows = next(divisors)
+        return (rows, size // rows) if size // rows <= limit else self.kernel
+
     @property
     def pointwise(self) -> bool:
         """A window of one element: a clamp alone (max), a change of scale (average)."""

@@ -284,6 +284,18 @@ def make_pool(s, rng):
     )
 
 
+def make_whole_pool(s, rng):
+    """One window over an image longer than windows are."""
+    n, c = (int(v) for v in rng.integers(1, (3, 40)))
+    h, w = [(1, 196), (2, 98), (112, 8), (1, 441), (70, 1)][rng.integers(5)]
+    kind = str(rng.choice(["max", "average"]))
+    x, out = s.input((n, c, h, w)), s.tensor((n, c, 1, 1))
+    window = dict(kernel=(h, w), strides=(1, 1), pads=(0, 0, 0, 0))
+    s.ops.append(
+        Pool(**s.common(out), x=x, kind=kind, **window, scale=np.float32(0.7 / (h * w) ** 0.5))
+    )
+
+
 def loaded_graph(seed: int, path):
     """A random model by way of its ONNX file, random inputs by tensor, all tensors by the golden
     model."""
@@ -369,9 +381,9 @@ MAKERS = [
 ]
 SQUARE = [make_product]
 """Those that take a square array."""
-WINDOW = [make_pool, make_transpose]
+WINDOW = [make_pool, make_transpose, make_whole_pool]
 """Those that take the window engine."""
-MAKERS += [make_product, make_transpose]
+MAKERS += [make_product, make_transpose, make_whole_pool]
 
 
 def makers(config):

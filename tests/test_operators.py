@@ -520,6 +520,17 @@ def test_reduction(shape, axes, op_type, keep, dtype, tmp_path):
     assert isinstance(graph.ops[-1], Conv if mean else Pool)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
+@pytest.mark.parametrize("shape", [(2, 5, 196), (1, 5, 112, 8)])
+def test_pool_of_a_long_image(shape, op_type, dtype, tmp_path):
+    model = Build(dtype)
+    value = node(op_type)(model, model.x("x", shape))
+    average = op_type == "GlobalAveragePool"
+    model = model.end(value, *((0.0031, -7) if average else (0.0371, 3)))
+    assert isinstance(check(model, tmp_path).ops[0], Pool)
+
+
 def test_mean_of_a_sequence(tmp_path):
     """Rows and features as a product makes them: nothing is moved."""
     model = Build(np.int8)

@@ -58,6 +58,7 @@ from sw.graph import (
 )
 from sw.numerics import split_ratios, split_scale
 
+MAX_KERNEL = 63
 BINARY_OPS = {"add": PostOp.ADD, "sub": PostOp.SUB, "mul": PostOp.MUL}
 
 
@@ -206,9 +207,12 @@ class Lowering(ProductLowering):
                         f"node {op.name}: tensor {name}: {what} {size} exceeds {MAX_DIM}"
                     )
         if isinstance(op, Conv | Pool | ConvTranspose):
-            kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
+            if isinstance(op, Pool):
+                kernel = op.window(self.graph.tensors[op.x].shape, MAX_KERNEL)
+            else:
+                kernel = op.weights.shape[2:]
             for what, values, limit in (
-                ("kernel", kernel, 63),
+                ("kernel", kernel, MAX_KERNEL),
                 ("strides", op.strides, 255),
                 ("dilations", op.dilations, 255),
             ):
@@ -581,6 +585,14 @@ class Lowering(ProductLowering):
                 f"node {op.name}: {op.op_type} needs the window engine (window = true)"
             )
         x = self.graph.tensors[op.x]
+        kernel = op.window(x.shape, MAX_KERNEL)
+        if kernel != op.kernel:
+            other = copy.copy(self)
+            seen = dataclasses.replace(x, shape=(*x.shape[:2], *kernel))
+            tensors = self.graph.tensors | {op.x: seen}
+            other.graph = dataclasses.replace(self.graph, tensors=tensors)
+            stage = other._pool(layer, dataclasses.replace(op, kernel=kernel))
+            return dataclasses.replace(stage, op=op, striped=False)
         if op.kind == "max":
             return self._window_stage(layer, op, op.kernel, WindowOp.MAX, -128)
         # All channels are alike: one block's parameters serve every block.

@@ -24,7 +24,10 @@ def check_limits(graph: Graph) -> Graph:
                 )
         if not isinstance(op, Conv | ConvTranspose | Pool):
             continue
-        kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
+        if isinstance(op, Pool):
+            kernel = op.window(graph.tensors[op.x].shape, _LIMITS["kernel_w"])
+        else:
+            kernel = op.weights.shape[2:]
         for what, sizes, limit in (
             ("kernel_shape", kernel, _LIMITS["kernel_w"]),
             ("strides", op.strides, _LIMITS["stride_x"]),

@@ -68,7 +68,8 @@ def pool(state: Lowering, node: Node, x: Dequantised, kind: str) -> Pending:
 
 @operator("GlobalAveragePool")
 def global_average_pool(state: Lowering, node: Node) -> Value:
-    """Of (N, C, H, W) and (N, C, W)."""
+    """Of (N, C, H, W) and (N, C, W): of up to 63 rows and columns, or of as many elements as such
+    an image has."""
     return over_image(state, node, state.activation(node, 0), "average")
 
 

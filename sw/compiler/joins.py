@@ -87,12 +87,27 @@ class _Value:
 
 
 def windowed(op: Op, config: Config) -> bool:
-    """The operator runs on the window engine, channel by channel; a function behind it on POST."""
+    """The operator runs on the window engine, channel by channel."""
     if isinstance(op, Pool):
         return True
-    if not isinstance(op, Conv) or op.residual is not None:
+    if not isinstance(op, Conv) or op.residual is not None or op.activation is not None:
         return False
     return op.depthwise and config.window and op.weights.dtype == np.int8
+
+
+@dataclass
+class _Held:
+    """How values are had."""
+
+    names: dict[_Value, str] = field(default_factory=dict)
+    made: dict[str, Made] = field(default_factory=dict)
+    before: dict[int, list[tuple[int, Op]]] = field(default_factory=dict)
+    """Operators that make values, by the operator in front of which they stand."""
+
+
+def join(graph: Graph, config: Config) -> Joined:
+    """The graph with the virtual tensors that save cycles."""
+    return _Joiner(graph, config).best()
 
 
 @dataclass
@@ -243,6 +258,25 @@ class _Joiner:
 
     def _joined(self, virtual: set[str]) -> Joined:
         out = self._rewritten(virtual)
+        held = self._held(out)
+        ops: list[tuple[int, Op]] = []
+        for i, (layer, op, reads) in enumerate(out.ops):
+            ops += held.before.get(i, [])
+            ops.append((layer, self._named(out, op, reads, held.names)))
+        order = {op.output: i for i, (_, op) in enumerate(ops)}
+        order |= {m.tensor: order[tensor] for tensor, m in held.made.items()}
+        parts = {}
+        for name in virtual & {n for _, op in ops for n in op.inputs}:
+            # Those that are made first come first: the array can begin with them.
+            found = [Part(held.names[v], channels) for v, channels in out.parts[name].items()]
+            parts[name] = tuple(sorted(found, key=lambda p: order.get(p.tensor, -1)))
+        graph = dataclasses.replace(self.graph, tensors=out.tensors)
+        return Joined(graph, ops, parts, held.made)
+
+    def _held(self, out: _Rewritten) -> _Held:
+        """Tensors for all functions that are read: a function of an operator's result by its own
+        table, where all others that are read can be had from it; the others by stages."""
+        held = _Held()
         makers = {op.output: i for i, (_, op, _) in enumerate(out.ops)}
         readers: dict[_Value, list[int]] = {}
         for i, (_, _, reads) in enumerate(out.ops):
@@ -251,46 +285,39 @@ class _Joiner:
         wanted: dict[str, list[_Value]] = {}
         for value in readers:
             wanted.setdefault(value.tensor, []).append(value)
-        names: dict[_Value, str] = {}
-        made: dict[str, Made] = {}
-        before: dict[int, list[tuple[int, Op]]] = {}
         for tensor, values in wanted.items():
             plain = _Value(tensor, IDENTITY, out.tensors[tensor].zero)
             changed = [v for v in values if v != plain]
-            names[plain] = tensor
+            maker, base = makers.get(tensor), plain
+            free = changed == values and tensor not in self.outputs
+            if free and maker is not None and self._has_table(out.ops[maker][1]):
+                bases = (b for b in values if all(_step(b, v) is not None for v in values))
+                base = next(bases, plain)
+            held.names[plain] = tensor
             for n, value in enumerate(changed):
-                name = names[value] = f"{tensor}:as{n}"
-                layer = self._layer(out, value, readers[value][0])
-                like = self.graph.tensors[self.graph.ops[layer].output]
-                shape = out.tensors[tensor].shape
+                name = held.names[value] = f"{tensor}:as{n}"
+                first = readers[value][0]
+                layer = self._layer(out, value, first)
+                like = out.tensors[self.graph.ops[layer].output]
                 out.tensors[name] = dataclasses.replace(
-                    out.tensors[tensor], name=name, scale=like.scale, zero=value.zero, shape=shape
+                    out.tensors[tensor], name=name, scale=like.scale, zero=value.zero
                 )
-                table = np.frombuffer(value.table, np.int8)
-                alone = len(values) == 1 and tensor not in self.outputs
-                if alone and tensor in makers and self._has_table(out.ops[makers[tensor]][1]):
-                    made[tensor] = Made(name, table)
-                    continue
+                if value == base:
+                    held.made[tensor] = Made(name, np.frombuffer(value.table, np.int8))
+            others = [v for v in changed if v != base]
+            for value in others:
+                first = readers[value][0]
+                layer = self._layer(out, value, first)
                 op = self.graph.ops[layer]
-                own = Table(op.name, op.op_type, name, -128, 127, tensor, table)
-                at = readers[value][0]
-                others = readers.get(plain, [])
-                if len(changed) == 1 and tensor in makers and all(i < at for i in others):
-                    at = makers[tensor] + 1
-                before.setdefault(at, []).append((layer, own))
-        ops: list[tuple[int, Op]] = []
-        for i, (layer, op, reads) in enumerate(out.ops):
-            ops += before.get(i, [])
-            ops.append((layer, self._named(out, op, reads, names)))
-        order = {tensor: i for i, (_, op) in enumerate(ops) for tensor in [op.output]}
-        order |= {m.tensor: order[tensor] for tensor, m in made.items()}
-        parts = {}
-        for name in virtual & {n for _, op in ops for n in op.inputs}:
-            # Those that are made first come first: the array can begin with them.
-            found = [Part(names[v], channels) for v, channels in out.parts[name].items()]
-            parts[name] = tuple(sorted(found, key=lambda p: order.get(p.tensor, -1)))
-        graph = dataclasses.replace(self.graph, tensors=out.tensors)
-        return Joined(graph, ops, parts, made)
+                own = Table(
+                    op.name, op.op_type, held.names[value], -128, 127, held.names[base],
+                    _step(base, value),
+                )  # fmt: skip
+                # As soon as it is made, if nothing else needs it any longer.
+                last = max(readers.get(base, [-1]))
+                soon = maker is not None and len(others) == 1 and last < first
+                held.before.setdefault(maker + 1 if soon else first, []).append((layer, own))
+        return held
 
     def _layer(self, out: _Rewritten, value: _Value, reader: int) -> int:
         """The operator whose virtual output an operator reads ``value`` as part of."""
@@ -367,6 +394,14 @@ class _Joiner:
                 channels = part.channels[inputs]
                 for block in np.unique(channels[channels >= 0] // rows).tolist():
                     yield from ((column, k, block) for column in columns)
+
+
+def _step(first: _Value, then: _Value) -> np.ndarray | None:
+    """The function that makes one value of another one of the same tensor, if there is one."""
+    inner, outer = (np.frombuffer(v.table, np.int8) for v in (first, then))
+    step = np.zeros(256, np.int8)
+    step[inner.astype(int) + 128] = outer
+    return step if np.array_equal(numerics.lookup(inner, step), outer) else None
 
 
 def _taken(channels: np.ndarray, picked: np.ndarray) -> np.ndarray:

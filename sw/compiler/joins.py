@@ -15,6 +15,8 @@ to save cycles: parts that are not whole blocks cost the array more."""
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,6 +29,7 @@ from sw.graph import (
     ConvTranspose,
     Graph,
     Op,
+    Pick,
     Pool,
     Select,
     Table,
@@ -95,30 +98,40 @@ def windowed(op: Op, config: Config) -> bool:
     return op.depthwise and config.window and op.weights.dtype == np.int8
 
 
-@dataclass
-class _Held:
-    """How values are had."""
+@dataclass(frozen=True)
+class _Item:
+    """An operator that is carried out."""
 
+    layer: int
+    op: Op
+    output: str
+    reads: tuple[_Value, ...]
+    channels: np.ndarray | None = None
+    """A window on one part of its input: the part's, as of :class:`Part`."""
+
+
+@dataclass
+class _Plan:
+    """The graph with some tensors virtual."""
+
+    tensors: dict[str, Tensor]
+    items: list[_Item] = field(default_factory=list)
+    parts: dict[str, dict[_Value, np.ndarray]] = field(default_factory=dict)
+    """Of virtual tensors, channels as of :class:`Part`."""
     names: dict[_Value, str] = field(default_factory=dict)
-    made: dict[str, Made] = field(default_factory=dict)
-    before: dict[int, list[tuple[int, Op]]] = field(default_factory=dict)
-    """Operators that make values, by the operator in front of which they stand."""
+    """The tensors that hold what is read."""
+    made: dict[str, _Value] = field(default_factory=dict)
+    """By operators' outputs, what is made of them by their own tables."""
+    before: dict[int, list[tuple[_Value, _Value]]] = field(default_factory=dict)
+    """By items in front of which it happens: values, and those that stages of their own make of
+    them."""
+    layer: dict[_Value, int] = field(default_factory=dict)
+    """The operator that such a stage belongs to."""
 
 
 def join(graph: Graph, config: Config) -> Joined:
     """The graph with the virtual tensors that save cycles."""
     return _Joiner(graph, config).best()
-
-
-@dataclass
-class _Rewritten:
-    """The graph with some tensors virtual."""
-
-    tensors: dict[str, Tensor]
-    ops: list[tuple[int, Op, list[_Value]]] = field(default_factory=list)
-    """Operators that are carried out, and what they read."""
-    parts: dict[str, dict[_Value, np.ndarray]] = field(default_factory=dict)
-    """Of virtual tensors, channels as of :class:`Part`."""
 
 
 class _Joiner:
@@ -134,18 +147,18 @@ class _Joiner:
     def best(self) -> Joined:
         """Virtual tensors are given up, one by one, while that saves cycles."""
         virtual = self._closed({op.output for op in self.graph.ops if self._candidate(op)})
-        joined = self._joined(virtual)
-        cost, improved = self._cost(joined), True
+        plan = self._plan(virtual)
+        cost, improved = self._cost(plan), True
         while improved:
             improved = False
             for name in sorted(virtual, key=self.layers.__getitem__):
                 if name in virtual:
                     fewer = self._closed(virtual - {name})
-                    other = self._joined(fewer)
+                    other = self._plan(fewer)
                     less = self._cost(other)
                     if less <= cost:
-                        virtual, joined, cost, improved = fewer, other, less, True
-        return joined
+                        virtual, plan, cost, improved = fewer, other, less, True
+        return self._joined(plan)
 
     # Which tensors may be virtual ----------------------------------------------------------------
 
@@ -202,206 +215,225 @@ class _Joiner:
 
     # The graph without them ----------------------------------------------------------------------
 
-    def _rewritten(self, virtual: set[str]) -> _Rewritten:
-        out = _Rewritten(dict(self.graph.tensors))
+    def _plan(self, virtual: set[str]) -> _Plan:
+        plan = _Plan(dict(self.graph.tensors))
         for layer, op in enumerate(self.graph.ops):
             if op.output not in virtual:
-                reads = [v for name in op.inputs for v in self._values(out, name)]
-                out.ops.append((layer, op, reads))
+                reads = tuple(v for name in op.inputs for v in self._values(plan, name))
+                plan.items.append(_Item(layer, op, op.output, reads))
             elif isinstance(op, Select):
-                out.parts[op.output] = self._picked(out, op)
+                plan.parts[op.output] = self._picked(plan, op)
             elif isinstance(op, Table):
                 values = np.clip(op.values, op.low, op.high).astype(np.int8)
-                zero = out.tensors[op.output].zero
-                out.parts[op.output] = _functions(self._values(out, op.x), values, zero)
+                zero = plan.tensors[op.output].zero
+                plan.parts[op.output] = _functions(self._values(plan, op.x), values, zero)
             else:
-                self._by_part(out, layer, op)
-        return out
+                self._by_part(plan, layer, op)
+        self._hold(plan)
+        return plan
 
-    def _values(self, out: _Rewritten, name: str) -> dict[_Value, np.ndarray]:
+    def _values(self, plan: _Plan, name: str) -> dict[_Value, np.ndarray]:
         """What a tensor is made of."""
-        tensor = out.tensors[name]
-        whole = {_Value(name, IDENTITY, tensor.zero): np.arange(tensor.shape[1])}
-        return out.parts.get(name, whole)
+        if name in plan.parts:
+            return plan.parts[name]
+        tensor = plan.tensors[name]
+        return {_Value(name, IDENTITY, tensor.zero): np.arange(tensor.shape[1])}
 
-    def _picked(self, out: _Rewritten, op: Select) -> dict[_Value, np.ndarray]:
+    def _picked(self, plan: _Plan, op: Select) -> dict[_Value, np.ndarray]:
         made: dict[_Value, np.ndarray] = {}
-        zero = out.tensors[op.output].zero
+        zero = plan.tensors[op.output].zero
         for pick in op.phases[0]:
-            numbers = VALUES.astype(np.int64) - out.tensors[pick.x].zero
+            numbers = VALUES.astype(np.int64) - plan.tensors[pick.x].zero
             multiplier, shift = numerics.split_scale(np.float32(pick.scale))
             values = numerics.requantise(
                 numbers, np.int64(0), multiplier, shift, zero, op.low, op.high
             )
-            parts = _functions(self._values(out, pick.x), values, zero)
+            parts = _functions(self._values(plan, pick.x), values, zero)
             for value, channels in parts.items():
                 picked = _taken(channels, pick.channels)
                 if (picked >= 0).any():
                     made[value] = np.maximum(picked, made.get(value, -1))
         return made
 
-    def _by_part(self, out: _Rewritten, layer: int, op: Conv | Pool) -> None:
+    def _by_part(self, plan: _Plan, layer: int, op: Conv | Pool) -> None:
         """A window operator on each part of its input."""
-        result = out.tensors[op.output]
-        out.parts[op.output] = {}
-        for value, channels in out.parts[op.x].items():
-            count = out.tensors[value.tensor].shape[1]
+        result = plan.tensors[op.output]
+        own = plan.parts[op.output] = {}
+        for value, channels in plan.parts[op.x].items():
+            count = plan.tensors[value.tensor].shape[1]
             shape = (result.shape[0], count, *result.shape[2:])
             for each in _once(channels) if isinstance(op, Conv) else [channels]:
-                name = f"{op.output}:{len(out.parts[op.output])}"
-                out.tensors[name] = dataclasses.replace(result, name=name, shape=shape)
-                own = dataclasses.replace(op, output=name)
-                if isinstance(op, Conv):
-                    own = _depthwise_part(own, each, count)
-                out.ops.append((layer, own, [value]))
-                out.parts[op.output][_Value(name, IDENTITY, result.zero)] = each
+                name = f"{op.output}:{len(own)}"
+                plan.tensors[name] = dataclasses.replace(result, name=name, shape=shape)
+                plan.items.append(_Item(layer, op, name, (value,), each))
+                own[_Value(name, IDENTITY, result.zero)] = each
 
-    def _joined(self, virtual: set[str]) -> Joined:
-        out = self._rewritten(virtual)
-        held = self._held(out)
-        ops: list[tuple[int, Op]] = []
-        for i, (layer, op, reads) in enumerate(out.ops):
-            ops += held.before.get(i, [])
-            ops.append((layer, self._named(out, op, reads, held.names)))
-        order = {op.output: i for i, (_, op) in enumerate(ops)}
-        order |= {m.tensor: order[tensor] for tensor, m in held.made.items()}
-        parts = {}
-        for name in virtual & {n for _, op in ops for n in op.inputs}:
-            # Those that are made first come first: the array can begin with them.
-            found = [Part(held.names[v], channels) for v, channels in out.parts[name].items()]
-            parts[name] = tuple(sorted(found, key=lambda p: order.get(p.tensor, -1)))
-        graph = dataclasses.replace(self.graph, tensors=out.tensors)
-        return Joined(graph, ops, parts, held.made)
-
-    def _held(self, out: _Rewritten) -> _Held:
-        """Tensors for all functions that are read: a function of an operator's result by its own
+    def _hold(self, plan: _Plan) -> None:
+        """Find tensors for all values that are read: a function of an operator's result by its own
         table, where all others that are read can be had from it; the others by stages."""
-        held = _Held()
-        makers = {op.output: i for i, (_, op, _) in enumerate(out.ops)}
+        makers = {item.output: i for i, item in enumerate(plan.items)}
         readers: dict[_Value, list[int]] = {}
-        for i, (_, _, reads) in enumerate(out.ops):
-            for value in reads:
+        for i, item in enumerate(plan.items):
+            for value in item.reads:
                 readers.setdefault(value, []).append(i)
         wanted: dict[str, list[_Value]] = {}
         for value in readers:
             wanted.setdefault(value.tensor, []).append(value)
         for tensor, values in wanted.items():
-            plain = _Value(tensor, IDENTITY, out.tensors[tensor].zero)
+            plain = _Value(tensor, IDENTITY, plan.tensors[tensor].zero)
+            plan.names[plain] = tensor
             changed = [v for v in values if v != plain]
+            for n, value in enumerate(changed):
+                plan.names[value] = f"{tensor}:as{n}"
+                plan.layer[value] = self._layer(plan, value, plan.items[readers[value][0]])
             maker, base = makers.get(tensor), plain
             free = changed == values and tensor not in self.outputs
-            if free and maker is not None and self._has_table(out.ops[maker][1]):
+            if free and maker is not None and self._has_table(plan.items[maker]):
                 bases = (b for b in values if all(_step(b, v) is not None for v in values))
                 base = next(bases, plain)
-            held.names[plain] = tensor
-            for n, value in enumerate(changed):
-                name = held.names[value] = f"{tensor}:as{n}"
-                first = readers[value][0]
-                layer = self._layer(out, value, first)
-                like = out.tensors[self.graph.ops[layer].output]
-                out.tensors[name] = dataclasses.replace(
-                    out.tensors[tensor], name=name, scale=like.scale, zero=value.zero
-                )
-                if value == base:
-                    held.made[tensor] = Made(name, np.frombuffer(value.table, np.int8))
+            if base != plain:
+                plan.made[tensor] = base
             others = [v for v in changed if v != base]
             for value in others:
-                first = readers[value][0]
-                layer = self._layer(out, value, first)
-                op = self.graph.ops[layer]
-                own = Table(
-                    op.name, op.op_type, held.names[value], -128, 127, held.names[base],
-                    _step(base, value),
-                )  # fmt: skip
                 # As soon as it is made, if nothing else needs it any longer.
-                last = max(readers.get(base, [-1]))
+                first, last = readers[value][0], max(readers.get(base, [-1]))
                 soon = maker is not None and len(others) == 1 and last < first
-                held.before.setdefault(maker + 1 if soon else first, []).append((layer, own))
-        return held
+                plan.before.setdefault(maker + 1 if soon else first, []).append((base, value))
 
-    def _layer(self, out: _Rewritten, value: _Value, reader: int) -> int:
-        """The operator whose virtual output an operator reads ``value`` as part of."""
-        layer = out.ops[reader][0]
-        names = self.graph.ops[layer].inputs
-        return next(self.layers[n] for n in names if value in out.parts.get(n, ()))
+    def _layer(self, plan: _Plan, value: _Value, item: _Item) -> int:
+        """The operator whose virtual output an item reads ``value`` as part of."""
+        return next(self.layers[n] for n in item.op.inputs if value in plan.parts.get(n, ()))
 
-    def _has_table(self, op: Op) -> bool:
+    def _has_table(self, item: _Item) -> bool:
         """POST makes its result."""
-        return not windowed(op, self.config) and not isinstance(op, Transpose)
+        return not windowed(item.op, self.config) and not isinstance(item.op, Transpose)
 
-    def _named(self, out: _Rewritten, op: Op, reads: list[_Value], names: dict[_Value, str]) -> Op:
-        """An operator with the tensors that it reads. A Select takes the picks of its inputs'
-        parts."""
-        if isinstance(op, Select) and not op.joined:
-            phases = [
-                [
-                    dataclasses.replace(pick, x=names[value], channels=picked)
-                    for pick in picks
-                    for value, channels in self._values(out, pick.x).items()
-                    for picked in [_taken(channels, pick.channels)]
-                    if (picked >= 0).any()
-                ]
-                for picks in op.phases
+    def _picks(self, plan: _Plan, op: Select) -> list[list[tuple[Pick, _Value, np.ndarray]]]:
+        """By phase its picks of all parts, with the channels of these."""
+        return [
+            [
+                (pick, value, picked)
+                for pick in picks
+                for value, channels in self._values(plan, pick.x).items()
+                for picked in [_taken(channels, pick.channels)]
+                if (picked >= 0).any()
             ]
-            return dataclasses.replace(op, phases=phases)
-        if op.output not in self.graph.tensors:  # of one part
-            return dataclasses.replace(op, x=names[reads[0]])
+            for picks in op.phases
+        ]
+
+    def _joined(self, plan: _Plan) -> Joined:
+        tensors, ops = plan.tensors, []
+        for value, layer in plan.layer.items():
+            name, like = plan.names[value], tensors[self.graph.ops[layer].output]
+            tensors[name] = dataclasses.replace(
+                tensors[value.tensor], name=name, scale=like.scale, zero=value.zero
+            )
+        for i, item in enumerate(plan.items):
+            for base, value in plan.before.get(i, []):
+                layer = plan.layer[value]
+                whole, names = self.graph.ops[layer], (plan.names[value], plan.names[base])
+                ops.append((layer, _conversion(whole, *names, _step(base, value))))
+            ops.append((item.layer, self._own(plan, item)))
+        made = {
+            tensor: Made(plan.names[value], np.frombuffer(value.table, np.int8))
+            for tensor, value in plan.made.items()
+        }
+        order = {op.output: i for i, (_, op) in enumerate(ops)}
+        order |= {m.tensor: order[tensor] for tensor, m in made.items()}
+        parts = {}
+        for name in plan.parts.keys() & {n for _, op in ops for n in op.inputs}:
+            # Those that are made first come first: the array can begin with them.
+            found = [Part(plan.names[v], channels) for v, channels in plan.parts[name].items()]
+            parts[name] = tuple(sorted(found, key=lambda p: order.get(p.tensor, -1)))
+        return Joined(dataclasses.replace(self.graph, tensors=tensors), ops, parts, made)
+
+    def _own(self, plan: _Plan, item: _Item) -> Op:
+        """The operator with the tensors that it reads."""
+        op = item.op
+        if item.channels is not None:
+            op = dataclasses.replace(op, x=plan.names[item.reads[0]], output=item.output)
+            if isinstance(op, Conv):
+                op = _depthwise_part(op, item.channels, plan.tensors[op.x].shape[1])
+        elif isinstance(op, Select) and not op.joined:
+            phases = [
+                [dataclasses.replace(p, x=plan.names[v], channels=picked) for p, v, picked in picks]
+                for picks in self._picks(plan, op)
+            ]
+            op = dataclasses.replace(op, phases=phases)
         return op
 
     # What it costs -------------------------------------------------------------------------------
 
-    def _cost(self, joined: Joined) -> float:
+    def _cost(self, plan: _Plan) -> float:
         """Cycles, about, but for operators that are the same whatever is virtual."""
-        return sum(STAGE + self._cycles(joined, op) for _, op in joined.ops)
+        total = sum(STAGE + self._cycles(plan, item) for item in plan.items)
+        for made in plan.before.values():
+            for _, value in made:
+                n, channels, h, w = plan.tensors[value.tensor].shape
+                words = n * h * w * layout.blocks_of(channels, self.config.rows)
+                total += STAGE + words * (1 + TABLE)
+        return total
 
-    def _cycles(self, joined: Joined, op: Op) -> float:
-        tensors, config = joined.graph.tensors, self.config
-        n, channels, h, w = tensors[op.output].shape
+    def _cycles(self, plan: _Plan, item: _Item) -> float:
+        op, config = item.op, self.config
+        n, channels, h, w = plan.tensors[item.output].shape
         blocks = layout.blocks_of(channels, config.rows)
         pixels = n * h * w
+        if isinstance(op, Conv | ConvTranspose | Pool):
+            size = n * math.prod(plan.tensors[op.x].shape[2:])
         if windowed(op, config):
             kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
             taps = kernel[0] * kernel[1] if max(kernel) > 3 else 1
-            return blocks * max(pixels * taps, n * int(np.prod(tensors[op.x].shape[2:])))
-        post = pixels * blocks * (1 + TABLE * (op.output in joined.made))
+            return blocks * max(pixels * taps, size)
+        post = pixels * blocks * (1 + TABLE * (item.output in plan.made))
         if isinstance(op, Conv | ConvTranspose):
-            size = pixels if isinstance(op, Conv) else n * int(np.prod(tensors[op.x].shape[2:]))
+            streamed = max(pixels if isinstance(op, Conv) else size, config.rows)
             kernels = 1 if op.weights.dtype == np.int8 else 2
             taps = kernels * op.weights.shape[2] * op.weights.shape[3]
-            tiles = len(set(self._tiles(joined, op)))
-            return max(max(size, config.rows) * taps * tiles, post)
+            return max(streamed * taps * self._tiles(plan, op), post)
         if isinstance(op, Select):
             tiles = sum(
                 len(set(zip((taken // config.cols).tolist(), blocks_of.tolist())))
-                for picks in op.phases
-                for pick in picks
-                for taken in [np.flatnonzero(pick.channels >= 0)]
-                for blocks_of in [pick.channels[taken] // config.rows]
+                for picks in self._picks(plan, op)
+                for _, _, picked in picks
+                for taken in [np.flatnonzero(picked >= 0)]
+                for blocks_of in [picked[taken] // config.rows]
             )
             return max(pixels // len(op.phases) * tiles, post)
         return post if isinstance(op, Table) else 0
 
-    def _tiles(self, joined: Joined, op: Conv | ConvTranspose) -> Iterator[tuple[int, int, int]]:
-        """The weight tiles of a tap: column block, part and channel block of it."""
+    def _tiles(self, plan: _Plan, op: Conv | ConvTranspose) -> int:
+        """The weight tiles of a tap."""
         rows, cols = self.config.rows, self.config.cols
-        count = joined.graph.tensors[op.x].shape[1]
-        parts = joined.parts.get(op.x, (Part(op.x, np.arange(count)),))
-        outputs = len(op.weights) // op.group
+        outputs, inputs = len(op.weights) // op.group, plan.tensors[op.x].shape[1] // op.group
+        parts = list(self._values(plan, op.x).values())
+        found: set[tuple[int, int, int]] = set()
         for g in range(op.group):
             columns = range(g * outputs // cols, ((g + 1) * outputs - 1) // cols + 1)
-            inputs = slice(g * count // op.group, (g + 1) * count // op.group)
-            for k, part in enumerate(parts):
-                channels = part.channels[inputs]
-                for block in np.unique(channels[channels >= 0] // rows).tolist():
-                    yield from ((column, k, block) for column in columns)
+            own = [part[g * inputs : (g + 1) * inputs] for part in parts]
+            blocks = [set((part[part >= 0] // rows).tolist()) for part in own]
+            if op.group == 1:
+                return len(columns) * sum(map(len, blocks))
+            found |= {(c, k, b) for k, some in enumerate(blocks) for b in some for c in columns}
+        return len(found)
+
+
+def _conversion(op: Op, output: str, x: str, table: np.ndarray) -> Table:
+    """A stage that belongs to ``op``."""
+    return Table(op.name, op.op_type, output, -128, 127, x, table)
+
+
+@functools.lru_cache(maxsize=4096)
+def _table_step(first: bytes, then: bytes) -> np.ndarray | None:
+    inner, outer = (np.frombuffer(table, np.int8) for table in (first, then))
+    step = np.zeros(256, np.int8)
+    step[inner.astype(int) + 128] = outer
+    return step if np.array_equal(numerics.lookup(inner, step), outer) else None
 
 
 def _step(first: _Value, then: _Value) -> np.ndarray | None:
     """The function that makes one value of another one of the same tensor, if there is one."""
-    inner, outer = (np.frombuffer(v.table, np.int8) for v in (first, then))
-    step = np.zeros(256, np.int8)
-    step[inner.astype(int) + 128] = outer
-    return step if np.array_equal(numerics.lookup(inner, step), outer) else None
+    return _table_step(first.table, then.table)
 
 
 def _taken(channels: np.ndarray, picked: np.ndarray) -> np.ndarray:

@@ -229,6 +229,7 @@ class _Joiner:
                 plan.parts[op.output] = _functions(self._values(plan, op.x), values, zero)
             else:
                 self._by_part(plan, layer, op)
+        self._advance(plan)
         self._hold(plan)
         return plan
 
@@ -267,6 +268,22 @@ class _Joiner:
                 plan.tensors[name] = dataclasses.replace(result, name=name, shape=shape)
                 plan.items.append(_Item(layer, op, name, (value,), each))
                 own[_Value(name, IDENTITY, result.zero)] = each
+
+    def _advance(self, plan: _Plan) -> None:
+        """Carry out a window on a part as soon as the part is made, beside what makes the next one;
+        unless others read the part later, for then both would be held."""
+        makers = {item.output: i for i, item in enumerate(plan.items)}
+        last = {value.tensor: i for i, item in enumerate(plan.items) for value in item.reads}
+        places: list[tuple[int, ...]] = []
+        for i, item in enumerate(plan.items):
+            place = (i,)
+            if item.channels is not None:
+                name = item.reads[0].tensor
+                if name in makers and last[name] == i:
+                    place = (*places[makers[name]], i)
+            places.append(place)
+        order = sorted(range(len(places)), key=places.__getitem__)
+        plan.items = [plan.items[i] for i in order]
 
     def _hold(self, plan: _Plan) -> None:
         """Find tensors for all values that are read: a function of an operator's result by its own

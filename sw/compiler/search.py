@@ -37,6 +37,9 @@ LONGEST = 8
 STRIPES = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 104, 112, 128, 208)
 """Numbers of stripes that are tried: enough of them that filling and draining costs little."""
 
+FINER = (2, 4)
+"""Times the fewest stripes that fit, that are tried too."""
+
 GAIN = 0.01
 """Of its cycles, that a chain has to save by the estimate."""
 
@@ -147,21 +150,31 @@ class _FastSearch:
                 if chain is None:
                     break
                 before = sum(max(self.alone[i].values()) for i in chain.stages)
-                gain = before - self._cost(chain, resident)
-                if gain > GAIN * before:
-                    yield chain, gain
+                for finer in self._finer(chain, resident):
+                    gain = before - self._cost(finer, resident)
+                    if gain > GAIN * before:
+                        yield finer, gain
+                        break
+
+    def _finer(self, chain: Chain, resident: set[str]) -> Iterator[Chain]:
+        """The chain, and with more stripes: filling and draining it costs less then, the rest more."""
+        most = min(self.planner.rows(i) for i in chain.stages)
+        yield chain
+        for times in FINER:
+            finer = replace(chain, stripes=times * chain.stripes)
+            if finer.stripes <= most and self._fits(finer, resident):
+                yield finer
+
+    def _fits(self, chain: Chain, resident: set[str]) -> bool:
+        return self.planner.scheduled(Schedule((chain,))).fits(chain, resident)
 
     def fitting(self, first: int, last: int, resident: set[str]) -> Chain | None:
         """The chain with the fewest stripes that fits beside the resident tensors."""
         most = min(self.planner.rows(i) for i in range(first, last + 1))
         numbers = STRIPES[: bisect_right(STRIPES, most)]
 
-        def fits(stripes: int) -> bool:
-            chain = Chain(first, last, stripes)
-            return self.planner.scheduled(Schedule((chain,))).fits(chain, resident)
-
         # The more stripes, the less room they take.
-        at = bisect_left(numbers, True, key=fits)
+        at = bisect_left(numbers, True, key=lambda n: self._fits(Chain(first, last, n), resident))
         return Chain(first, last, numbers[at]) if at < len(numbers) else None
 
     def _cost(self, chain: Chain, resident: set[str]) -> float:

@@ -274,7 +274,8 @@ def _random_join(b: GraphBuilder, rng, x: str, window: bool) -> None:
     elif kind == "pool" and window and min(h, w) > 1:
         b.pool(x, str(rng.choice(["max", "average"])), (2, 2), (1, 1), pads)
     elif kind == "depthwise":
-        b.conv(x, c, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), group=c)
+        function = bool(rng.integers(2))
+        b.conv(x, c, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), group=c, function=function)
     elif kind == "conv":
         k = int(rng.choice([1, 3]))
         groups = [g for g in (1, 1, 2, 3) if c % g == 0]

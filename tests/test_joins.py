@@ -127,7 +127,7 @@ def test_pools_by_part(kind):
     c = Case()
     joined = c.concat(c.layer(), c.layer())
     out = c.layer(c.pool(joined, kind, (3, 3), (2, 2), (1, 1, 1, 1)))
-    assert c.stages(out) == ["array0f", "array1f", "window3", "window3", "array4"]
+    assert c.stages(out) == ["array0f", "window3", "array1f", "window3", "array4"]
 
 
 def test_depthwise_convolutions_by_part():
@@ -135,7 +135,17 @@ def test_depthwise_convolutions_by_part():
     joined = c.select([(c.layer(), np.arange(16)[::-1])])
     doubled = c.concat(joined, joined, c.layer(), same=True)
     out = c.layer(c.conv(doubled, 48, *AROUND, group=48))
-    assert c.stages(out) == ["array0f", "array2f", *["window4"] * 3, "array5"]
+    assert c.stages(out) == [*("array0f", "window4", "window4", "array2f", "window4", "array5")]
+
+
+def test_depthwise_convolutions_with_functions():
+    """Before a join, and behind it."""
+    c = Case()
+    first = c.conv(c.x, 16, *AROUND, group=16, function=True)
+    joined = c.concat(first, c.layer())
+    out = c.layer(c.conv(joined, 32, *AROUND, group=32, function=True))
+    made = ["window0", "vector0f", "window3", "vector3", "array1f", "window3", "vector3", "array4"]
+    assert c.stages(out) == made
 
 
 def test_functions_of_joins():

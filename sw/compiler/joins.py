@@ -90,10 +90,10 @@ class _Value:
 
 
 def windowed(op: Op, config: Config) -> bool:
-    """The operator runs on the window engine, channel by channel."""
+    """The operator runs on the window engine, channel by channel; a function behind it on POST."""
     if isinstance(op, Pool):
         return True
-    if not isinstance(op, Conv) or op.residual is not None or op.activation is not None:
+    if not isinstance(op, Conv) or op.residual is not None:
         return False
     return op.depthwise and config.window and op.weights.dtype == np.int8
 
@@ -258,8 +258,12 @@ class _Joiner:
 
     def _by_part(self, plan: _Plan, layer: int, op: Conv | Pool) -> None:
         """A window operator on each part of its input."""
-        result = plan.tensors[op.output]
-        own = plan.parts[op.output] = {}
+        result, function = plan.tensors[op.output], None
+        if isinstance(op, Conv) and op.activation is not None:
+            function, zero = op.activation.values, result.zero
+            result = dataclasses.replace(result, zero=op.activation.zero)
+            op = dataclasses.replace(op, activation=None)
+        own: dict[_Value, np.ndarray] = {}
         for value, channels in plan.parts[op.x].items():
             count = plan.tensors[value.tensor].shape[1]
             shape = (result.shape[0], count, *result.shape[2:])
@@ -268,6 +272,7 @@ class _Joiner:
                 plan.tensors[name] = dataclasses.replace(result, name=name, shape=shape)
                 plan.items.append(_Item(layer, op, name, (value,), each))
                 own[_Value(name, IDENTITY, result.zero)] = each
+        plan.parts[op.output] = own if function is None else _functions(own, function, zero)
 
     def _advance(self, plan: _Plan) -> None:
         """Carry out a window on a part as soon as the part is made, beside what makes the next one;
@@ -279,7 +284,7 @@ class _Joiner:
             place = (i,)
             if item.channels is not None:
                 name = item.reads[0].tensor
-                if name in makers and last[name] == i:
+                if name in makers and plan.items[last[name]].layer == item.layer:
                     place = (*places[makers[name]], i)
             places.append(place)
         order = sorted(range(len(places)), key=places.__getitem__)
@@ -323,6 +328,8 @@ class _Joiner:
 
     def _has_table(self, item: _Item) -> bool:
         """POST makes its result."""
+        if isinstance(item.op, Conv) and item.op.activation is not None:
+            return True
         return not windowed(item.op, self.config) and not isinstance(item.op, Transpose)
 
     def _picks(self, plan: _Plan, op: Select) -> list[list[tuple[Pick, _Value, np.ndarray]]]:
@@ -398,11 +405,13 @@ class _Joiner:
         pixels = n * h * w
         if isinstance(op, Conv | ConvTranspose | Pool):
             size = n * math.prod(plan.tensors[op.x].shape[2:])
-        if windowed(op, config):
-            kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
-            taps = kernel[0] * kernel[1] if max(kernel) > 3 else 1
-            return blocks * max(pixels * taps, size)
         post = pixels * blocks * (1 + TABLE * (item.output in plan.made))
+        if windowed(op, config):
+            cycles = STAGE + post if isinstance(op, Conv) and op.activation is not None else 0
+            kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
+            if max(kernel) > config.window_kernel:
+                return cycles + blocks * pixels * kernel[0] * kernel[1]
+            return cycles + blocks * (max(pixels, size) + pixels * sum(k > 3 for k in kernel))
         if isinstance(op, Conv | ConvTranspose):
             streamed = max(pixels if isinstance(op, Conv) else size, config.rows)
             kernels = 1 if op.weights.dtype == np.int8 else 2

@@ -157,7 +157,7 @@ class _FastSearch:
                         break
 
     def _finer(self, chain: Chain, resident: set[str]) -> Iterator[Chain]:
-        """The chain, and with more stripes: it is filled and drained sooner, and takes more otherwise."""
+        """The chain, and with more stripes: sooner filled and drained, and otherwise slower."""
         most = min(self.planner.rows(i) for i in chain.stages)
         yield chain
         for times in FINER:

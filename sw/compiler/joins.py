@@ -417,7 +417,7 @@ class _Joiner:
             kernels = 1 if op.weights.dtype == np.int8 else 2
             taps = kernels * op.weights.shape[2] * op.weights.shape[3]
             return max(streamed * taps * self._tiles(plan, op), post)
-        if isinstance(op, Select):
+        if isinstance(op, Select) and not op.joined:
             tiles = sum(
                 len(set(zip((taken // config.cols).tolist(), blocks_of.tolist())))
                 for picks in self._picks(plan, op)

@@ -30,7 +30,8 @@ def split(state: Lowering, node: Node) -> tuple[Value, ...]:
 
 @operator("Concat")
 def concat(state: Lowering, node: Node) -> Value:
-    """Of activations, of any scales if dequantised; along any axis."""
+    """Of activations, of any scales if dequantised; along any axis. It may cost nothing, as may
+    Split and Slice: where convolutions, or pools in front of these, can read the parts."""
     return _moved(state, node, range(len(node.raw.inputs)))[0]
 
 

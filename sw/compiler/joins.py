@@ -276,15 +276,18 @@ class _Joiner:
 
     def _advance(self, plan: _Plan) -> None:
         """Carry out a window on a part as soon as the part is made, beside what makes the next one;
-        unless others read the part later, for then both would be held."""
+        unless others read the part too, for then both would be held."""
         makers = {item.output: i for i, item in enumerate(plan.items)}
-        last = {value.tensor: i for i, item in enumerate(plan.items) for value in item.reads}
+        layers: dict[str, set[int]] = {}
+        for item in plan.items:
+            for value in item.reads:
+                layers.setdefault(value.tensor, set()).add(item.layer)
         places: list[tuple[int, ...]] = []
         for i, item in enumerate(plan.items):
             place = (i,)
             if item.channels is not None:
                 name = item.reads[0].tensor
-                if name in makers and plan.items[last[name]].layer == item.layer:
+                if name in makers and len(layers[name]) == 1:
                     place = (*places[makers[name]], i)
             places.append(place)
         order = sorted(range(len(places)), key=places.__getitem__)

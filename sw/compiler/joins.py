@@ -320,10 +320,11 @@ class _Joiner:
                 plan.made[tensor] = base
             others = [v for v in changed if v != base]
             for value in others:
-                # As soon as it is made, if nothing else needs it any longer.
-                first, last = readers[value][0], max(readers.get(base, [-1]))
-                soon = maker is not None and len(others) == 1 and last < first
-                plan.before.setdefault(maker + 1 if soon else first, []).append((base, value))
+                # As soon as nothing else needs the tensor, if that is before.
+                at, last = readers[value][0], max(readers.get(base, [-1]))
+                if maker is not None and len(others) == 1 and last < at:
+                    at = max(maker, last) + 1
+                plan.before.setdefault(at, []).append((base, value))
 
     def _layer(self, plan: _Plan, value: _Value, item: _Item) -> int:
         """The operator whose virtual output an item reads ``value`` as part of."""

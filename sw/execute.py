@@ -12,6 +12,7 @@ import numpy as np
 from isa import Engine, Opcode
 from isa.commands import COMMANDS
 from sw.driver import Driver
+from sw.numerics import lookup
 from sw.program import Program
 
 EVENTS_PER_COMMAND = 2
@@ -99,20 +100,22 @@ def compare(
     first."""
     total, first = 0, None
     for layer in program.layers:
-        if layer.output not in tensors:
+        if layer.stored not in tensors:
             continue
-        got, expected = tensors[layer.output], golden[layer.output]
+        got, expected = tensors[layer.stored], golden[layer.output]
+        if layer.table is not None:
+            expected = lookup(expected, np.array(layer.table, np.int8))
         wrong = np.argwhere(got != expected)
         total += len(wrong)
         if len(wrong) and first is None:
             at = tuple(int(i) for i in wrong[0])
             first = Divergence(
                 layer.name,
-                layer.output,
+                layer.stored,
                 at,
                 int(got[at]),
                 int(expected[at]),
-                writer_of(program, layer.output, at),
+                writer_of(program, layer.stored, at),
             )
     return total, first
 

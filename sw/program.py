@@ -59,10 +59,14 @@ class Layer:
     name: str
     op: str
     output: str
-    """The tensor it makes."""
+    """The tensor it makes, in the model."""
     shape: tuple[int, ...]
     """Shape (N, C, H, W) of its output."""
     macs: int
+    stored: str
+    """The tensor it makes in the program, if any: ``output``, or a function of it."""
+    table: list[int] | None = None
+    """That function: 256 int8."""
 
 
 @dataclass(frozen=True)

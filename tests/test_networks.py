@@ -14,10 +14,10 @@ CYCLES = {
     "resnet18": 7_173_030,
     "mobilenetv1": 2_285_322,
     "mobilenetv2": 1_308_400,
-    "squeezenet": 1_600_263,
-    "yolov3-tiny": 11_008_658,
+    "squeezenet": 1_422_013,
+    "yolov3-tiny": 10_980_675,
     "mobilenetv3-small": 473_705,
-    "unet-small": 1_413_109,
+    "unet-small": 1_319_929,
     "resnet50": 16_231_916,
 }
 """With the fast schedule, the memory model's defaults, trace on. A change of hardware or compiler

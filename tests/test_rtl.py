@@ -17,7 +17,7 @@ import onnx
 import pytest
 from layer_checks import check_on, prepare, random_layer
 from product_models import attention_model
-from random_graphs import GraphBuilder, random_graph
+from random_graphs import GraphBuilder, random_graph, random_joins
 from test_compiler_operators import Sketch, loaded_graph, makers
 
 from isa import Config, Engine, assembler
@@ -182,6 +182,16 @@ def test_random_layers(devices, config, first, tmp_path):
 def test_random_graphs(devices, config, first):
     for seed in range(first, first + 8):
         check_graph(devices(config), config, seed)
+
+
+@pytest.mark.parametrize("config", BOTH)
+def test_random_joins(devices, config):
+    """Concatenations and what reads them."""
+    for seed in range(500, 512):
+        graph, inputs, expected = random_joins(seed)
+        device = devices(config)
+        device.set_memory_model(_memory_for(seed))
+        check_on(device, config, graph, inputs, expected, dump=seed % 3 == 0)
 
 
 @pytest.mark.parametrize("first", (0, 10))

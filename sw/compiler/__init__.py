@@ -22,7 +22,7 @@ from sw.compiler.search import Search
 from sw.compiler.stages import Stage
 from sw.compiler.stream import CommandStream
 from sw.compiler.stripes import Schedule
-from sw.graph import Graph, ModelError, macs
+from sw.graph import Graph, ModelError, Op, macs
 from sw.program import Layer, Placement, Program
 
 Optimise = Literal["fast", "best"]
@@ -96,20 +96,19 @@ class Compiler:
 
     def __init__(self, graph: Graph, config: Config):
         """Raises :class:`~sw.graph.ModelError` for what the configuration's engines cannot do."""
-        lowering = Lowering(graph, config)
+        self.lowering = Lowering(graph, config)
         self.graph, self.config = graph, config
-        self.stages = lowering.stages()
-        self.lowered = lowering.graph
-        self.packed = lowering.packed
+        self.stages = self.lowering.stages()
         self.constants = _constants(self.stages, graph, config)
         self._made: tuple[tuple[Schedule, bool], Program] | None = None
 
     def planner(self, schedule: Schedule = PLAIN, *, dump: bool = False) -> Planner:
         """A planner; ``dump`` as in :func:`compile_graph`."""
         stored = {p.tensor for p in self.graph.outputs}
+        graph = self.lowering.graph
         if dump:
-            stored |= {op.output for op in self.graph.ops}
-        planner = Planner(self.lowered, self.stages, self.config, stored, schedule)
+            stored |= {stage.op.output for stage in self.stages} & graph.tensors.keys()
+        planner = Planner(graph, self.stages, self.config, stored, schedule)
         for name in stored - set(planner.words):
             raise ModelError(f"output {name}: is a graph input, nothing computes it")
         return planner
@@ -130,7 +129,7 @@ class Compiler:
         return self._made[1]
 
     def _compile(self, schedule: Schedule, dump: bool) -> Program:
-        graph, config, constants = self.graph, self.config, self.constants
+        graph, config, constants = self.lowering.graph, self.config, self.constants
         planner = self.planner(schedule, dump=dump)
         plan = planner.plan()
         tensors, tensor_bytes = _place_tensors(planner, plan, graph, config, dump)
@@ -166,7 +165,7 @@ class Compiler:
         placements = {}
         for name, at in dram.items():
             size = planner.words[name] * config.vector_bytes
-            kind = "packed" if name in self.packed else "blocked"
+            kind = "packed" if name in self.lowering.packed else "blocked"
             if name in graph.tensors and (name in stored or name in inputs):
                 placements[name] = Placement(graph.tensors[name], at + shift, size, kind)
         return Program(
@@ -179,14 +178,16 @@ class Compiler:
             inputs=graph.inputs,
             outputs=graph.outputs,
             tensors=placements,
-            layers=[
-                Layer(
-                    op.name, op.op_type, op.output, graph.tensors[op.output].shape, macs(op, graph)
-                )
-                for op in graph.ops
-            ],
+            layers=[self._layer(op) for op in graph.ops],
             command_layers=[stages[c.layer].layer for c in stream.commands],
         )
+
+    def _layer(self, op: Op) -> Layer:
+        shape = self.graph.tensors[op.output].shape
+        made = self.lowering.joined.made.get(op.output)
+        stored, table = (op.output, None) if made is None else (made.tensor, made.table.tolist())
+        total = macs(op, self.graph)
+        return Layer(op.name, op.op_type, op.output, shape, total, stored, table)
 
 
 def compile_graph(
@@ -194,7 +195,8 @@ def compile_graph(
 ) -> Program:
     """Compile for a configuration.
 
-    ``dump``: also store every intermediate tensor in DRAM, so that each layer can be compared.
+    ``dump``: also store every intermediate tensor that the program makes in DRAM, so that each
+    layer can be compared.
     ``schedule``: None: the one of the fast search.
     Raises :class:`~sw.graph.ModelError` for what does not fit.
     """

@@ -300,11 +300,11 @@ class Emitter(MatrixEmitter):
         self, stage: Stage, key: tuple, weights: WeightRun, todo: list[Piece], tile: Region
     ) -> Iterator[tuple[tuple, Piece, int]]:
         """What ``_weights`` may load: pieces of a run, and where the array needs longer for them
-        than the load those of the following column blocks."""
+        than the load those of the following runs."""
         for piece in todo:
             yield key, piece, weights.offset
         if tile.pixels >= SLOW_TILE * self.config.rows:
-            yield from self._next_columns(stage, key)
+            yield from self._next_runs(stage, key, tile)
 
     def _preload(self, i: int, stage: Stage, region: Region) -> None:
         """Load the first weights of a stage, before anything that may have to wait for space."""
@@ -316,20 +316,22 @@ class Emitter(MatrixEmitter):
                 self._weights(i, kernel, self._wanted(stage, key, weights, todo, tile))
                 return
 
-    def _next_columns(self, stage: Stage, key: tuple) -> Iterator[tuple[tuple, Piece, int]]:
-        """The pieces of the column blocks behind a run's, as ``_weights`` wants them, where nothing
-        else comes between."""
-        i, phase, n, column, _ = key
+    def _next_runs(
+        self, stage: Stage, key: tuple, tile: Region
+    ) -> Iterator[tuple[tuple, Piece, int]]:
+        """The pieces of the runs that a tile's phase takes behind one, as ``_weights`` wants
+        them."""
+        i, phase, n, column, block = key
         passes = stage.phases[phase].passes
-        if len(passes) > 1:
-            return
-        for following, runs in enumerate(passes[n].runs[column + 1 :], column + 1):
-            if len(runs) != 1:
-                return
-            own = (i, phase, n, following, runs[0].block)
-            kernel = passes[n].geometry.kernel
-            for piece in pieces(runs[0].blocks, kernel, self.config.rows, self._piece_limit):
-                yield own, piece, runs[0].offset
+        for following in range(column, len(passes[0].runs)):
+            for k, each in enumerate(passes):
+                for weights in each.runs[following]:
+                    if (following, k, weights.block) <= (column, n, block):
+                        continue
+                    own = (i, phase, k, following, weights.block)
+                    _, todo = self._pieces(own, weights, each.geometry.kernel, tile)
+                    for piece in todo:
+                        yield own, piece, weights.offset
 
     def _conv_split(
         self,

@@ -1,6 +1,6 @@
 """Lowering: each operator of the graph becomes a stage with the constants its engines read.
 
-Cases, in order:
+Tensors that only join others are left out before (:mod:`~sw.compiler.joins`). Cases, in order:
 
 1. Conv, depthwise, int8 weights, no addition, window engine present: WINDOW; a fused
    function is then a stage of its own, POST from the scratchpad.
@@ -26,6 +26,7 @@ import numpy as np
 
 from isa import Config, PostOp, WindowOp
 from sw import layout
+from sw.compiler.joins import Made, join, windowed
 from sw.compiler.products import ProductLowering
 from sw.compiler.stages import (
     MAX_DIM,
@@ -56,7 +57,7 @@ from sw.graph import (
     Table,
     Transpose,
 )
-from sw.numerics import split_ratios, split_scale
+from sw.numerics import lookup, split_ratios, split_scale
 
 MAX_KERNEL = 63
 BINARY_OPS = {"add": PostOp.ADD, "sub": PostOp.SUB, "mul": PostOp.MUL}
@@ -114,12 +115,12 @@ def _dense(op: Conv) -> np.ndarray:
 
 
 def _int8_parts(weights: np.ndarray) -> list[np.ndarray]:
-    """int8 kernels that add up to ``weights`` (within -255..254)."""
-    first = np.clip(weights, -128, 127)
-    rest = weights - first
-    parts = [first.astype(np.int8)]
-    if rest.any():
-        parts.append(rest.astype(np.int8))
+    """int8 kernels that add up to ``weights``."""
+    parts = []
+    while not parts or weights.any():
+        part = np.clip(weights, -128, 127)
+        parts.append(part.astype(np.int8))
+        weights = weights - part
     return parts
 
 
@@ -131,25 +132,24 @@ class WeightStore:
         self._words = 0
         self._data: list[np.ndarray] = []
 
-    def runs(self, weights: np.ndarray, keep: bool) -> tuple[tuple[WeightRun, ...], ...]:
-        """Add a kernel (O, C, kh, kw); its runs by column block. ``keep``: at least one run each,
-        if only of zeros."""
-        packed = layout.pack_weights(weights, self.config)
-        columns, blocks = packed.shape[:2]
-        used = packed.reshape(columns, blocks, -1).any(2)
-        if keep:
-            used[~used.any(1), 0] = True
-        out = []
-        for column in range(columns):
-            edges = np.flatnonzero(np.diff(np.r_[False, used[column], False].astype(np.int8)))
-            runs = []
-            for first, end in edges.reshape(-1, 2).tolist():
-                tiles = packed[column, first:end].reshape(-1, self.config.cols)
-                runs.append(WeightRun(first, end - first, self._words))
-                self._data.append(tiles)
-                self._words += len(tiles)
-            out.append(tuple(runs))
-        return tuple(out)
+    def runs(self, kernels: list[np.ndarray]) -> list[tuple[tuple[WeightRun, ...], ...]]:
+        """Add the kernels (O, C, kh, kw) of a phase, column block by column block; by kernel, its
+        runs by column block. Each column block has one of some kernel, if only of zeros."""
+        packed = [layout.pack_weights(weights, self.config) for weights in kernels]
+        used = [p.reshape(*p.shape[:2], -1).any(2) for p in packed]
+        used[0][~np.any([u.any(1) for u in used], axis=0), 0] = True
+        out: list[list[tuple[WeightRun, ...]]] = [[] for _ in kernels]
+        for column in range(len(packed[0])):
+            for k, tiles in enumerate(packed):
+                edges = np.flatnonzero(np.diff(np.r_[False, used[k][column], False].astype(int)))
+                runs = []
+                for first, end in edges.reshape(-1, 2).tolist():
+                    words = tiles[column, first:end].reshape(-1, self.config.cols)
+                    runs.append(WeightRun(first, end - first, self._words))
+                    self._data.append(words)
+                    self._words += len(words)
+                out[k].append(tuple(runs))
+        return [tuple(runs) for runs in out]
 
     def words(self) -> np.ndarray:
         """All tiles, (words, cols)."""
@@ -161,22 +161,35 @@ class Lowering(ProductLowering):
     operator that may be carried out in stripes."""
 
     def __init__(self, graph: Graph, config: Config):
-        self.graph = graph
         self.config = config
         self.packed = packed_inputs(graph, config)
+        self.joined = join(graph, config)
+        self.graph = self.joined.graph
+        """With the tensors that only the program has."""
 
     def stages(self) -> list[Stage]:
         """Raises :class:`ModelError` for what the configuration's engines cannot do."""
         out: list[Stage] = []
-        for i, op in enumerate(self.graph.ops):
+        for op in self.graph.ops:
             self._check_limits(op)
+        for i, op in self.joined.ops:
             if isinstance(op, MatMul):
                 out += self._product(i, op)
             elif self._on_window(op) and op.activation is not None:
                 out += self._activated_depthwise(i, op)
             else:
                 out.append(self._lower(i, op))
+            if op.output in self.joined.made:
+                out[-1] = self._with_table(out[-1], self.joined.made[op.output])
         return out
+
+    def _with_table(self, stage: Stage, made: Made) -> Stage:
+        """The stage as it makes a function of what it makes."""
+        values = made.table
+        if stage.table is not None:
+            values = lookup(stage.table.reshape(-1)[:256], values)
+        op = dataclasses.replace(stage.op, output=made.tensor)
+        return dataclasses.replace(stage, op=op, table=self._table(values))
 
     def _lower(self, layer: int, op: Op) -> Stage:
         if self._on_window(op):
@@ -244,6 +257,22 @@ class Lowering(ProductLowering):
         blocks = layout.blocks_of(t.shape[1], self.config.rows)
         return Source(name, *shape, blocks, tuple(geometries), t.zero, per_group)
 
+    def _read(self, name: str, weights: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """The tensors that a kernel (O, C, kh, kw) over ``name`` reads, with their kernels."""
+        parts = self.joined.parts.get(name)
+        if parts is None:
+            return [(name, weights)]
+        out = []
+        for part in parts:
+            taken = np.flatnonzero(part.channels >= 0)
+            channels = part.channels[taken]
+            several = len(np.unique(channels)) < len(channels)
+            size = (len(weights), self.graph.tensors[part.tensor].shape[1], *weights.shape[2:])
+            kernel = np.zeros(size, np.int32 if several else weights.dtype)
+            np.add.at(kernel, (slice(None), channels), weights[:, taken])
+            out.append((part.tensor, kernel))
+        return out
+
     def _params(self, op: Op, bias: np.ndarray, scale: np.ndarray, lanes: int) -> np.ndarray:
         multiplier, shift = self._split(op, scale)
         return layout.pack_params(bias, multiplier, shift, lanes, self.config.rows)
@@ -278,11 +307,8 @@ class Lowering(ProductLowering):
         per_phase = len(params) // len(phases)
         made = []
         for k, (y, x, passes) in enumerate(phases):
-            # The first pass clears the accumulators of every column block.
-            done = tuple(
-                Pass(source, geometry, store.runs(weights, keep=first == 0))
-                for first, (source, geometry, weights) in enumerate(passes)
-            )
+            runs = store.runs([weights for _, _, weights in passes])
+            done = tuple(Pass(*each[:2], own) for each, own in zip(passes, runs))
             made.append(Phase(y, x, done, k * per_phase))
         return Stage(
             layer,
@@ -315,22 +341,24 @@ class Lowering(ProductLowering):
             pitch = layout.packed_pitch(x.shape[1], x.shape[3], config.rows)
             main = Source(op.x, x.shape[2], pitch, 1, (fold.geometry,), x.zero, False, packed=True)
             geometry = _row_geometry(geometry) if fold.by_row else POINTWISE
-            weights = _folded(weights, fold)
+            mains, kernels = [main], [_folded(weights, fold)]
         else:
             out_hw = (h, w)
             h, w = _flat(h, w, [geometry])
             in_hw = x.shape[2:] if (h, w) == out_hw else (h, w)
-            main = self._source(op.x, [geometry], in_hw, False)
-        sources, combine = (main,), None
-        passes = [(0, geometry, part) for part in _int8_parts(weights)]
+            names, kernels = zip(*self._read(op.x, weights))
+            mains = [self._source(name, [geometry], in_hw, False) for name in names]
+        passes = [(k, geometry, part) for k, w in enumerate(kernels) for part in _int8_parts(w)]
+        sources, combine = tuple(mains), None
         bias = op.bias.astype(np.int64) - x.zero * total
         if op.shortcut is not None:
             other, left = op.shortcut.other, op.shortcut.factors
-            sources = (main, self._source(other, [POINTWISE], (h, w), False))
+            sources = (*mains, self._source(other, [POINTWISE], (h, w), False))
             bias -= graph.tensors[other].zero * left.astype(np.int64)
             while left.any():
                 part = np.minimum(left, 127)
-                passes.append((1, POINTWISE, np.diag(part).astype(np.int8)[:, :, None, None]))
+                diagonal = np.diag(part).astype(np.int8)[:, :, None, None]
+                passes.append((len(mains), POINTWISE, diagonal))
                 left = left - part
         params = self._params(op, bias, op.scale, config.lanes)
         requant = self._requant(op, op.activation)
@@ -395,7 +423,8 @@ class Lowering(ProductLowering):
         sh, sw = op.strides
         rows = [_phase(op, 0, py) for py in range(min(sh, h))]
         columns = [_phase(op, 1, px) for px in range(min(sw, w))]
-        parts = _int8_parts(op.weights)
+        names, kernels = zip(*self._read(op.x, op.weights))
+        parts = [(k, part) for k, weights in enumerate(kernels) for part in _int8_parts(weights)]
         phases, geometries = [], []
         bias = []
         for py, (ky, pad_y, dilation_y) in enumerate(rows):
@@ -403,12 +432,12 @@ class Lowering(ProductLowering):
                 size = (max(len(ky), 1), max(len(kx), 1))
                 geometry = Geometry(size, (1, 1), (pad_y, pad_x), (dilation_y, dilation_x))
                 passes, total = [], np.zeros(len(op.weights), np.int64)
-                for part in parts:
+                for k, part in parts:
                     kernel = part[:, :, ky][:, :, :, kx]
                     if kernel.size == 0:  # no kernel element falls here: bias alone
                         kernel = np.zeros((*part.shape[:2], *size), np.int8)
                     total += kernel.reshape(len(kernel), -1).sum(1, dtype=np.int64)
-                    passes.append((0, geometry, kernel))
+                    passes.append((k, geometry, kernel))
                 geometries.append(geometry)
                 phases.append((py, px, passes))
                 bias.append(op.bias.astype(np.int64) - x.zero * total)
@@ -419,7 +448,7 @@ class Lowering(ProductLowering):
             op,
             (-(-h // sh), -(-w // sw)),
             (h, w),
-            (self._source(op.x, geometries, x.shape[2:], False),),
+            tuple(self._source(name, geometries, x.shape[2:], False) for name in names),
             phases,
             params,
             steps=op.strides,
@@ -545,13 +574,7 @@ class Lowering(ProductLowering):
         )
 
     def _on_window(self, op: Op) -> bool:
-        return (
-            isinstance(op, Conv)
-            and op.depthwise
-            and self.config.window
-            and op.residual is op.shortcut is None
-            and op.weights.dtype == np.int8
-        )
+        return isinstance(op, Conv) and windowed(op, self.config)
 
     def _activated_depthwise(self, layer: int, op: Conv) -> list[Stage]:
         name = f"{op.output}:own"

@@ -37,6 +37,9 @@ LONGEST = 8
 STRIPES = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 104, 112, 128, 208)
 """Numbers of stripes that are tried: enough of them that filling and draining costs little."""
 
+FINER = (2, 4)
+"""Times the fewest stripes that fit, that are tried too."""
+
 GAIN = 0.01
 """Of its cycles, that a chain has to save by the estimate."""
 
@@ -113,21 +116,22 @@ class _FastSearch:
             work(s, p, self.resident, self.config) for s, p in zip(self.stages, plan.stages)
         ]
         self.split = [p.split is not None for p in plan.stages]
+        self.found = list(self._candidates())
+        """Chains, what they save, and whether with more stripes than they have to have."""
 
-    def chains(self) -> list[Chain]:
-        """The disjoint chains that save most."""
+    def chains(self, finer: bool) -> list[Chain]:
+        """The disjoint chains that save most; ``finer``: of all found."""
         best: list[tuple[float, list[Chain]]] = [(0.0, [])]
-        found = {c: gain for c, gain in self._candidates()}
         for end in range(len(self.stages)):
             options = [best[end]]
-            for chain, gain in found.items():
-                if chain.last == end:
+            for chain, gain, more in self.found:
+                if chain.last == end and more <= finer:
                     before = best[chain.first]
                     options.append((before[0] + gain, [*before[1], chain]))
             best.append(max(options, key=lambda o: o[0]))
         return best[-1][1]
 
-    def _candidates(self) -> Iterator[tuple[Chain, float]]:
+    def _candidates(self) -> Iterator[tuple[Chain, float, bool]]:
         for first in range(len(self.stages)):
             made, moved = {self.stages[first].op.output}, False
             for last in range(first + 1, min(first + LONGEST, len(self.stages))):
@@ -147,21 +151,31 @@ class _FastSearch:
                 if chain is None:
                     break
                 before = sum(max(self.alone[i].values()) for i in chain.stages)
-                gain = before - self._cost(chain, resident)
-                if gain > GAIN * before:
-                    yield chain, gain
+                for finer in self._finer(chain, resident):
+                    gain = before - self._cost(finer, resident)
+                    if gain > GAIN * before:
+                        yield finer, gain, finer != chain
+                        break
+
+    def _finer(self, chain: Chain, resident: set[str]) -> Iterator[Chain]:
+        """The chain, and with more stripes: sooner filled and drained, and otherwise slower."""
+        most = min(self.planner.rows(i) for i in chain.stages)
+        yield chain
+        for times in FINER:
+            finer = replace(chain, stripes=times * chain.stripes)
+            if finer.stripes <= most and self._fits(finer, resident):
+                yield finer
+
+    def _fits(self, chain: Chain, resident: set[str]) -> bool:
+        return self.planner.scheduled(Schedule((chain,))).fits(chain, resident)
 
     def fitting(self, first: int, last: int, resident: set[str]) -> Chain | None:
         """The chain with the fewest stripes that fits beside the resident tensors."""
         most = min(self.planner.rows(i) for i in range(first, last + 1))
         numbers = STRIPES[: bisect_right(STRIPES, most)]
 
-        def fits(stripes: int) -> bool:
-            chain = Chain(first, last, stripes)
-            return self.planner.scheduled(Schedule((chain,))).fits(chain, resident)
-
         # The more stripes, the less room they take.
-        at = bisect_left(numbers, True, key=fits)
+        at = bisect_left(numbers, True, key=lambda n: self._fits(Chain(first, last, n), resident))
         return Chain(first, last, numbers[at]) if at < len(numbers) else None
 
     def _cost(self, chain: Chain, resident: set[str]) -> float:
@@ -184,9 +198,15 @@ class _FastSearch:
         return max(total.values()) + longest * depth / chain.stripes
 
 
-def _estimated(planner: Planner) -> Schedule:
-    """The chains of the fast search that fit together. ``planner``: without any."""
-    schedule = Schedule(tuple(_FastSearch(planner).chains()))
+def _estimated(planner: Planner) -> list[Schedule]:
+    """What the fast search finds: without finer chains, and with them. ``planner``: without any."""
+    search = _FastSearch(planner)
+    return [_together(planner, search.chains(finer)) for finer in (False, True)]
+
+
+def _together(planner: Planner, chains: list[Chain]) -> Schedule:
+    """Those of the chains that fit together."""
+    schedule = Schedule(tuple(chains))
     while schedule.chains:
         try:
             planner.scheduled(schedule).plan()
@@ -245,11 +265,14 @@ class Search:
 
     def fast(self, planner: Planner) -> Schedule:
         """The estimated chains, or none if the program is faster without."""
-        schedule = _estimated(planner)
-        if schedule == PLAIN:
+        found = dict.fromkeys([PLAIN, *_estimated(planner)])
+        if len(found) == 1:
             return PLAIN
-        self.better(PLAIN)
-        return schedule if self.better(schedule) else PLAIN
+        chosen = PLAIN
+        for schedule in found:
+            if self.better(schedule):
+                chosen = schedule
+        return chosen
 
     def best(self, schedule: Schedule) -> Schedule:
         """Changes to a schedule, one at a time, where most cycles are lost first, for as long as

@@ -33,7 +33,8 @@ def split(state: Lowering, node: Node) -> tuple[Value, ...]:
 @operator("Concat")
 def concat(state: Lowering, node: Node) -> Value:
     """Of activations, and constants quantised per tensor, of any scales if dequantised; along any
-    axis."""
+    axis. It may cost nothing, as may Split and Slice: where convolutions, or pools in front of
+    these, can read the parts."""
     return _moved(state, node, range(len(node.raw.inputs)))[0]
 
 

@@ -104,7 +104,7 @@ class Control(wiring.Component):
             for taker, sink in shells.items():
                 m.d.comb += [
                     sink.given[giver].eq(source.give[taker]),
-                    source.overflows[taker].eq(sink.full[giver]),
+                    source.overflows[taker].eq(sink.overflow[giver]),
                 ]
         done = fetch.ended & fetch.idle & Cat(s.idle for s in shells.values()).all()
         m.d.comb += csr.drained.eq(done)

@@ -69,8 +69,9 @@ class RegisterBus(wiring.Component):
             bus.awready.eq(~address_held),
             bus.wready.eq(~data_held),
             self.write.eq(address_held & data_held & ~bus.bvalid),
-            self.write_mask.eq(Cat(bit.replicate(8) for bit in strobe)),
         ]
+        with m.If(self.write):
+            m.d.comb += self.write_mask.eq(Cat(bit.replicate(8) for bit in strobe))
         with m.If(bus.awvalid & bus.awready):
             m.d.sync += [address_held.eq(1), self.write_word.eq(bus.awaddr[2:])]
         with m.If(bus.wvalid & bus.wready):
@@ -291,7 +292,9 @@ class ControlStatus(wiring.Component):
             with m.If(counting):
                 m.d.sync += self.cycle.eq(self.cycle + 1)
             with m.If(self.ended.any()):
-                m.d.sync += commands.eq(commands + sum(self.ended[i] for i in range(ENGINES)))
+                number = Signal(range(ENGINES + 1))
+                m.d.comb += number.eq(sum(self.ended[i] for i in range(ENGINES)))
+                m.d.sync += commands.eq(commands + number)
             with m.If(self.read_beat):
                 m.d.sync += reads.eq(reads + 1)
             with m.If(self.write_beat):

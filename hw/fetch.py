@@ -134,12 +134,9 @@ class Fetch(wiring.Component):
                                 m.d.comb += target.eq(1 << engine)
         legal = Signal()
         tokens = ((head.wait | head.signal) & absent) == 0
-        with m.If(excess):
-            m.d.comb += legal.eq(0)
-        with m.Elif(complete):
-            m.d.comb += legal.eq(end | (target.any() & tokens))
-        with m.Else():
-            m.d.comb += legal.eq((target & known).any() & tokens)
+        with m.If(full & ~excess):
+            given = Mux(complete, target, target & known).any()
+            m.d.comb += legal.eq((complete & end) | (given & tokens))
         pushed = Signal()
         m.d.comb += [self.index.eq(index), pushed.eq((self.push & self.ready).any())]
         for engine, words in kept.items():

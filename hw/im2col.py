@@ -71,16 +71,17 @@ class Collector(wiring.Component):
         word, before = Signal(8 * rows), Signal(16 * rows)
         newest, older = self.held[: 8 * rows], self.held[8 * rows :]
         last_held = Signal(16 * rows, reset_less=True)
-        m.d.comb += [
-            word.eq(
-                Cat(
-                    Mux(i < self.segment.limit, self.word.word_select(i, 8), self.pad)
-                    for i in range(rows)
-                )
-            ),
-            before.eq(Mux(self.segment.reload, self.kept, last_held)),
-            self.held.eq(Mux(self.segment.fetch, Cat(word, before), before)),
-        ]
+        with m.If(self.valid):
+            m.d.comb += [
+                word.eq(
+                    Cat(
+                        Mux(i < self.segment.limit, self.word.word_select(i, 8), self.pad)
+                        for i in range(rows)
+                    )
+                ),
+                before.eq(Mux(self.segment.reload, self.kept, last_held)),
+                self.held.eq(Mux(self.segment.fetch, Cat(word, before), before)),
+            ]
         with m.If(self.en):
             m.d.sync += valid.eq(self.valid)
         with m.If(self.en & self.valid):

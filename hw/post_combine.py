@@ -21,9 +21,9 @@ class PostCombine(wiring.Component):
     """``sw.numerics.combine`` on ``lanes`` channels, in ``LATENCY`` stages; MUL takes one more.
 
     ``a`` and ``b`` are taken with ``i_valid``, every cycle if need be; ``o`` is valid with
-    ``o_valid``, that many cycles later. ``cmd`` is the POST command whose fields apply; it must
-    hold still while values are in flight. ``setup`` marks the cycle before the first in which
-    ``cmd`` is looked at; ``shift`` is the command's in that cycle.
+    ``o_valid``, that many cycles later, and 0 otherwise. ``cmd`` is the POST command whose fields
+    apply; it must hold still while values are in flight. ``setup`` marks the cycle before the first
+    in which ``cmd`` is looked at; ``shift`` is the command's in that cycle.
 
     Stages: zero points; MUL: product of the two; products with the multipliers; sum; shift and
     rounding. Zero point and clamp follow the last register.
@@ -97,7 +97,8 @@ class PostCombine(wiring.Component):
                 ]
             with m.If(valid[0]):
                 m.d.sync += total.eq(pa + Mux(multiplies, 0, pb))
-            m.d.comb += scaled.eq(total >> point)  # in halves
+            with m.If(valid[1]):
+                m.d.comb += scaled.eq(total >> point)  # in halves
             up = scaled[0] & (scaled[1] | (total & below).any())
             fits = ~scaled[RESULT - 1 :].any() | scaled[RESULT - 1 :].all()
             limit = (1 << (RESULT - 2)) - 1
@@ -115,11 +116,12 @@ class PostCombine(wiring.Component):
                 )
             moved = reg("moved", signed(RESULT + 1))
             raised = reg("raised", signed(RESULT + 1))
-            m.d.comb += [
-                moved.eq(result + self.cmd.zo),
-                raised.eq(Mux(moved < self.cmd.low2, self.cmd.low2, moved)),
-                self.o[8 * i :][:8].eq(Mux(raised > self.cmd.high2, self.cmd.high2, raised)),
-            ]
+            with m.If(self.o_valid):
+                m.d.comb += [
+                    moved.eq(result + self.cmd.zo),
+                    raised.eq(Mux(moved < self.cmd.low2, self.cmd.low2, moved)),
+                    self.o[8 * i :][:8].eq(Mux(raised > self.cmd.high2, self.cmd.high2, raised)),
+                ]
         return m
 
 

@@ -19,12 +19,14 @@ SIGNIFICAND = 24
 """Significant bits of a float32."""
 
 
-def _fill(value: Value) -> Value:
+def _fill(m: Module, name: str, value: Value) -> Value:
     """``value`` with all bits below its highest 1 set too: 2^bitlen - 1."""
     width = len(value)
     step = 1
     while step < width:
-        value = (value | (value >> step))[:width]
+        filled = Signal(width, name=f"{name}_{step}")
+        m.d.comb += filled.eq(value | (value >> step))
+        value = filled
         step *= 2
     return value
 
@@ -43,6 +45,9 @@ class Requantise(wiring.Component):
     raised while ``loading`` is high, which it is for the ``LATENCY - 2`` cycles with ``en`` after a
     load.
     ``params`` is lane 0 lowest, 64 bits a lane in the layout of ``isa.params.REQUANT_PARAMS``.
+
+    Between the registers of a stage nothing toggles while it has no vector (``m.If(take[...])``
+    around combinational signals): for power, and for the speed of simulation.
 
     Stages (register after each): sum with the bias; magnitude, rounded to 24 bits; product; shift;
     rounding; zero point and clamp.
@@ -128,12 +133,12 @@ class Requantise(wiring.Component):
 
             # 2: magnitude (all rounding is symmetric), rounded to 24 significant bits.
             size = reg("size", 32)
-            m.d.comb += size.eq(Mux(total[-1], -total, total))
-            below = reg("below", 32 - SIGNIFICAND)  # ones in all bits that are rounded away
-            m.d.comb += below.eq(_fill(size[SIGNIFICAND:]))
-            is_odd = (size[1 : 1 + len(below)] & (below ^ (below >> 1))).any()
             magnitude, negative2 = reg("magnitude", 32), reg("negative2", 1)
             with m.If(take[1]):
+                m.d.comb += size.eq(Mux(total[-1], -total, total))
+                # Ones in all bits that are rounded away.
+                below = _fill(m, f"below_{i}", size[SIGNIFICAND:])
+                is_odd = (size[1 : 1 + len(below)] & (below ^ (below >> 1))).any()
                 m.d.sync += [
                     magnitude.eq(
                         (size + (below >> 1) + is_odd) & Cat(~below, Const(-1, SIGNIFICAND))
@@ -149,13 +154,13 @@ class Requantise(wiring.Component):
             # 4: fixed point: INTEGER bits, FRACTION bits, sticky.
             window = INTEGER + FRACTION
             wide = reg("wide", len(product) + 3)
-            m.d.comb += wide.eq(
-                Mux(small, Cat(Const(0, FRACTION), product[:window]), product) >> amount
-            )
-            dropped = Const(-1, unsigned(63 - FRACTION)) >> kept
             fixed, sticky = reg("fixed", window), reg("sticky", 1)
             beyond, negative4 = reg("beyond", 1), reg("negative4", 1)
             with m.If(take[3]):
+                m.d.comb += wide.eq(
+                    Mux(small, Cat(Const(0, FRACTION), product[:window]), product) >> amount
+                )
+                dropped = Const(-1, unsigned(63 - FRACTION)) >> kept
                 m.d.sync += [
                     fixed.eq(wide),
                     sticky.eq((product & dropped).any()),
@@ -168,12 +173,13 @@ class Requantise(wiring.Component):
             # 2^-FRACTION: 2^bitlen(integer)) onto 1/2, because 1/2 is even at that precision. So an
             # even integer is rounded up above that interval, an odd one from its lower end on.
             integer = fixed[FRACTION:]
-            around = reg("around", INTEGER)
-            m.d.comb += around.eq(_fill(integer))
             half = 1 << (FRACTION - 1)
-            threshold = Mux(integer[0], half - 1 - around, (half + 2 + around - sticky)[:FRACTION])
             rounded, negative5 = reg("rounded", INTEGER + 1), reg("negative5", 1)
             with m.If(take[4]):
+                around = _fill(m, f"around_{i}", integer)
+                threshold = Mux(
+                    integer[0], half - 1 - around, (half + 2 + around - sticky)[:FRACTION]
+                )
                 up = fixed[:FRACTION] >= threshold
                 m.d.sync += [
                     rounded.eq(Mux(beyond, (1 << INTEGER) - 1, integer + up)),
@@ -183,11 +189,11 @@ class Requantise(wiring.Component):
             # 6: zero point and clamp.
             moved = reg("moved", signed(INTEGER + 3))
             raised = reg("raised", signed(INTEGER + 3))
-            m.d.comb += [
-                moved.eq(zero_now + Mux(negative5, -rounded, rounded)),
-                raised.eq(Mux(moved < low_now, low_now, moved)),
-            ]
             with m.If(take[5]):
+                m.d.comb += [
+                    moved.eq(zero_now + Mux(negative5, -rounded, rounded)),
+                    raised.eq(Mux(moved < low_now, low_now, moved)),
+                ]
                 m.d.sync += self.o[8 * i :][:8].eq(Mux(raised > high_now, high_now, raised))
 
         return m

@@ -37,8 +37,9 @@ class Shell(wiring.Component):
     * ``core`` gets the head as soon as every token it waits for is there; the tokens are taken in
       the cycle in which the core accepts. A token given in one cycle lets the command start in the
       next.
-    * ``given[f]``: engine ``f`` gives this engine a token. ``full[f]``: that would overflow.
-      ``give[t]``: this engine gives engine ``t`` one; ``overflows[t]`` is that engine's ``full``.
+    * ``given[f]``: engine ``f`` gives this engine a token. ``overflow[f]``: there is no room
+      for it. ``give[t]``: this engine gives engine ``t`` one; ``overflows[t]`` is that engine's
+      ``overflow``.
     * ``start_event`` and ``end_event`` pulse ``valid`` as commands are accepted and end.
     * ``counter`` is counter ``counter_select`` (see COUNTERS), in the same cycle. In every cycle of
       ``running`` at most one of them counts.
@@ -61,7 +62,7 @@ class Shell(wiring.Component):
                 "running": In(1),
                 "halt": In(1),
                 "given": In(ENGINES),
-                "full": Out(ENGINES),
+                "overflow": Out(ENGINES),
                 "give": Out(ENGINES),
                 "overflows": In(ENGINES),
                 "start_event": Out(START_EVENT),
@@ -101,18 +102,15 @@ class Shell(wiring.Component):
             missing.eq(Mux(queue.r_rdy, head.command["wait"] & ~available, 0)),
             taken.eq(Mux(accepted, head.command["wait"], 0)),
         ]
+        moving = Signal()  # few cycles are; in the others the counters need not be looked at
+        m.d.comb += moving.eq(self.clear | accepted | self.given.any())
         for i in range(ENGINES):
             tokens = Signal(TOKEN_BITS, name=f"tokens_{Engine(i).name.lower()}")
-            m.d.comb += [
-                available[i].eq(tokens != 0),
-                self.full[i].eq(tokens.all() & ~taken[i]),
-            ]
-            with m.If(self.clear):
-                m.d.sync += tokens.eq(0)
-            with m.Elif(self.given[i] & ~taken[i] & ~self.full[i]):
-                m.d.sync += tokens.eq(tokens + 1)
-            with m.Elif(taken[i] & ~self.given[i]):
-                m.d.sync += tokens.eq(tokens - 1)
+            m.d.comb += available[i].eq(tokens != 0)
+            with m.If(moving):
+                m.d.comb += self.overflow[i].eq(self.given[i] & tokens.all() & ~taken[i])
+                up = self.given[i] & ~self.overflow[i]
+                m.d.sync += tokens.eq(Mux(self.clear, 0, tokens + up - taken[i]))
 
         # To the core. An offer once made stands, whatever ``halt`` says.
         offered = Signal()
@@ -153,13 +151,19 @@ class Shell(wiring.Component):
             m.d.sync += stalled.eq(0)
         m.d.comb += [
             self.start_event.valid.eq(accepted),
-            self.start_event.index.eq(head.index),
-            self.start_event.waited.eq(waited),
-            self.start_event.missing.eq(last_missing),
             self.end_event.valid.eq(retired),
-            self.end_event.index.eq(oldest.index),
-            self.end_event.stalled.eq(stalled),
         ]
+        with m.If(accepted):
+            m.d.comb += [
+                self.start_event.index.eq(head.index),
+                self.start_event.waited.eq(waited),
+                self.start_event.missing.eq(last_missing),
+            ]
+        with m.If(retired):
+            m.d.comb += [
+                self.end_event.index.eq(oldest.index),
+                self.end_event.stalled.eq(stalled),
+            ]
 
         # Counters: one memory with one increment a cycle.
         m.submodules.counters = counters = Memory(shape=32, depth=COUNTERS, init=[])

@@ -85,14 +85,15 @@ class Trace(wiring.Component):
         handled = Signal.like(happened)
         now = Signal.like(happened)
         event = Signal(EVENT)
-        m.d.comb += [
-            pending.eq(
+        with m.If(captured.r_rdy):
+            m.d.comb += pending.eq(
                 Cat(
                     *(snapshot.ends[i].valid for i in engines),
                     *(snapshot.starts[i].valid for i in engines),
                 )
                 & ~handled
-            ),
+            )
+        m.d.comb += [
             now.eq(pending & (~pending + 1)),
             event.cycle.eq(snapshot.cycle),
         ]

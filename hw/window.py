@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -35,7 +35,7 @@ class PendingWrites(wiring.Component):
 
     ``push`` appends ``addr`` and ``end``; there must never be more than ``IN_FLIGHT``. ``pop``
     removes the oldest, which is at ``o_addr`` and ``o_end``. ``clash``: ``check`` is one of the
-    addresses.
+    addresses (with ``checks``, or else 0).
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,7 @@ class PendingWrites(wiring.Component):
                 "o_addr": Out(20),
                 "o_end": Out(1),
                 "empty": Out(1),
+                "checks": In(1),
                 "check": In(20),
                 "clash": Out(1),
             }
@@ -59,24 +60,28 @@ class PendingWrites(wiring.Component):
         entries = [Signal(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
         used = Signal(IN_FLIGHT)
         first, free = Signal(range(IN_FLIGHT)), Signal(range(IN_FLIGHT))
+        one = Const(1, IN_FLIGHT)
+        with m.If(self.push | self.pop):
+            pushed = Mux(self.push, (one << free)[:IN_FLIGHT], 0)
+            popped = Mux(self.pop, (one << first)[:IN_FLIGHT], 0)
+            m.d.sync += used.eq((used & ~popped) | pushed)
         with m.If(self.push):
-            m.d.sync += [free.eq(free + 1), used.bit_select(free, 1).eq(1)]
+            m.d.sync += free.eq(free + 1)
             with m.Switch(free):
                 for i, e in enumerate(entries):
                     with m.Case(i):
                         m.d.sync += [e.addr.eq(self.addr), e.end.eq(self.end)]
         with m.If(self.pop):
-            m.d.sync += [first.eq(first + 1), used.bit_select(first, 1).eq(0)]
-        with m.Switch(first):
+            m.d.sync += first.eq(first + 1)
+        with m.If(~self.empty), m.Switch(first):
             for i, e in enumerate(entries):
                 with m.Case(i):
                     m.d.comb += [self.o_addr.eq(e.addr), self.o_end.eq(e.end)]
-        m.d.comb += [
-            self.empty.eq(~used.any()),
-            self.clash.eq(
+        m.d.comb += self.empty.eq(~used.any())
+        with m.If(self.checks):
+            m.d.comb += self.clash.eq(
                 Cat(u & (e.addr == self.check) for u, e in zip(used, entries, strict=True)).any()
-            ),
-        ]
+            )
         return m
 
 
@@ -159,6 +164,7 @@ class WindowEngine(wiring.Component):
         token, following = Signal(token_layout), Signal(token_layout)
         token_valid, push, free, take = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
+            pending.checks.eq(token_valid & token.read),
             pending.check.eq(token.addr),
             self.scratchpad_read.valid.eq(token_valid & token.read & en & ~pending.clash),
             self.scratchpad_read.addr.eq(token.addr),
@@ -385,7 +391,8 @@ class WindowEngine(wiring.Component):
         )  # data that came while the pipeline stood still
         word = Signal(word_bits)
         read_data = Mux(is_kept, kept, self.scratchpad_read.data)
-        m.d.comb += word.eq(Mux(data_token.read, read_data, cmd.pad.replicate(rows)))
+        with m.If(data_valid):
+            m.d.comb += word.eq(Mux(data_token.read, read_data, cmd.pad.replicate(rows)))
         with m.If(en):
             m.d.sync += [data_valid.eq(take), is_kept.eq(0)]
             with m.If(take):

@@ -215,14 +215,19 @@ class WindowReduce(wiring.Component):
             with m.If(total & ~self.maximum):
                 m.d.sync += partial.eq(sum(products))
             with m.If(total & self.maximum):
-                m.d.sync += partial.eq(_largest(m, f"largest_{i}", column))
+                largest = Signal(signed(8), name=f"largest_{i}")
+                m.d.comb += largest.eq(_largest(m, f"largest_{i}", column))
+                m.d.sync += partial.eq(largest)
 
             # 4: over the taps.
             acc = Signal(signed(32), name=f"acc_{i}", reset_less=True)
             with m.If(add_up & ~self.maximum):
                 m.d.sync += acc.eq(Mux(first[2], 0, acc) + partial)
-            with m.If(add_up & self.maximum & (first[2] | (partial > acc))):
-                m.d.sync += acc.eq(partial)
+            with m.If(add_up & self.maximum):
+                is_larger = Signal(name=f"is_larger_{i}")
+                m.d.comb += is_larger.eq(first[2] | (partial > acc))
+                with m.If(is_larger):
+                    m.d.sync += acc.eq(partial)
             m.d.comb += self.acc[32 * i :][:32].eq(acc)
         return m
 

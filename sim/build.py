@@ -43,7 +43,24 @@ RECENT = 3600
 """Seconds in which an entry that was used is not removed."""
 ABANDONED = 24 * 3600
 """Seconds after which what a killed process left half done is removed."""
-OPTIMISED = ("-O3", "--x-assign", "fast", "--x-initial", "fast")
+KEPT_BRANCHES = (
+    "replace-cond-with-then-branch-zero",
+    "replace-cond-with-else-branch-zero",
+    "push-not-through-cond",
+    "push-sel-through-cond",
+    "push-shiftl-through-cond",
+    "push-shiftr-through-cond",
+    "push-concat-through-cond-lhs",
+    "push-concat-through-cond-rhs",
+    "push-commutative-binary-through-cond",
+    "push-reduction-through-cond-with-const-branch",
+)
+"""Rewritings of Verilator that turn ``enable ? value : 0`` into ``value & mask``, or make several
+of one. Without them it is a branch: values that nobody asks for are not computed."""
+OPTIMISED = (
+    *("-O3", "--x-assign", "fast", "--x-initial", "fast"),
+    *(f"-fno-dfg-peephole-{name}" for name in KEPT_BRANCHES),
+)
 """Of Verilator."""
 MAKE = (
     *("CXX=g++", "LINK=g++", "OPT_FAST=-O3"),

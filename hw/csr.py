@@ -160,10 +160,11 @@ class ControlStatus(wiring.Component):
         m.submodules.registers = bus = RegisterBus(addr_bits=CSR_ADDR_BITS, words=len(CSRS))
         wiring.connect(m, wiring.flipped(self.bus), bus.bus)
 
-        written = {name: Signal(name=f"write_{name.lower()}") for name in CSRS}
-        for name, csr in CSRS.items():
-            if csr.access != "ro":
-                m.d.comb += written[name].eq(bus.write & (bus.write_word == csr.offset // 4))
+        writable = [name for name, csr in CSRS.items() if csr.access != "ro"]
+        chosen = Signal(len(writable))
+        with m.If(bus.write):
+            m.d.comb += chosen.eq(Cat(bus.write_word == CSRS[n].offset // 4 for n in writable))
+        written = dict(zip(writable, chosen, strict=True))
         plain = {name: Signal(32, name=name.lower()) for name in PLAIN}
         for name, register in plain.items():
             with m.If(written[name]):

@@ -181,18 +181,20 @@ class Fetch(wiring.Component):
         new = data.View(head.shape(), word.payload.data)
         opcodes = Array(i in COMMANDS for i in range(1 << len(head.opcode)))
         more = Signal.like(missing)  # Words still missing once this one has been taken.
-        with m.If(missing == 0):
-            m.d.comb += more.eq(Mux(opcodes[new.opcode], new.present, 0))
-        with m.Else():
-            m.d.comb += more.eq(missing & (missing - 1))
+        comes = Signal.like(missing)  # Which word this is.
         with m.If(taken):
+            with m.If(missing == 0):
+                m.d.comb += more.eq(Mux(opcodes[new.opcode], new.present, 0))
+            with m.Else():
+                m.d.comb += more.eq(missing & (missing - 1))
+            m.d.comb += comes.eq(missing & ~more)
             m.d.sync += [left.eq(left - 1), missing.eq(more)]
             with m.If(missing == 0):
                 m.d.sync += head.eq(new)
             for engine, words in kept.items():
                 with m.If(target[engine]):
                     for i, register in enumerate(words):
-                        with m.If(missing[i] & ~more[i]):
+                        with m.If(comes[i]):
                             m.d.sync += register.eq(word.payload.data)
             with m.If(more == 0):
                 m.d.sync += full.eq(1)

@@ -130,7 +130,7 @@ def write_verilog(design: wiring.Component, name: str, directory: Path) -> None:
         # opt_dff finds the enables, so that registers at rest cost the simulator nothing.
         f"read_rtlil {name}.il; proc -norom; opt_expr; opt_clean; opt_dff; opt_clean; "
         # Parallel cases would become functions that get all branches as one argument.
-        "pmuxtree; opt_expr; opt_clean; memory_collect; "
+        "pmuxtree; wreduce; opt_expr; opt_clean; memory_collect; "
         f"write_verilog -sv -noattr {name}.sv"
     )
     yosys = subprocess.run(

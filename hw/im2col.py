@@ -71,7 +71,9 @@ class Collector(wiring.Component):
         word, before = Signal(8 * rows), Signal(16 * rows)
         newest, older = self.held[: 8 * rows], self.held[8 * rows :]
         last_held = Signal(16 * rows, reset_less=True)
-        with m.If(self.valid):
+        take = self.en & self.valid
+        value = Signal(8 * rows)
+        with m.If(take):
             m.d.comb += [
                 word.eq(
                     Cat(
@@ -81,15 +83,21 @@ class Collector(wiring.Component):
                 ),
                 before.eq(Mux(self.segment.reload, self.kept, last_held)),
                 self.held.eq(Mux(self.segment.fetch, Cat(word, before), before)),
+                value.eq(
+                    Cat(
+                        Mux(
+                            i < self.segment.split,
+                            newest.word_select(i, 8),
+                            older.word_select(i, 8),
+                        )
+                        for i in range(rows)
+                    )
+                ),
             ]
         with m.If(self.en):
             m.d.sync += valid.eq(self.valid)
-        with m.If(self.en & self.valid):
+        with m.If(take):
             m.d.sync += last_held.eq(self.held)
-            value = Cat(
-                Mux(i < self.segment.split, newest.word_select(i, 8), older.word_select(i, 8))
-                for i in range(rows)
-            )
             for i in range(len(self.segment.rotate)):
                 stage = Signal(8 * rows, name=f"rotate{i}")
                 turned = value.rotate_right(8 * (1 << i))

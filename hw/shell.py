@@ -102,15 +102,15 @@ class Shell(wiring.Component):
             missing.eq(Mux(queue.r_rdy, head.command["wait"] & ~available, 0)),
             taken.eq(Mux(accepted, head.command["wait"], 0)),
         ]
-        moving = Signal()  # few cycles are; in the others the counters need not be looked at
-        m.d.comb += moving.eq(self.clear | accepted | self.given.any())
-        for i in range(ENGINES):
-            tokens = Signal(TOKEN_BITS, name=f"tokens_{Engine(i).name.lower()}")
-            m.d.comb += available[i].eq(tokens != 0)
-            with m.If(moving):
-                m.d.comb += self.overflow[i].eq(self.given[i] & tokens.all() & ~taken[i])
-                up = self.given[i] & ~self.overflow[i]
-                m.d.sync += tokens.eq(Mux(self.clear, 0, tokens + up - taken[i]))
+        counts = [Signal(TOKEN_BITS, name=f"tokens_{e.name.lower()}") for e in Engine]
+        m.d.comb += available.eq(Cat(tokens != 0 for tokens in counts))
+        with m.If(self.given.any()):
+            full = Cat(tokens.all() for tokens in counts)
+            m.d.comb += self.overflow.eq(self.given & full & ~taken)
+        with m.If(self.clear | accepted | self.given.any()):
+            up = self.given & ~self.overflow
+            for i, tokens in enumerate(counts):
+                m.d.sync += tokens.eq(Mux(self.clear, 0, tokens + up[i] - taken[i]))
 
         # To the core. An offer once made stands, whatever ``halt`` says.
         offered = Signal()
@@ -204,6 +204,9 @@ class Shell(wiring.Component):
             self.state[16:32].eq(Mux(queue.r_rdy, head.index, 0)),
         ]
 
+        lost = Signal(ENGINES)
+        with m.If(retired):
+            m.d.comb += lost.eq(oldest.signal & self.overflows)
         m.d.comb += [
             self.fault.index.eq(oldest.index),
             self.fault.engine.eq(self.engine),
@@ -214,6 +217,6 @@ class Shell(wiring.Component):
                 self.fault.code.eq(core.fault_code),
                 self.fault.address.eq(core.fault_address),
             ]
-        with m.Elif((self.give & self.overflows).any()):
+        with m.Elif(lost.any()):
             m.d.comb += [self.fault.valid.eq(1), self.fault.code.eq(Fault.TOKEN_OVERFLOW)]
         return m

@@ -61,27 +61,26 @@ class PendingWrites(wiring.Component):
         used = Signal(IN_FLIGHT)
         first, free = Signal(range(IN_FLIGHT)), Signal(range(IN_FLIGHT))
         one = Const(1, IN_FLIGHT)
+        place = Signal(IN_FLIGHT)
         with m.If(self.push | self.pop):
-            pushed = Mux(self.push, (one << free)[:IN_FLIGHT], 0)
             popped = Mux(self.pop, (one << first)[:IN_FLIGHT], 0)
-            m.d.sync += used.eq((used & ~popped) | pushed)
+            m.d.sync += used.eq((used & ~popped) | place)
         with m.If(self.push):
+            m.d.comb += place.eq(one << free)
             m.d.sync += free.eq(free + 1)
-            with m.Switch(free):
-                for i, e in enumerate(entries):
-                    with m.Case(i):
-                        m.d.sync += [e.addr.eq(self.addr), e.end.eq(self.end)]
+        for chosen, e in zip(place, entries, strict=True):
+            with m.If(chosen):
+                m.d.sync += [e.addr.eq(self.addr), e.end.eq(self.end)]
         with m.If(self.pop):
             m.d.sync += first.eq(first + 1)
         with m.If(~self.empty), m.Switch(first):
             for i, e in enumerate(entries):
                 with m.Case(i):
                     m.d.comb += [self.o_addr.eq(e.addr), self.o_end.eq(e.end)]
-        m.d.comb += self.empty.eq(~used.any())
+        hits = Signal(IN_FLIGHT)
         with m.If(self.checks):
-            m.d.comb += self.clash.eq(
-                Cat(u & (e.addr == self.check) for u, e in zip(used, entries, strict=True)).any()
-            )
+            m.d.comb += hits.eq(used & Cat(e.addr == self.check for e in entries))
+        m.d.comb += [self.empty.eq(~used.any()), self.clash.eq(hits.any())]
         return m
 
 
@@ -222,13 +221,17 @@ class WindowEngine(wiring.Component):
 
         # A command follows without draining the pipeline if these are the same.
         modes = ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h")
-        same, empty = Signal(), Signal()
+        equal, same, empty = Signal(len(modes) + 1), Signal(), Signal()
         fresh = Signal()  # the command began with an empty pipeline
+        with m.If(setup.ready):
+            m.d.comb += equal.eq(
+                Cat(
+                    setup.prepared.fast == fast,
+                    *(setup.prepared.cmd[f] == cmd[f] for f in modes),
+                )
+            )
         m.d.comb += [
-            same.eq(
-                (setup.prepared.fast == fast)
-                & Cat(setup.prepared.cmd[f] == cmd[f] for f in modes).all()
-            ),
+            same.eq(equal.all()),
             empty.eq(~token_valid & pending.empty),
             reduce.clear.eq(begun & fresh),
         ]
@@ -427,10 +430,9 @@ class WindowEngine(wiring.Component):
         ]
 
         # Parameters are taken over in the stage where their block's first accumulators will come.
-        params = [Signal(word_bits, name=f"params{i}", reset_less=True) for i in range(PARAM_BYTES)]
-        for i, part in enumerate(params):
-            with m.If(en & arrives(Kind.PARAMS) & (data_token.params == i)):
-                m.d.sync += part.eq(word)
+        params = Signal(PARAM_BYTES * word_bits, reset_less=True)
+        with m.If(en & arrives(Kind.PARAMS)):
+            m.d.sync += params.eq(Cat(params[word_bits:], word))
         complete = Signal(WindowReduce.LATENCY)
         with m.If(en):
             m.d.sync += complete.eq(
@@ -445,7 +447,7 @@ class WindowEngine(wiring.Component):
             requantise.i_valid.eq(reduce.o_valid & ~maximum),
             requantise.acc.eq(reduce.acc),
             requantise.load.eq(complete[-1]),
-            requantise.params.eq(Cat(params)),
+            requantise.params.eq(params),
             requantise.zero.eq(cmd.zero),
             requantise.low.eq(cmd.low),
             requantise.high.eq(cmd.high),

@@ -148,15 +148,23 @@ module axi_memory #(
         held_b <= random[39:32] < stall_b;
     end
 
-    // A direction's credit grows by rate_beats a cycle and a beat costs rate_cycles.
+    // A direction's credit grows by `beats` a cycle and a beat costs `cost`. They are registers, so
+    // that no logic hangs on what Python may change: Verilator would evaluate it at every edge.
     logic [16:0] read_credit, write_credit;
-    wire paced = rate_beats < rate_cycles;
+    logic [15:0] beats = 1, cost = 1;
+    logic paced = 0;
+
+    always @(posedge clk) begin
+        beats <= rate_beats;
+        cost <= rate_cycles;
+        paced <= rate_beats < rate_cycles;
+    end
 
     function automatic logic [16:0] next_credit(input logic [16:0] credit, input logic spend,
-                                                input logic [15:0] beats, input logic [15:0] cost);
+                                                input logic [15:0] gain, input logic [15:0] price);
         logic [17:0] sum;
-        sum = credit + beats - (spend ? cost : 0);
-        return sum > 2 * cost ? 2 * cost : sum;
+        sum = credit + gain - (spend ? price : 0);
+        return sum > 2 * price ? 2 * price : sum;
     endfunction
 
     // Reads ----------------------------------------------------------------------------------------
@@ -171,7 +179,7 @@ module axi_memory #(
     wire [INDEX:0] ar_level = ar_tail - ar_head;
     assign arready = !held_ar && !ar_level[INDEX] && !rst;
     wire r_start = ar_level != 0 && ar_due[ar_head[INDEX-1:0]] <= cycle && !held_r
-        && (!paced || read_credit >= rate_cycles);
+        && (!paced || read_credit >= cost);
     wire r_spend = r_start && (!rvalid || rready);
 
     function automatic logic [1:0] response(input logic [63:0] address, input logic enable);
@@ -184,7 +192,7 @@ module axi_memory #(
     always @(posedge clk) begin : reads
         logic [63:0] address;
         logic [DATA_BITS-1:0] word;
-        if (paced) read_credit <= next_credit(read_credit, r_spend, rate_beats, rate_cycles);
+        if (paced) read_credit <= next_credit(read_credit, r_spend, beats, cost);
         if (arvalid && arready) begin
             ar_address[ar_tail[INDEX-1:0]] <= {{(64 - ADDR_BITS) {1'b0}}, araddr};
             ar_due[ar_tail[INDEX-1:0]] <= cycle + read_latency - 1;
@@ -235,14 +243,14 @@ module axi_memory #(
     wire [INDEX:0] b_level = b_tail - b_head;
     assign awready = !held_aw && !aw_level[INDEX] && !rst;
     assign wready = aw_level != 0 && !b_level[INDEX] && !held_w && !rst
-        && (!paced || write_credit >= rate_cycles);
+        && (!paced || write_credit >= cost);
     wire b_start = b_level != 0 && b_due[b_head[INDEX-1:0]] <= cycle && !held_b;
 
     always @(posedge clk) begin : writes
         logic [63:0] address;
         logic [1:0] answer;
         if (paced)
-            write_credit <= next_credit(write_credit, wvalid && wready, rate_beats, rate_cycles);
+            write_credit <= next_credit(write_credit, wvalid && wready, beats, cost);
         if (awvalid && awready) begin
             aw_address[aw_tail[INDEX-1:0]] <= {{(64 - ADDR_BITS) {1'b0}}, awaddr};
             aw_length[aw_tail[INDEX-1:0]] <= awlen;
@@ -312,12 +320,15 @@ module axi_memory #(
         if (!rst) begin
             if (arvalid && arready) check_burst("AR", araddr, arlen, arsize, arburst);
             if (awvalid && awready) check_burst("AW", awaddr, awlen, awsize, awburst);
-            if (ar_kept && !(arvalid && ar_payload == {araddr, arlen}))
-                $fatal(1, "PROTOCOL: AR changed or dropped before it was taken");
-            if (aw_kept && !(awvalid && aw_payload == {awaddr, awlen}))
-                $fatal(1, "PROTOCOL: AW changed or dropped before it was taken");
-            if (w_kept && !(wvalid && w_payload == {wdata, wstrb, wlast}))
-                $fatal(1, "PROTOCOL: W changed or dropped before it was taken");
+            if (ar_kept)
+                if (!(arvalid && ar_payload == {araddr, arlen}))
+                    $fatal(1, "PROTOCOL: AR changed or dropped before it was taken");
+            if (aw_kept)
+                if (!(awvalid && aw_payload == {awaddr, awlen}))
+                    $fatal(1, "PROTOCOL: AW changed or dropped before it was taken");
+            if (w_kept)
+                if (!(wvalid && w_payload == {wdata, wstrb, wlast}))
+                    $fatal(1, "PROTOCOL: W changed or dropped before it was taken");
 `ifndef VERILATOR
             if (^{arvalid, rready, awvalid, wvalid, bready} === 1'bx)
                 $fatal(1, "PROTOCOL: an AXI handshake signal is X");

@@ -63,7 +63,7 @@ OPTIMISED = (
 )
 """Of Verilator."""
 MAKE = (
-    *("CXX=g++", "LINK=g++", "OPT_FAST=-O3"),
+    *("CXX=g++", "LINK=g++", "OPT_FAST=-O2"),
     *("CFG_CXXFLAGS_PCH_I=-include", "CFG_CXXFLAGS_COROUTINES=-fcoroutines"),
 )
 """Of its makefile; the package's flags for precompiled headers and coroutines are empty."""

@@ -131,3 +131,29 @@ def test_many_at_once_while_entries_are_removed(base, monkeypatch):
         list(pool.map(use, range(1200)))
     assert len(entries(base)) <= 6
     assert not list(base.glob("old-*"))
+
+
+GUARDED = """
+module guarded (input clk, input valid, input [31:0] x, output reg [31:0] p, output reg [31:0] q);
+  reg enable;
+  reg [31:0] a, b;
+  wire [31:0] product = enable ? a * b : 32'd0;
+  always_ff @(posedge clk) begin
+    enable <= valid;
+    a <= x;
+    b <= x ^ a;
+    if (enable) p <= product ^ (product << 7);
+    if (enable) q <= ~product + (product >> 3);
+  end
+endmodule
+"""
+
+
+def test_what_an_enable_guards_is_not_computed(tmp_path):
+    """Verilator is told to keep branches; it does not tell whether it knows the names."""
+    source = tmp_path / "guarded.sv"
+    source.write_text(GUARDED)
+    with build._verilated(["--cc", *build.OPTIMISED], [source], tmp_path / "log") as work:
+        code = "".join(p.read_text() for p in work.glob("*.cpp"))
+    assert " * " in code and "enable) {" in code
+    assert "(- (IData)(" not in code

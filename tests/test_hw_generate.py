@@ -74,8 +74,11 @@ def test_verilog_and_manifest(fields: dict[str, int | bool], tmp_path: Path) -> 
     assert int(manifest["config_hash"], 16) == config.hash
     assert (manifest["isa_version"], manifest["top"]) == (VERSION, "systole")
 
+    source = (out / "systole.sv").read_text()
+    assert "endfunction" not in source  # what cases would become: all branches in one argument
+
     ports = {p["name"]: (p["direction"], p["width"]) for p in manifest["ports"]}
-    assert ports == module_ports((out / "systole.sv").read_text())
+    assert ports == module_ports(source)
     assert ports["clk"] == ports["rst"] == ("input", 1)
     assert ports["irq"] == ("output", 1)
     assert ports["m_axi__araddr"] == ("output", config.axi_addr_bits)

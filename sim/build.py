@@ -172,7 +172,9 @@ def build_array(config: Config) -> tuple[str, ...]:
         "CAPTURE_LEAD": alone.array.capture_lead,
     }
     flags = [
-        *("--binary", "--timing", "-Wno-fatal", *OPTIMISED, "--top-module", "array_tb"),
+        # Not --binary, which would also run make, without MAKE.
+        *("--cc", "--exe", "--main", "--timing", "-Wno-fatal", "--top-module", "array_tb"),
+        *OPTIMISED,
         *(f"-G{name}={value}" for name, value in parameters.items()),
     ]
     sources = [HERE / "array_tb.sv", design]

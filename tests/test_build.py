@@ -1,7 +1,9 @@
 """The cache of generated RTL and built simulators."""
 
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from isa import Config
 from sim import build
 
 FILE = "simulator"
@@ -157,3 +160,9 @@ def test_what_an_enable_guards_is_not_computed(tmp_path):
         code = "".join(p.read_text() for p in work.glob("*.cpp"))
     assert " * " in code and "enable) {" in code
     assert "(- (IData)(" not in code
+
+
+def test_the_array_alone_runs():
+    command = build.build_array(Config.sized(4, 4))
+    run = subprocess.run([*command, "+cycles=1000"], capture_output=True, text=True, check=True)
+    assert re.search(r"^(?!0+$)[0-9a-f]{8}$", run.stdout, re.MULTILINE)  # sums have come out

@@ -157,8 +157,7 @@ class WeightStore:
 
 
 class Lowering(ProductLowering):
-    """Lowers a graph for a configuration. ``graph`` then also has the tensors between stages of one
-    operator that may be carried out in stripes."""
+    """Lowers a graph for a configuration."""
 
     def __init__(self, graph: Graph, config: Config):
         self.config = config
@@ -352,14 +351,11 @@ class Lowering(ProductLowering):
         sources, combine = tuple(mains), None
         bias = op.bias.astype(np.int64) - x.zero * total
         if op.shortcut is not None:
-            other, left = op.shortcut.other, op.shortcut.factors
+            other, factors = op.shortcut.other, op.shortcut.factors
             sources = (*mains, self._source(other, [POINTWISE], (h, w), False))
-            bias -= graph.tensors[other].zero * left.astype(np.int64)
-            while left.any():
-                part = np.minimum(left, 127)
-                diagonal = np.diag(part).astype(np.int8)[:, :, None, None]
-                passes.append((len(mains), POINTWISE, diagonal))
-                left = left - part
+            bias -= graph.tensors[other].zero * factors.astype(np.int64)
+            parts = _int8_parts(np.diag(factors)[:, :, None, None])
+            passes += [(len(mains), POINTWISE, part) for part in parts]
         params = self._params(op, bias, op.scale, config.lanes)
         requant = self._requant(op, op.activation)
         if op.residual is not None:

@@ -6,18 +6,28 @@ JOBS ?= 2
 # Trained models with their data, as sw/models.py names them; not part of the project.
 MODELS ?= ../shared/models
 
-.PHONY: run test test-long sim lint docs bench bench-long models speed constraints clean
+.PHONY: run test test-long test-emulated sim lint docs bench bench-long models speed constraints clean
 
 run: .venv/run.stamp
 	$(BIN)/python -m sw.demo
 
-test: .venv/dev.stamp icarus
+test: .venv/dev.stamp tools
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not long" -r s
 
-test-long: .venv/dev.stamp icarus
+test-long: .venv/dev.stamp tools
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m long -r s
 
-sim: .venv/dev.stamp icarus
+# What depends on onnxruntime and numpy, on emulated x86 processors without VNNI and without AVX.
+# numpy takes an emulated processor with AVX2 for one that it is not, hence the variable.
+EMULATED_TESTS := exact golden load operators products constants exporters odd_attributes partition
+test-emulated: .venv/dev.stamp tools
+	for processor in Haswell Nehalem; do \
+	  NPY_DISABLE_CPU_FEATURES=X86_V3 qemu-x86_64 -cpu $$processor $(BIN)/python -m pytest \
+	    -p no:xdist -p no:cacheprovider -m "not long" -k "not older" \
+	    $(EMULATED_TESTS:%=tests/test_%.py) || exit 1; \
+	done
+
+sim: .venv/dev.stamp tools
 	$(BIN)/python -m sim.regress
 
 lint: .venv/dev.stamp
@@ -69,11 +79,13 @@ endef
 constraints: .venv/dev.stamp .venv/bench.stamp
 	$(BIN)/python -m pip freeze --exclude-editable >constraints.txt
 
-# Icarus Verilog, where it may be installed; its tests are skipped, and say so, where it may not.
-.PHONY: icarus
-icarus:
-	@command -v iverilog >/dev/null || { \
+# Icarus Verilog, and the emulator of older processors, where they may be installed; their tests are
+# skipped, and say so, where they may not.
+.PHONY: tools
+tools:
+	@{ command -v iverilog && command -v qemu-x86_64; } >/dev/null || { \
 	  SUDO=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
 	  $$SUDO apt-get update -qq && \
-	    $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iverilog; \
-	} </dev/null >/dev/null 2>&1 || echo "Icarus Verilog is not installed and could not be: its tests are skipped"
+	    $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iverilog qemu-user; \
+	} </dev/null >/dev/null 2>&1 || \
+	  echo "iverilog and qemu-user could not both be installed: tests that need them are skipped"

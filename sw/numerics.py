@@ -6,6 +6,7 @@ Sources: IEEE 754 binary32; onnxruntime's QLinearConv/QLinearMatMul requantisati
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ def split_ratios(*ratios: float) -> tuple[tuple[int, ...], int]:
     top = max(ratios)
     if not (np.isfinite(top) and min(ratios) > 0):
         raise ValueError("scale ratio is not a positive finite number")
-    shift = min(MULTIPLIER_BITS - 1 - int(np.floor(np.log2(top))) - 1, MAX_SHIFT)
+    shift = min(MULTIPLIER_BITS - 1 - math.frexp(top)[1], MAX_SHIFT)
     if shift < 1:
         raise ValueError(f"scale ratio {top} is 2^22 or more")
     return tuple(round(r * 2.0**shift) for r in ratios), shift

@@ -7,24 +7,23 @@ DequantizeLinear and QuantizeLinear runs in float32, which rounds differently.
 What onnxruntime cannot fuse runs in float32 at any level: a clamp that the output's range does not
 imply, for example.
 
-On x86 processors without VNNI instructions onnxruntime's kernels for uint8 by int8 saturate partial
-sums to 16 bits. Constant weights are made uint8 there, which is exact (``x64quantprecision``); of
-products of two activations, and of models that mix int8 and uint8, it is no oracle.
+The results are the same on every processor: onnxruntime optimises the model as far as its choice of
+operators goes, not their layout in memory, and ``sw.exact`` replaces the products that its kernels
+do not compute exactly everywhere. What is left is then run as it is.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper
 
+from sw.exact import without_saturation
 from sw.golden import dequantise_output
 from sw.graph import Port, Tensor
 
@@ -42,26 +41,6 @@ class Comparison:
         return self.elements == self.equal
 
 
-@functools.cache
-def saturates() -> bool:
-    """Whether this processor is one of those without VNNI."""
-    infos = [
-        helper.make_tensor_value_info(name, kind, shape)
-        for name, kind, shape in (
-            ("x", TensorProto.UINT8, (4, 64)),
-            ("w", TensorProto.INT8, (64, 16)),
-            ("y", TensorProto.INT32, (4, 16)),
-        )
-    ]
-    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "probe", infos[:2], infos[2:])
-    opsets = [helper.make_opsetid("", 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    live = _session(model.SerializeToString(), True, None)
-    inputs = {"x": np.full((4, 64), 255, np.uint8), "w": np.full((64, 16), 127, np.int8)}
-    return bool((live.run(None, inputs)[0] != 64 * 255 * 127).any())
-
-
 def session(
     model: str | os.PathLike | onnx.ModelProto,
     *,
@@ -70,31 +49,47 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """A session, which runs the integer kernels if it may ``optimise``. ``profile``: prefix of the
     file for onnxruntime's own profile."""
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)
-    if optimise and saturates():
-        # It refuses int8 activations, which are exact anyway.
-        with contextlib.suppress(Exception):
-            return _session(source, optimise, profile, precise=True)
-    return _session(source, optimise, profile)
-
-
-def _session(
-    source: bytes | str,
-    optimise: bool,
-    profile: str | os.PathLike | None,
-    *,
-    precise: bool = False,
-) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
-    options.log_severity_level = 4
-    if precise:
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    options = _options("ORT_DISABLE_ALL")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
+    return _start(final_model(model, optimise=optimise), options)
+
+
+def final_model(
+    model: str | os.PathLike | onnx.ModelProto, *, optimise: bool = True
+) -> onnx.ModelProto:
+    """The graph whose operators a :func:`session` runs one by one, without further changes."""
+    if optimise:
+        found = _optimised(model)
+    else:
+        found = onnx.ModelProto()
+        found.CopyFrom(model if isinstance(model, onnx.ModelProto) else onnx.load(model))
+    return without_saturation(found)
+
+
+def _optimised(model: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
+    """The model as onnxruntime's optimiser leaves it, layouts in memory unchanged."""
+    options = _options("ORT_ENABLE_EXTENDED")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.onnx")
+        options.optimized_model_filepath = path
+        _start(model, options)
+        return onnx.load(path)
+
+
+def _options(level: str) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    options.log_severity_level = 4
+    return options
+
+
+def _start(
+    model: str | os.PathLike | onnx.ModelProto, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 

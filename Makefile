@@ -19,25 +19,25 @@ test-long: .venv/dev.stamp tools
 
 # What depends on onnxruntime and numpy, on emulated x86 processors without VNNI and without AVX.
 # numpy takes an emulated processor with AVX2 for one that it is not, hence the variable.
-EMULATED_TESTS := exact golden load operators products constants exporters odd_attributes partition
+EMULATED_TESTS := golden frontend compiler/test_partition.py
 test-emulated: .venv/dev.stamp tools
 	for processor in Haswell Nehalem; do \
 	  NPY_DISABLE_CPU_FEATURES=X86_V3 qemu-x86_64 -cpu $$processor $(BIN)/python -m pytest \
 	    -p no:xdist -p no:cacheprovider -m "not long" -k "not older" \
-	    $(EMULATED_TESTS:%=tests/test_%.py) || exit 1; \
+	    $(EMULATED_TESTS:%=tests/sw/%) || exit 1; \
 	done
 
 sim: .venv/dev.stamp tools
-	$(BIN)/python -m sim.regress
+	$(BIN)/python -m sim.benches.regress
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m isa.document --check
+	$(BIN)/python -m isa.tools.document --check
 	$(BIN)/python -m sw.check --document --check
 
 docs: .venv/run.stamp
-	$(BIN)/python -m isa.document
+	$(BIN)/python -m isa.tools.document
 	$(BIN)/python -m sw.check --document
 
 bench: .venv/bench.stamp
@@ -47,10 +47,10 @@ bench-long: .venv/bench.stamp
 	$(BIN)/python -m sw.bench --long
 
 models: .venv/run.stamp
-	$(BIN)/python -m sw.modeltable --models $(MODELS) -o docs/models.md --rtl --samples 200
+	$(BIN)/python -m sw.cli.modeltable --models $(MODELS) -o docs/models.md --rtl --samples 200
 
 speed: .venv/run.stamp
-	$(BIN)/python -m sim.speed
+	$(BIN)/python -m sw.cli.speed
 
 clean:
 	rm -rf .venv build *.egg-info

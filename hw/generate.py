@@ -22,8 +22,8 @@ from amaranth.hdl import ClockSignal, Instance, Module
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 
-from hw.top import Systole
-from isa import VERSION, Config, ConfigError
+from systole.hw.top import Systole
+from systole.isa import VERSION, Config, ConfigError
 
 TOP = "systole"
 CLOCK, RESET = "clk", "rst"
@@ -162,7 +162,7 @@ def _write(config: Config, directory: Path) -> dict[str, Any]:
 
 
 def generate(config: Config, directory: str | Path) -> dict[str, Any]:
-    """Write ``systole.sv`` and ``systole.json`` into ``directory``; returns the manifest.
+    """Write ``sv`` and ``json`` into ``directory``; returns the manifest.
 
     Files appear whole or not at all, replacing older ones. Raises :class:`GenerateError` or
     ``OSError``.

@@ -6,15 +6,15 @@ from amaranth.hdl import Module, ResetInserter
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from hw.axi import Axi4, Axi4Lite, ReadManager, WriteManager, forward
-from hw.control import Control, port_name
-from hw.conv import ConvEngine
-from hw.post import PostEngine
-from hw.scratchpad import Scratchpad, WeightArbiter
-from hw.transfer import LoadEngine, StoreEngine
-from hw.window import WindowEngine
-from isa import Config, Engine
-from isa.csr import CSR_ADDR_BITS
+from systole.hw.bus.axi import Axi4, Axi4Lite, ReadManager, WriteManager, forward
+from systole.hw.control.control import Control, port_name
+from systole.hw.conv.engine import ConvEngine
+from systole.hw.memory.scratchpad import Scratchpad, WeightArbiter
+from systole.hw.post.engine import PostEngine
+from systole.hw.transfer.engines import LoadEngine, StoreEngine
+from systole.hw.window.engine import WindowEngine
+from systole.isa import Config, Engine
+from systole.isa.csr import CSR_ADDR_BITS
 
 # Clients of the scratchpad and of the managers, in the order of their priority where there is one.
 READERS = (Engine.CONV, Engine.POST, Engine.WINDOW, Engine.STORE)

@@ -3,7 +3,7 @@
 Pure Python, no amaranth, no onnx. Everything else imports this package and never the reverse.
 """
 
-from isa.commands import (
+from systole.isa.commands import (
     COMMANDS,
     Command,
     Decoder,
@@ -17,9 +17,9 @@ from isa.commands import (
     WindowOp,
     encode,
 )
-from isa.config import Config, ConfigError
-from isa.csr import CSRS, Control, Csr, Fault, Irq, Status
-from isa.trace import TRACE_EVENT, TraceKind
+from systole.isa.config import Config, ConfigError
+from systole.isa.csr import CSRS, Control, Csr, Fault, Irq, Status
+from systole.isa.trace import TRACE_EVENT, TraceKind
 
 VERSION = 2
 """Version of the command set and CSR map; hardware and program must agree on it."""

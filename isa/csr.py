@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from isa.commands import Engine
+from systole.isa.commands import Engine
 
 
 class Control(enum.IntFlag):

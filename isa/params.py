@@ -18,7 +18,7 @@ group starts at a word of its own.
 
 from __future__ import annotations
 
-from isa.commands import Field
+from systole.isa.commands import Field
 
 REQUANT_PARAMS = (
     Field("bias", 32, "added to the accumulator, modulo 2^32", signed=True),

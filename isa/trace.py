@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from isa.commands import Engine, Field
+from systole.isa.commands import Engine, Field
 
 
 class TraceKind(enum.IntEnum):

@@ -10,14 +10,14 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.array import SystolicArray
-from hw.conv import ConvEngine
-from hw.post import PostEngine
-from hw.requantise import Requantise
-from hw.scratchpad import Scratchpad
-from hw.transfer import LoadEngine, StoreEngine
-from hw.window import WindowEngine
-from isa import Config
+from systole.hw.arithmetic.requantise import Requantise
+from systole.hw.conv.array import SystolicArray
+from systole.hw.conv.engine import ConvEngine
+from systole.hw.memory.scratchpad import Scratchpad
+from systole.hw.post.engine import PostEngine
+from systole.hw.transfer.engines import LoadEngine, StoreEngine
+from systole.hw.window.engine import WindowEngine
+from systole.isa import Config
 
 
 class Blocks(wiring.Component):

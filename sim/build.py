@@ -31,12 +31,13 @@ from pathlib import Path
 
 import platformdirs
 
-from isa import Config
-from isa.csr import CSR_ADDR_BITS
-from sw.device import DeviceError
+from systole.isa import Config
+from systole.isa.csr import CSR_ADDR_BITS
+from systole.sw.runtime.device import DeviceError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+TESTBENCH = HERE / "tb"
 TOP = "systole_tb"
 KEEP = 32
 RECENT = 3600
@@ -129,14 +130,14 @@ def build(
         "CSR_BITS": CSR_ADDR_BITS,
         "BURST_BEATS": config.axi_burst_beats,
     }
-    sources = [HERE / "axi_memory.sv", HERE / "systole_tb.sv", design]
+    sources = [TESTBENCH / "axi_memory.sv", TESTBENCH / "systole_tb.sv", design]
     if kind == "verilator":
         # cocotb's main program asks it in every time step whether it has anything to do.
-        main = None if waves or python_clock else HERE / "main.cpp"
+        main = None if waves or python_clock else TESTBENCH / "main.cpp"
         defines = [] if waves else ["+define+CLOCK_OUTSIDE"]
         return _build_verilator(
             sources,
-            [HERE / "memory.cpp"],
+            [TESTBENCH / "memory.cpp"],
             TOP,
             parameters,
             waves=waves,
@@ -158,8 +159,8 @@ def build_block(kind: str, source: Path, top: str) -> Simulator:
 def build_array(config: Config) -> tuple[str, ...]:
     """The command line, to be followed by plusargs, of the systolic array alone (``array_tb.sv``)
     in Verilator."""
-    from hw.generate import write_verilog
-    from sim.blocks import ArrayAlone
+    from systole.hw.generate import write_verilog
+    from systole.sim.blocks import ArrayAlone
 
     alone = ArrayAlone(config)
     design = _generated(
@@ -177,7 +178,7 @@ def build_array(config: Config) -> tuple[str, ...]:
         *OPTIMISED,
         *(f"-G{name}={value}" for name, value in parameters.items()),
     ]
-    sources = [HERE / "array_tb.sv", design]
+    sources = [TESTBENCH / "array_tb.sv", design]
 
     def run(directory: Path) -> None:
         log = directory / "build.log"
@@ -191,15 +192,15 @@ def build_array(config: Config) -> tuple[str, ...]:
 
 def generate(config: Config) -> Path:
     """The SystemVerilog of ``config``, generated if it is not in the cache."""
-    from hw.generate import generate as emit
+    from systole.hw.generate import generate as emit
 
     return _generated("systole", config, lambda directory: emit(config, directory))
 
 
 def generate_blocks(config: Config) -> Path:
     """The SystemVerilog of module ``blocks``, the blocks of ``config`` side by side, likewise."""
-    from hw.generate import write_verilog
-    from sim.blocks import Blocks
+    from systole.hw.generate import write_verilog
+    from systole.sim.blocks import Blocks
 
     return _generated(
         "blocks", config, lambda directory: write_verilog(Blocks(config), "blocks", directory)
@@ -208,7 +209,7 @@ def generate_blocks(config: Config) -> Path:
 
 def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> Path:
     """``design.sv`` in the cache, written by ``emit(directory)`` on first use."""
-    from hw.generate import GenerateError
+    from systole.hw.generate import GenerateError
 
     key = _digest(
         "rtl",

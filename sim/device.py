@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from isa import Config
-from sim.build import build
-from sw.device import Device, DeviceError
+from systole.isa import Config
+from systole.sim.build import build
+from systole.sw.runtime.device import Device, DeviceError
 
 LOG_LINES = 15
 """Lines of the simulator's log that an error message shows."""
@@ -23,7 +23,7 @@ LOG_LINES = 15
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryModel:
-    """Behaviour of the DRAM behind the AXI port; see ``sim/axi_memory.sv``."""
+    """Behaviour of the DRAM behind the AXI port; see ``sim/tb/axi_memory.sv``."""
 
     read_latency: int = 64
     """Cycles from a read's address to its first beat."""
@@ -103,7 +103,7 @@ class RtlDevice(Device):
             arguments += verilator if simulator == "verilator" else [f"+waves={waves}"]
         self._pipe, theirs = multiprocessing.Pipe()
         environment = {
-            "COCOTB_TEST_MODULES": "sim.server",
+            "COCOTB_TEST_MODULES": "systole.sim.server",
             "COCOTB_RESULTS_FILE": str(self._directory / "results.xml"),
             "COCOTB_LOG_LEVEL": "WARNING",
             "GPI_LOG_LEVEL": "WARNING",

@@ -13,17 +13,17 @@ from typing import Literal
 
 import numpy as np
 
-from isa import Config
-from sw import layout
-from sw.compiler.emit import Emitter
-from sw.compiler.lowering import Lowering
-from sw.compiler.plan import PLAIN, Buffer, Plan, Planner, pack
-from sw.compiler.search import Search
-from sw.compiler.stages import Stage
-from sw.compiler.stream import CommandStream
-from sw.compiler.stripes import Schedule
-from sw.graph import Graph, ModelError, Op, macs
-from sw.program import Layer, Placement, Program
+from systole.isa import Config
+from systole.sw.compiler.emit import Emitter
+from systole.sw.compiler.lowering import Lowering
+from systole.sw.compiler.plan import PLAIN, Buffer, Plan, Planner, pack
+from systole.sw.compiler.search import Search
+from systole.sw.compiler.stages import Stage
+from systole.sw.compiler.stream import CommandStream
+from systole.sw.compiler.stripes import Schedule
+from systole.sw.ir import layout
+from systole.sw.ir.graph import Graph, ModelError, Op, macs
+from systole.sw.runtime.program import Layer, Placement, Program
 
 Optimise = Literal["fast", "best"]
 """How long to search for a schedule."""
@@ -95,7 +95,7 @@ class Compiler:
     """A graph lowered for a configuration, to be compiled by one schedule or another."""
 
     def __init__(self, graph: Graph, config: Config):
-        """Raises :class:`~sw.graph.ModelError` for what the configuration's engines cannot do."""
+        """Raises :class:`ModelError` for what the configuration's engines cannot do."""
         self.lowering = Lowering(graph, config)
         self.graph, self.config = graph, config
         self.stages = self.lowering.stages()
@@ -115,7 +115,7 @@ class Compiler:
 
     def search(self, optimise: Optimise = "fast", read_latency: int = READ_LATENCY) -> Schedule:
         """The schedule that :mod:`~sw.compiler.search` finds, for a memory of so many cycles' read
-        latency. Raises :class:`~sw.graph.ModelError` for what does not fit."""
+        latency. Raises :class:`~sw.ir.graph.ModelError` for what does not fit."""
         search = Search(self.program, read_latency, [stage.layer for stage in self.stages])
         schedule = search.fast(self.planner())
         return search.best(schedule) if optimise == "best" else schedule
@@ -123,7 +123,7 @@ class Compiler:
     def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
         """The program; the last one made is kept, as it mostly is the one that a search chose.
 
-        Raises :class:`~sw.graph.ModelError` for what does not fit."""
+        Raises :class:`~sw.ir.graph.ModelError` for what does not fit."""
         if self._made is None or self._made[0] != (schedule, dump):
             self._made = (schedule, dump), self._compile(schedule, dump)
         return self._made[1]
@@ -198,7 +198,7 @@ def compile_graph(
     ``dump``: also store every intermediate tensor that the program makes in DRAM, so that each
     layer can be compared.
     ``schedule``: None: the one of the fast search.
-    Raises :class:`~sw.graph.ModelError` for what does not fit.
+    Raises :class:`~sw.ir.graph.ModelError` for what does not fit.
     """
     compiler = Compiler(graph, config)
     return compiler.program(compiler.search() if schedule is None else schedule, dump=dump)

@@ -7,20 +7,13 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
-from sw.compiler.matrices import MatrixEmitter
-from sw.compiler.moves import View
-from sw.compiler.plan import (
-    Plan,
-    Region,
-    cuts,
-    input_extent,
-    part_of,
-    tiles,
-)
-from sw.compiler.stages import Geometry, Pass, Phase, Stage, WeightRun
-from sw.compiler.stream import CommandStream, Memory, Span, run
-from sw.compiler.weights import CHUNK_WORDS, JOINED_WORDS, Piece, WeightRing, pieces
+from systole.isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
+from systole.sw.compiler.matrices import MatrixEmitter
+from systole.sw.compiler.moves import View
+from systole.sw.compiler.plan import Plan, Region, cuts, input_extent, part_of, tiles
+from systole.sw.compiler.stages import Geometry, Pass, Phase, Stage, WeightRun
+from systole.sw.compiler.stream import CommandStream, Memory, Span, run
+from systole.sw.compiler.weights import CHUNK_WORDS, JOINED_WORDS, Piece, WeightRing, pieces
 
 EAGER_PIECES = 8
 """Commands into which the first column block of a tile is cut at most."""

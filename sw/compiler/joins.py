@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from isa import Config
-from sw import layout, numerics
-from sw.graph import (
+from systole.isa import Config, numerics
+from systole.sw.ir import layout
+from systole.sw.ir.graph import (
     Conv,
     ConvTranspose,
     Graph,

@@ -24,11 +24,11 @@ import math
 
 import numpy as np
 
-from isa import Config, PostOp, WindowOp
-from sw import layout
-from sw.compiler.joins import Made, join, windowed
-from sw.compiler.products import ProductLowering
-from sw.compiler.stages import (
+from systole.isa import Config, PostOp, WindowOp
+from systole.isa.numerics import lookup, split_ratios, split_scale
+from systole.sw.compiler.joins import Made, join, windowed
+from systole.sw.compiler.products import ProductLowering
+from systole.sw.compiler.stages import (
     MAX_DIM,
     POINTWISE,
     Combine,
@@ -41,8 +41,8 @@ from sw.compiler.stages import (
     Stage,
     WeightRun,
 )
-from sw.cyclemodel import im2col_row_cycles
-from sw.graph import (
+from systole.sw.ir import layout
+from systole.sw.ir.graph import (
     Activation,
     Binary,
     Conv,
@@ -57,7 +57,7 @@ from sw.graph import (
     Table,
     Transpose,
 )
-from sw.numerics import lookup, split_ratios, split_scale
+from systole.sw.simulate.cycles import im2col_row_cycles
 
 MAX_KERNEL = 63
 BINARY_OPS = {"add": PostOp.ADD, "sub": PostOp.SUB, "mul": PostOp.MUL}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from isa import Engine, LoadTarget, Opcode, WindowOp
-from sw.compiler.moves import Mover, View
-from sw.compiler.plan import Region, cuts
-from sw.compiler.stages import Stage
-from sw.compiler.stream import Memory, Span, run
-from sw.compiler.weights import WeightRing
+from systole.isa import Engine, LoadTarget, Opcode, WindowOp
+from systole.sw.compiler.moves import Mover, View
+from systole.sw.compiler.plan import Region, cuts
+from systole.sw.compiler.stages import Stage
+from systole.sw.compiler.stream import Memory, Span, run
+from systole.sw.compiler.weights import WeightRing
 
 
 class MatrixEmitter(Mover):

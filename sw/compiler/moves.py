@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource
-from sw.compiler.plan import Plan, Region, cuts, input_extent, output_extent
-from sw.compiler.stages import Source, Stage
-from sw.compiler.stream import CommandStream, Memory, Span
+from systole.isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource
+from systole.sw.compiler.plan import Plan, Region, cuts, input_extent, output_extent
+from systole.sw.compiler.stages import Source, Stage
+from systole.sw.compiler.stream import CommandStream, Memory, Span
 
 LOAD_WORDS = 1024
 """Activation words one LOAD brings, about."""

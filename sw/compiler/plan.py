@@ -13,10 +13,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from isa import Config
-from sw.compiler.stages import Geometry, Source, Stage
-from sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
-from sw.graph import Graph, ModelError
+from systole.isa import Config
+from systole.sw.compiler.stages import Geometry, Source, Stage
+from systole.sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
+from systole.sw.ir.graph import Graph, ModelError
 
 DECENT_REGION = 256
 """Outputs per channel that a region should hold: enough to hide weight loads and halos."""

@@ -16,10 +16,19 @@ import dataclasses
 
 import numpy as np
 
-from isa import Config
-from sw import layout
-from sw.compiler.stages import MAX_DIM, POINTWISE, Phase, Product, Requant, Source, Spread, Stage
-from sw.graph import (
+from systole.isa import Config
+from systole.sw.compiler.stages import (
+    MAX_DIM,
+    POINTWISE,
+    Phase,
+    Product,
+    Requant,
+    Source,
+    Spread,
+    Stage,
+)
+from systole.sw.ir import layout
+from systole.sw.ir.graph import (
     Activation,
     Graph,
     MatMul,

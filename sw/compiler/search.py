@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from isa import Config, Engine, PostOp
-from sw.compiler.plan import (
+from systole.isa import Config, Engine, PostOp
+from systole.sw.compiler.plan import (
     PLAIN,
     DoesNotFitError,
     Planner,
@@ -25,11 +25,11 @@ from sw.compiler.plan import (
     output_extent,
     tiles,
 )
-from sw.compiler.stages import Stage
-from sw.compiler.stripes import Chain, Schedule, depths
-from sw.cyclemodel import predict_layers
-from sw.graph import ModelError
-from sw.program import Program
+from systole.sw.compiler.stages import Stage
+from systole.sw.compiler.stripes import Chain, Schedule, depths
+from systole.sw.ir.graph import ModelError
+from systole.sw.runtime.program import Program
+from systole.sw.simulate.cycles import predict_layers
 
 LONGEST = 8
 """Stages in one chain at most."""

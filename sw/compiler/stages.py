@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from isa import PostOp, WindowOp
-from sw.graph import Op
+from systole.isa import PostOp, WindowOp
+from systole.sw.ir.graph import Op
 
 MAX_DIM = (1 << 15) - 1
 """Largest image dimension: x0, y0 are 16 bits, signed."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from isa import COMMANDS, Config, Encoder, Engine, Opcode
-from isa.csr import TOKEN_BITS
-from sw.graph import ModelError
+from systole.isa import COMMANDS, Config, Encoder, Engine, Opcode
+from systole.isa.csr import TOKEN_BITS
+from systole.sw.ir.graph import ModelError
 
 (DRAM_AT,) = {COMMANDS[o].places["dram"][1] for o in (Opcode.LOAD, Opcode.STORE)}
 """Bit of a command's first word where its DRAM address begins."""

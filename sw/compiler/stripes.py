@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from sw.compiler.stages import Source, Stage
-from sw.graph import Graph
+from systole.sw.compiler.stages import Source, Stage
+from systole.sw.ir.graph import Graph
 
 
 @dataclass(frozen=True)

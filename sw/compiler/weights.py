@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sw.compiler.plan import cuts
+from systole.sw.compiler.plan import cuts
 
 CHUNK_WORDS = 512
 """Weight words one WLOAD brings, about: the grain at which CONV can follow the load."""

@@ -19,9 +19,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from sw.graph import ModelError
-from sw.inputs import InputError
-from sw.quantisation.fold import attribute
+from systole.sw.frontend.inputs import InputError
+from systole.sw.ir.graph import ModelError
+from systole.sw.quantisation.fold import attribute
 
 Feeds = Mapping[str, np.ndarray]
 """One sample: the model's inputs by name."""

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from sw.quantisation.calibrate import Feeds
-from sw.quantisation.fold import Weights
-from sw.quantisation.prepare import session
+from systole.sw.quantisation.calibrate import Feeds
+from systole.sw.quantisation.fold import Weights
+from systole.sw.quantisation.prepare import session
 
 LAYERS = ("Conv", "Gemm")
 INT32 = np.iinfo(np.int32)

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from sw.quantisation.calibrate import Feeds
-from sw.quantisation.fold import Weights, attribute
-from sw.quantisation.prepare import session
+from systole.sw.quantisation.calibrate import Feeds
+from systole.sw.quantisation.fold import Weights, attribute
+from systole.sw.quantisation.prepare import session
 
 HOMOGENEOUS = (
     *("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),

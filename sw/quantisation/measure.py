@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from sw.inputs import InputError
-from sw.quantisation.calibrate import Feeds
-from sw.quantisation.prepare import session
+from systole.sw.frontend.inputs import InputError
+from systole.sw.quantisation.calibrate import Feeds
+from systole.sw.quantisation.prepare import session
 
 DEQUANTISED = "_DequantizeLinear_Output"
 """What onnxruntime's quantiser appends to a tensor's name."""

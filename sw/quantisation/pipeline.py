@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from sw.graph import ModelError
-from sw.inputs import InputError
-from sw.quantisation.calibrate import METHODS, Feeds, activation_ranges, to_qdq
-from sw.quantisation.correct import add_biases, correct_biases
-from sw.quantisation.equalise import equalise
-from sw.quantisation.prepare import input_shapes, prepare
-from sw.quantisation.samples import ArraySamples
+from systole.sw.frontend.inputs import InputError
+from systole.sw.ir.graph import ModelError
+from systole.sw.quantisation.calibrate import METHODS, Feeds, activation_ranges, to_qdq
+from systole.sw.quantisation.correct import add_biases, correct_biases
+from systole.sw.quantisation.equalise import equalise
+from systole.sw.quantisation.prepare import input_shapes, prepare
+from systole.sw.quantisation.samples import ArraySamples
 
 CORRECTION_SAMPLES = 64
 """Bias correction runs the model once a layer on so many; means need no more."""
@@ -45,8 +45,8 @@ def quantise_model(
     options: Options | None = None,
 ) -> onnx.ModelProto:
     """The float model in ``model_path`` as an int8 QDQ model. ``calibration``: arrays by input
-    name, samples along the first axis. Raises :class:`sw.graph.ModelError` about the model,
-    :class:`sw.inputs.InputError` about the samples and options."""
+    name, samples along the first axis. Raises :class:`sw.ir.graph.ModelError` about the model,
+    :class:`sw.frontend.inputs.InputError` about the samples and options."""
     options = options or Options()
     model = prepare(model_path, options.dims)
     samples = ArraySamples(calibration, input_shapes(model))

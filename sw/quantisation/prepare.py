@@ -17,8 +17,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, version_converter
 
-from sw.graph import ModelError
-from sw.quantisation.fold import fold
+from systole.sw.ir.graph import ModelError
+from systole.sw.quantisation.fold import fold
 
 OPSET = 13
 IR_VERSION = 8

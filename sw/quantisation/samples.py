@@ -1,7 +1,7 @@
 """Samples to calibrate and measure with: arrays, or a folder of pictures.
 
 A sample is the model's inputs by name, each in the input's own shape. Raised is
-:class:`sw.inputs.InputError`, one sentence.
+:class:`sw.frontend.inputs.InputError`, one sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sw.inputs import InputError
+from systole.sw.frontend.inputs import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the model's inputs, by name."""

@@ -1,7 +1,7 @@
 """Networks built in code: published shapes, seeded weights, calibrated scales, QDQ int8 per
 channel.
 
-    python -m sw.zoo resnet8 -o resnet8.onnx
+    python -m systole.sw.zoo resnet8 -o resnet8.onnx
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import onnx
 
-from sw.files import write_atomically
-from sw.zoo import classifiers, dense, pieces, tiny
+from systole.sw.files import write_atomically
+from systole.sw.zoo import classifiers, dense, pieces, tiny
 
 NETWORKS: dict[str, Callable[..., onnx.ModelProto]] = {
     "gemm": pieces.gemm,

@@ -1,4 +1,4 @@
-"""The command line: ``python -m sw.zoo NAME -o FILE``."""
+"""The command line: ``python -m systole.sw.zoo NAME -o FILE``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sw.zoo import NETWORKS, build, write
-from sw.zoo.measure import macs, saturated_share, saturation
+from systole.sw.zoo import NETWORKS, build, write
+from systole.sw.zoo.measure import macs, saturated_share, saturation
 
 
 def main(

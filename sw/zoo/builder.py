@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sw import golden, numerics
-from sw.graph import Conv
+from systole.isa import numerics
+from systole.sw.golden import model as golden
+from systole.sw.ir.graph import Conv
 
 OPSET = 21
 IR_VERSION = 10

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import onnx
 
-from sw.zoo.builder import Activation, Builder
-from sw.zoo.tiny import mobilenetv1_features
+from systole.sw.zoo.builder import Activation, Builder
+from systole.sw.zoo.tiny import mobilenetv1_features
 
 CLASSES = 1000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from sw.zoo.builder import Activation, Builder
+from systole.sw.zoo.builder import Activation, Builder
 
 DETECTIONS = 255
 """Channels of a detection map: three boxes of 80 classes, four coordinates and an objectness."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from sw import oracle
+from systole.sw.golden import oracle
 
 
 def macs(model: onnx.ModelProto) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from sw.zoo.builder import Builder
+from systole.sw.zoo.builder import Builder
 
 
 def gemm(seed: int = 0, m: int = 16, k: int = 256, n: int = 256) -> onnx.ModelProto:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from sw.zoo.builder import Activation, Builder, Function
+from systole.sw.zoo.builder import Activation, Builder, Function
 
 
 def separable(

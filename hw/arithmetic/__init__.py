@@ -1,0 +1,1 @@
+"""Requantisation of int32 sums to int8."""

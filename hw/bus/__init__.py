@@ -1,0 +1,1 @@
+"""AXI4 channels and managers, and the interfaces between the blocks."""

@@ -1,0 +1,1 @@
+"""Command fetch, engine shells with queues and tokens, registers, trace."""

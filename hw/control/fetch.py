@@ -1,0 +1,366 @@
+"""The fetch unit: reads the program from DRAM and hands its commands to the engines' queues."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+
+from systole.hw.bus.interfaces import INDEX_BITS, MemoryRead
+from systole.isa import COMMANDS, Config, Engine, Fault, Opcode
+from systole.isa.commands import ENGINE_BITS, HEADER
+
+WORD_BITS = 64
+LONGEST = max(c.words for c in COMMANDS.values())
+"""Words of the longest command."""
+REST_BITS = WORD_BITS - sum(f.bits for f in HEADER)
+"""Bits of a command's first word behind the header."""
+REQUEST_WORDS = 32
+"""Words asked for at a time."""
+BUFFER_BYTES = 1024
+"""Bytes of program that may be on their way or waiting: hides some 100 cycles of memory latency at
+the highest rate at which commands can be handed out."""
+NO_ENGINE = 15
+"""FAULT_ENGINE of the fetch unit."""
+
+FAULT_REPORT = data.StructLayout(
+    {"valid": 1, "code": 4, "index": INDEX_BITS, "engine": 4, "address": 32}
+)
+"""A fault and where it happened; ``valid`` pulses. Every unit that can fail has such an output."""
+
+OPCODE_OF: dict[Engine, Opcode] = {
+    engine: command.opcode for command in COMMANDS.values() for engine in command.engines
+}
+"""The one kind of command each engine takes."""
+
+
+def engines_of(config: Config) -> tuple[Engine, ...]:
+    """The engines that exist."""
+    return tuple(e for e in Engine if e is not Engine.WINDOW or config.window)
+
+
+class Fetch(wiring.Component):
+    """Runs through the ``words`` 64-bit words at byte ``program`` of the DRAM window.
+
+    ``start`` pulses while ``idle``; ``program`` (a multiple of 64) and ``words`` are sampled with
+    it. A command is on ``index`` and its engine's ``command``, complete, with ``push`` (one bit per
+    engine) until that engine's ``ready``. Its words are taken at one a cycle, so that a command of
+    which n are present takes n cycles when the bus is at least 64 bits wide.
+
+    ``ended`` is high from the END command to the next start. ``idle``: no request is pending and
+    every beat asked for has been taken. ``last_index`` is the index of the last complete command (0
+    before the first). A fault (illegal command, a wait or signal of an engine that does not exist,
+    no END, program outside the window, read error) pulses in ``fault`` and stops the unit until it
+    is reset. While ``halt`` is high nothing is asked for and nothing handed out.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "halt": In(1),
+                "program": In(32),
+                "words": In(32),
+                "memory": Out(MemoryRead(config)),
+                "index": Out(INDEX_BITS),
+                "command": Out(WORD_BITS * LONGEST).array(len(Engine)),
+                "push": Out(len(Engine)),
+                "ready": In(len(Engine)),
+                "ended": Out(1),
+                "idle": Out(1),
+                "last_index": Out(INDEX_BITS),
+                "fault": Out(FAULT_REPORT),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.prefetch = prefetch = Prefetch(self.config)
+        m.submodules.unpack = unpack = Unpack(self.config)
+        wiring.connect(m, prefetch.beats, unpack.beats)
+        memory = self.memory
+        for name in ("valid", "payload"):
+            m.d.comb += getattr(memory.req, name).eq(getattr(prefetch.memory.req, name))
+            m.d.comb += getattr(prefetch.memory.beats, name).eq(getattr(memory.beats, name))
+        m.d.comb += [
+            prefetch.memory.req.ready.eq(memory.req.ready),
+            prefetch.memory.denied.eq(memory.denied),
+            memory.beats.ready.eq(prefetch.memory.beats.ready),
+            prefetch.start.eq(self.start),
+            prefetch.stop.eq(self.ended | self.halt),
+            prefetch.program.eq(self.program),
+            prefetch.words.eq(self.words),
+            unpack.start.eq(self.start),
+            unpack.program.eq(self.program),
+            unpack.discard.eq(self.ended),
+            self.idle.eq(prefetch.idle),
+        ]
+
+        running = Signal()
+        left = Signal(32)
+        index = Signal(INDEX_BITS)
+        head = Signal(data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS}))
+        # Of every engine, the words behind the first as its last command had them.
+        kept = {
+            e: [
+                Signal(WORD_BITS, name=f"{e.name.lower()}_{i}")
+                for i in range(1, COMMANDS[OPCODE_OF[e]].words)
+            ]
+            for e in engines_of(self.config)
+        }
+        known = Signal(len(Engine))  # Engines of which there is a last command.
+        full = Signal()  # The command is whole, or its opcode illegal.
+        missing = Signal(head.present.shape())  # Words of it still to come; 0 while ``full``.
+
+        # The command at hand: what it is and where it goes.
+        existing = sum(1 << e for e in kept)
+        absent = ~existing & ((1 << ENGINE_BITS) - 1)
+        target = Signal(len(Engine))
+        end, complete, excess = Signal(), Signal(), Signal()
+        with m.Switch(head.opcode):
+            for command in COMMANDS.values():
+                with m.Case(command.opcode):
+                    m.d.comb += [
+                        complete.eq(head.present == command.complete),
+                        excess.eq((head.present & ~C(command.complete, len(missing))).any()),
+                    ]
+                    if command.opcode is Opcode.END:
+                        m.d.comb += end.eq(1)
+                    for engine in command.engines:
+                        if existing >> engine & 1:
+                            with m.If(head.engine == engine):
+                                m.d.comb += target.eq(1 << engine)
+        legal = Signal()
+        tokens = ((head.wait | head.signal) & absent) == 0
+        with m.If(full & ~excess):
+            given = Mux(complete, target, target & known).any()
+            m.d.comb += legal.eq((complete & end) | (given & tokens))
+        pushed = Signal()
+        m.d.comb += [self.index.eq(index), pushed.eq((self.push & self.ready).any())]
+        for engine, words in kept.items():
+            m.d.comb += self.command[engine].eq(Cat(head, words))
+
+        word = unpack.word
+        taken = Signal()
+        m.d.comb += [
+            # A word in error stays where it is until the command before it has gone.
+            word.ready.eq(
+                running & ~self.halt & (~full | pushed) & (left != 0) & ~word.payload.error
+            ),
+            taken.eq(word.valid & word.ready),
+        ]
+
+        def fail(code: Fault, address: object = 0) -> None:
+            m.d.comb += [
+                self.fault.valid.eq(1),
+                self.fault.code.eq(code),
+                self.fault.index.eq(index),
+                self.fault.address.eq(address),
+            ]
+            m.d.sync += running.eq(0)
+
+        m.d.comb += self.fault.engine.eq(NO_ENGINE)
+        with m.If(running & ~self.halt):
+            with m.If(full & ~legal):
+                fail(Fault.ILLEGAL_COMMAND)
+            with m.Elif(full & end):
+                m.d.sync += [self.ended.eq(1), running.eq(0), full.eq(0)]
+            with m.Elif(full):
+                m.d.comb += self.push.eq(target)
+                with m.If(pushed):
+                    m.d.sync += [index.eq(index + 1), full.eq(0), known.eq(known | target)]
+            with m.Elif(left == 0):
+                fail(Fault.ILLEGAL_COMMAND)
+            with m.Elif(prefetch.denied & prefetch.idle):
+                fail(Fault.DRAM_WINDOW, memory.req.payload.addr)
+            with m.Elif(word.valid & word.payload.error):
+                fail(Fault.AXI_READ, unpack.address)
+
+        new = data.View(head.shape(), word.payload.data)
+        opcodes = Array(i in COMMANDS for i in range(1 << len(head.opcode)))
+        more = Signal.like(missing)  # Words still missing once this one has been taken.
+        comes = Signal.like(missing)  # Which word this is.
+        with m.If(taken):
+            with m.If(missing == 0):
+                m.d.comb += more.eq(Mux(opcodes[new.opcode], new.present, 0))
+            with m.Else():
+                m.d.comb += more.eq(missing & (missing - 1))
+            m.d.comb += comes.eq(missing & ~more)
+            m.d.sync += [left.eq(left - 1), missing.eq(more)]
+            with m.If(missing == 0):
+                m.d.sync += head.eq(new)
+            for engine, words in kept.items():
+                with m.If(target[engine]):
+                    for i, register in enumerate(words):
+                        with m.If(comes[i]):
+                            m.d.sync += register.eq(word.payload.data)
+            with m.If(more == 0):
+                m.d.sync += full.eq(1)
+                with m.If(pushed):
+                    m.d.sync += self.last_index.eq(index + 1)
+                with m.Else():
+                    m.d.sync += self.last_index.eq(index)
+
+        with m.If(self.start):
+            m.d.sync += [
+                running.eq(1),
+                self.ended.eq(0),
+                left.eq(self.words),
+                index.eq(0),
+                self.last_index.eq(0),
+                known.eq(0),
+                missing.eq(0),
+                full.eq(0),
+            ]
+        return m
+
+
+def _beat_layout(config: Config) -> data.StructLayout:
+    return data.StructLayout({"data": config.axi_data_bits, "error": 1})
+
+
+class Prefetch(wiring.Component):
+    """Asks for the program piece by piece, never for more beats than its buffer has room for.
+
+    ``stop`` ends asking (a request already offered stays). ``denied``: the last request, still in
+    ``memory.req.payload``, was outside the DRAM window; nothing more is asked for. ``idle``: no
+    request is offered and all beats to come have left through ``beats``.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "stop": In(1),
+                "program": In(32),
+                "words": In(32),
+                "denied": Out(1),
+                "idle": Out(1),
+                "memory": Out(MemoryRead(config)),
+                "beats": Out(stream.Signature(_beat_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        bits = self.config.axi_data_bits
+        depth = 8 * BUFFER_BYTES // bits
+        layout = _beat_layout(self.config)
+        m.submodules.buffer = buffer = SyncFIFOBuffered(width=layout.size, depth=depth)
+        req, beats = self.memory.req, self.memory.beats
+        m.d.comb += [
+            buffer.w_data.eq(Cat(beats.payload.data, beats.payload.error)),
+            buffer.w_en.eq(beats.valid),
+            beats.ready.eq(buffer.w_rdy),
+            self.beats.payload.eq(buffer.r_data),
+            self.beats.valid.eq(buffer.r_rdy),
+            buffer.r_en.eq(self.beats.ready),
+        ]
+
+        left = Signal(32)
+        address = Signal(32)
+        ask = Signal(range(REQUEST_WORDS + 1))
+        ask_beats = Signal(range(REQUEST_WORDS * WORD_BITS // bits + 1))
+        reserved = Signal(range(depth + 1))
+        asked = Signal.like(ask_beats)  # Beats of the last request.
+        begin = Signal()
+        popped = Signal()
+        m.d.comb += [
+            ask.eq(Mux(left < REQUEST_WORDS, left, REQUEST_WORDS)),
+            ask_beats.eq((ask * WORD_BITS + (bits - 1)) // bits),
+            # When ``denied`` pulses, the request in question was taken the cycle before.
+            begin.eq(
+                ~req.valid
+                & ~self.stop
+                & ~self.denied
+                & ~self.memory.denied
+                & (left != 0)
+                & (reserved <= depth - REQUEST_WORDS * WORD_BITS // bits)
+            ),
+            popped.eq(self.beats.valid & self.beats.ready),
+            self.idle.eq(~req.valid & (reserved == 0)),
+        ]
+        with m.If(req.valid & req.ready):
+            m.d.sync += req.valid.eq(0)
+        with m.If(begin):
+            m.d.sync += [
+                req.valid.eq(1),
+                req.payload.addr.eq(address),
+                req.payload.bytes.eq(ask * (WORD_BITS // 8)),
+                address.eq(address + REQUEST_WORDS * WORD_BITS // 8),
+                left.eq(left - ask),
+                asked.eq(ask_beats),
+            ]
+        with m.If(begin | popped | self.memory.denied):
+            m.d.sync += reserved.eq(
+                reserved + Mux(begin, ask_beats, 0) - Mux(self.memory.denied, asked, 0) - popped
+            )
+        with m.If(self.memory.denied):
+            m.d.sync += self.denied.eq(1)
+        with m.If(self.start):
+            m.d.sync += [address.eq(self.program), left.eq(self.words), self.denied.eq(0)]
+        return m
+
+
+class Unpack(wiring.Component):
+    """Turns bus beats into 64-bit words, one a cycle (one every other cycle from a 32-bit bus).
+
+    The first beat after ``start`` begins with a word. ``address`` is the byte offset in the DRAM
+    window of the beat that the word comes from. ``discard`` swallows beats.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "discard": In(1),
+                "program": In(32),
+                "address": Out(32),
+                "beats": In(stream.Signature(_beat_layout(config))),
+                "word": Out(stream.Signature(data.StructLayout({"data": WORD_BITS, "error": 1}))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        bits = self.config.axi_data_bits
+        beat, word = self.beats, self.word
+        taken = Signal()
+        m.d.comb += [
+            taken.eq(word.valid & word.ready),
+            word.payload.error.eq(beat.payload.error),
+        ]
+        if bits < WORD_BITS:
+            low = Signal(bits)
+            half = Signal()
+            # A low half in error is passed on at once, so that the error is never lost.
+            m.d.comb += [
+                word.payload.data.eq(Cat(low, beat.payload.data)),
+                word.valid.eq(beat.valid & (half | beat.payload.error)),
+                beat.ready.eq(taken | (~half & ~beat.payload.error) | self.discard),
+            ]
+            with m.If(beat.valid & beat.ready):
+                m.d.sync += [low.eq(beat.payload.data), half.eq(~half)]
+            with m.If(self.start):
+                m.d.sync += half.eq(0)
+        else:
+            parts = bits // WORD_BITS
+            part = Signal(range(parts))
+            m.d.comb += [
+                word.payload.data.eq(beat.payload.data.word_select(part, WORD_BITS)),
+                word.valid.eq(beat.valid),
+                beat.ready.eq((taken & (part == parts - 1)) | self.discard),
+            ]
+            with m.If(taken):
+                m.d.sync += part.eq(Mux(part == parts - 1, 0, part + 1))
+            with m.If(self.start):
+                m.d.sync += part.eq(0)
+        with m.If(beat.valid & beat.ready):
+            m.d.sync += self.address.eq(self.address + bits // 8)
+        with m.If(self.start):
+            m.d.sync += self.address.eq(self.program)
+        return m

@@ -1,0 +1,1 @@
+"""The convolution engine: systolic array and its sequencer."""

@@ -1,0 +1,112 @@
+"""The systolic array: weight stationary, with shadow weights loading while the active ones work."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from systole.isa import Config
+from systole.isa.config import bits_for
+
+
+class SystolicArray(wiring.Component):
+    """``rows`` x ``cols`` processing elements; one vector in, one vector of column sums out a
+    cycle.
+
+    A *cell* is ``cell_rows`` x ``cell_cols`` elements chained between pipeline registers.
+    Activations move right and sums move down by one cell a cycle, so the cells of one diagonal
+    (cell row + cell column) always act together: valid, swap and capture are one shift register
+    each, indexed by diagonal.
+
+    * ``valid`` with ``x`` (lane 0 lowest): a vector enters. In the cycles between, nothing toggles.
+      ``sums[c]`` holds its sum of column ``c`` exactly ``latency(c)`` cycles later, until the next
+      vector's.
+    * ``capture``: a tile of weights follows, its row ``r`` on ``weights`` (column 0 lowest) ``1 +
+      r`` cycles later. Captures start at least ``rows`` cycles apart.
+    * ``swap``: the captured tile becomes the active one; the first vector to meet it may enter
+      ``SWAP_LEAD`` cycles later, vectors before that still meet the old one.
+
+    The element in row r, cell row i = r // cell_rows and cell column j captures 1 + r + j cycles
+    after ``capture`` and swaps 1 + i + j cycles after ``swap``. A capture must come before its swap
+    in every element, and not before the swap of the tile it replaces:
+
+    * ``swap`` at least ``capture_lead`` = rows - rows / cell_rows + 1 cycles after ``capture``, set
+      by the last row (with cells of one row, the swap may follow the capture wave directly);
+    * the next ``capture`` no earlier than in the cycle of ``swap``, set by row 0.
+    """
+
+    SWAP_LEAD = 2
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.cell_row_count = config.rows // config.cell_rows
+        self.cell_col_count = config.cols // config.cell_cols
+        self.capture_lead = config.rows - self.cell_row_count + 1
+        self.sum_width = 16 + bits_for(config.rows)
+        super().__init__(
+            {
+                "x": In(8 * config.rows),
+                "valid": In(1),
+                "swap": In(1),
+                "weights": In(8 * config.cols),
+                "capture": In(1),
+                "sums": Out(signed(self.sum_width)).array(config.cols),
+            }
+        )
+
+    def latency(self, col: int) -> int:
+        """Cycles from a vector to its sum of column ``col``."""
+        return self.cell_row_count + col // self.config.cell_cols
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        rows, cols = self.config.rows, self.config.cols
+        cell_rows, cell_cols = self.config.cell_rows, self.config.cell_cols
+        down, across = self.cell_row_count, self.cell_col_count
+
+        # Bit d: the wave is at diagonal d.
+        valid_wave = Signal(down + across - 1)
+        swap_wave = Signal(down + across - 1)
+        capture_wave = Signal(rows + across - 1)
+        later = Signal(max(1, down + across - 2))
+        m.d.sync += later.eq(valid_wave)
+        m.d.comb += valid_wave.eq(Cat(self.valid, later))
+        m.d.sync += swap_wave.eq(Cat(self.swap, swap_wave))
+        m.d.sync += capture_wave.eq(Cat(self.capture, capture_wave))
+
+        def delayed(name: str, value, enable) -> Signal:
+            out = Signal(signed(8), name=name, reset_less=True)
+            with m.If(enable):
+                m.d.sync += out.eq(value)
+            return out
+
+        activations: list[list] = []
+        for r in range(rows):
+            i = r // cell_rows
+            value = self.x.word_select(r, 8).as_signed()
+            for d in range(i):
+                value = delayed(f"skew_{r}_{d}", value, valid_wave[d])
+            activations.append([value])
+            for j in range(across - 1):
+                value = delayed(f"x_{r}_{j}", value, valid_wave[i + j])
+                activations[r].append(value)
+
+        for c in range(cols):
+            j = c // cell_cols
+            weight = self.weights.word_select(c, 8).as_signed()
+            for d in range(j):
+                # A row of weights is on this column's bus while the wave is in its first cells.
+                weight = delayed(f"bus_{c}_{d}", weight, capture_wave[d : d + rows].any())
+            total = 0
+            for i in range(down):
+                for r in range(i * cell_rows, (i + 1) * cell_rows):
+                    shadow = delayed(f"shadow_{r}_{c}", weight, capture_wave[r + j])
+                    active = delayed(f"weight_{r}_{c}", shadow, swap_wave[i + j])
+                    total += activations[r][j] * active
+                partial = Signal(signed(self.sum_width), name=f"sum_{i}_{c}", reset_less=True)
+                with m.If(valid_wave[i + j]):
+                    m.d.sync += partial.eq(total)
+                total = partial
+            m.d.comb += self.sums[c].eq(total)
+        return m

@@ -1,0 +1,1 @@
+"""The post-processing engine: requantise, combine, look up, write back."""

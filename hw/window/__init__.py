@@ -1,0 +1,1 @@
+"""The window engine: pooling, depthwise convolution, im2col."""

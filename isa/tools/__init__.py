@@ -1,0 +1,1 @@
+"""Tools made from the declarations: assembler, documentation, C header."""

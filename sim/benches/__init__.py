@@ -1,0 +1,1 @@
+"""cocotb benches of the blocks and of the whole accelerator."""

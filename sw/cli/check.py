@@ -1,0 +1,134 @@
+"""What of a model the accelerator runs, without compiling it.
+
+    python -m sw.check MODEL.onnx [--dim N=1]     # every node: accelerator or host, by which rule
+    python -m sw.check --document [--check]       # (re)write docs/supported-ops.md, or compare it
+
+Rules are those of the loader's operator handlers: their docstrings for what is accepted, their
+refusals for what is not. Exit status: 0 listed, 2 malformed; 1 if the document is out of date.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from systole.sw.cli.quantize import parse_dims
+from systole.sw.cli.run import make_console
+from systole.sw.compiler.partition import FLOAT, Placement, place
+from systole.sw.frontend.dataflow import CONVERSIONS
+from systole.sw.frontend.inputs import InputError
+from systole.sw.frontend.passes.operators import OPERATORS
+from systole.sw.ir.graph import ModelError
+
+PATH = Path(__file__).resolve().parents[2] / "docs" / "supported-ops.md"
+
+
+def show(placements: list[Placement], console: Console) -> None:
+    """Every node in topological order, an operator's rule with the first on the accelerator; then
+    how often each rule sent operators to the host."""
+    table = Table()
+    table.add_column("node", overflow="fold", max_width=40)
+    table.add_column("operator", no_wrap=True)
+    table.add_column("runs on", no_wrap=True)
+    table.add_column("rule", overflow="fold")
+    shown: set[tuple[str, str]] = set()
+    for p in placements:
+        rule = _plain(p.rule.replace("``", "`"))
+        if not p.host and (p.op_type, rule) in shown:
+            rule = "as above"
+        shown.add((p.op_type, rule))
+        table.add_row(_plain(p.name), p.op_type, "host" if p.host else "accelerator", rule)
+    console.print(table)
+    on_host = [p for p in placements if p.host]
+    console.print(
+        f"{len(placements)} nodes: {len(placements) - len(on_host)} on the accelerator, "
+        f"{len(on_host)} on the host"
+    )
+    lines = Counter((p.op_type, p.rule) for p in on_host if p.op_type not in CONVERSIONS)
+    for (op_type, rule), count in lines.most_common():
+        console.print(f"  {count} {op_type} on the host: {rule}", markup=False, highlight=False)
+    if converting := len(on_host) - lines.total():
+        console.print(f"  conversions on the host beside these: {converting}")
+    if waiting := sum(p.rule == FLOAT for p in on_host):
+        console.print(f"{waiting} of the nodes have an operator of the accelerator, once quantised")
+
+
+def _plain(text: str) -> str:
+    """Names may hold what rich takes for markup."""
+    return text.replace("[", "\\[")
+
+
+def document() -> str:
+    """The text of ``docs/supported-ops.md``."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    yield "# Supported operators"
+    yield ""
+    yield "Made by `python -m sw.check --document` from the operator handlers in"
+    yield "`sw/frontend/passes/operators`, which enforce these rules. `python -m sw.check MODEL.onnx`"
+    yield "applies them to a model, node by node."
+    yield ""
+    yield "Activations are int8 or uint8, quantised per tensor; weights are constants, but for a"
+    yield "MatMul of two activations. Whatever the accelerator refuses runs on the host, in"
+    yield "onnxruntime, together with all nodes that exchange unquantised values with it: between"
+    yield "host and accelerator there are only int8 and uint8 tensors. If, Loop and Scan run on"
+    yield "the host as a whole. `sw.run --no-fallback` refuses such models instead. Malformed"
+    yield "models, and operators of domains that onnxruntime does not know, are always refused."
+    yield ""
+    yield "A QuantizeLinear may also stand behind operators that choose among the elements of a"
+    yield "float result (MaxPool, Concat, Transpose, Resize of mode nearest, Relu and the like), if"
+    yield "all that becomes of the result is quantised alike."
+    yield ""
+    yield "These are the rules of the default configuration's engines. What another one cannot do"
+    yield "(without a window engine, with an array that is not square, with a small scratchpad)"
+    yield "shows when it is compiled for: `sw.run` lists it under the host's operators."
+    for domain in sorted({domain for domain, _ in OPERATORS}):
+        yield ""
+        yield f"## {f'Domain {domain}' if domain else 'ONNX'}"
+        yield ""
+        yield "| operator | on the accelerator |"
+        yield "|---|---|"
+        for (owner, op_type), handler in sorted(OPERATORS.items()):
+            if owner == domain:
+                rule = " ".join((handler.__doc__ or "").split()).replace("``", "`")
+                yield f"| {op_type} | {rule.replace('|', chr(92) + '|')} |"
+
+
+def main(
+    model: Annotated[Path | None, typer.Argument(help="ONNX model")] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="bind an open dimension: NAME=N or INPUT:AXIS=N")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--document", help="write docs/supported-ops.md instead")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="with --document: compare only; exit 1 on a difference")
+    ] = False,
+) -> None:
+    """List where each node of a model runs, and by which rule."""
+    errors = Console(stderr=True)
+    try:
+        if write == (model is not None):
+            raise ModelError("give either a model or --document")
+        if check and not write:
+            raise ModelError("--check goes with --document")
+        if model is not None:
+            show(place(model, parse_dims(dim or [])), make_console())
+    except (ModelError, InputError) as e:
+        errors.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    if check:
+        if not PATH.exists() or PATH.read_text(encoding="utf-8") != document():
+            typer.echo(f"{PATH} is out of date: run python -m sw.check --document", err=True)
+            raise typer.Exit(1)
+    elif write:
+        PATH.write_text(document(), encoding="utf-8")

@@ -1,0 +1,164 @@
+"""A model's nodes and values: who makes and who reads what, of which type; malformed models are
+refused here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from systole.sw.frontend.passes.lower import Node
+from systole.sw.frontend.passes.operators.registry import MICROSOFT
+from systole.sw.frontend.passes.read import read
+from systole.sw.golden import oracle
+from systole.sw.ir.graph import ModelError
+
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", MICROSOFT)
+"""Domains whose operators onnxruntime has."""
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+
+class Dataflow:
+    """The model in ``path``, read; ``dims`` are values of its symbolic dimensions.
+
+    Raises :class:`ModelError` for a malformed model: one that cannot be read, that onnxruntime does
+    not accept, with unknown domains, empty tensors, or scales that are not positive and finite."""
+
+    def __init__(self, path: str | os.PathLike, dims: Mapping[str, int] | None = None):
+        self.model = read(path, dims)
+        self.graph = self.model.graph
+        self.nodes = list(self.graph)
+        """In topological order; nodes are known by their index."""
+        self.labels = [Node(n) for n in self.nodes]
+        self.values = {v.name: v for v in self.graph.inputs}
+        """Inputs and results, by name."""
+        self.values |= {v.name: v for n in self.nodes for v in n.outputs if v.name}
+        self.constants = dict(self.graph.initializers)
+        self.producer = {v.name: i for i, n in enumerate(self.nodes) for v in n.outputs if v.name}
+        self.uses = [self._used(n) for n in self.nodes]
+        """Names of the values that each node reads, constants excluded, in its bodies too."""
+        self.results = {v.name for v in self.graph.outputs}
+        for name in self.results:
+            if name not in self.values:
+                raise ModelError(f"output {name!r} is a constant")
+        self._check_well_formed()
+        self.types = self._infer_types(path)
+        """onnxruntime's type of each value, such as ``tensor(int8)``."""
+
+    def _used(self, node: ir.Node) -> list[str]:
+        found: dict[str, None] = {}
+
+        def visit(node: ir.Node) -> None:
+            values = list(node.inputs)
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    bodies = [attribute.value]
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    bodies = list(attribute.value)
+                else:
+                    continue
+                for body in bodies:
+                    for inner in body:
+                        visit(inner)
+                    values += list(body.outputs)
+            for value in values:
+                if value is not None and self.values.get(value.name) is value:
+                    found[value.name] = None
+
+        visit(node)
+        return list(found)
+
+    def _check_well_formed(self) -> None:
+        for node, label in zip(self.nodes, self.labels, strict=True):
+            if node.domain not in DOMAINS:
+                raise ModelError(
+                    f"{label.op_type} {label.name!r}: domain {node.domain!r} is unknown; "
+                    "neither the accelerator nor onnxruntime has its operators"
+                )
+            if node.op_type in CONVERSIONS:
+                scales = node.inputs[1:2]
+            elif node.op_type.startswith(("QLinear", "QGemm")):
+                scales = node.inputs
+            else:
+                continue
+            for value in scales:
+                if value is None or value.const_value is None:
+                    continue
+                array = value.const_value.numpy()
+                if array.dtype.kind == "f" and not (np.isfinite(array) & (array > 0)).all():
+                    bad = array[~(np.isfinite(array) & (array > 0))].flat[0]
+                    raise label.fail(f"scale {value.name!r} = {bad}: must be positive and finite")
+
+    def _infer_types(self, path: str | os.PathLike) -> dict[str, str]:
+        """Element types of all values, by onnxruntime, which must accept the model; shapes are
+        written into the graph."""
+        try:
+            ir.external_data.load_to_model(self.model)
+            proto = ir.to_proto(self.model)
+            del proto.graph.output[:]
+            names = [v.name for n in self.nodes for v in n.outputs if v.name]
+            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+            session = oracle.session(proto, optimise=False)
+        except Exception as e:
+            raise ModelError(
+                f"{path}: onnxruntime does not accept the model: {first_line(e)}"
+            ) from None
+        types = {}
+        for info in [*session.get_inputs(), *session.get_outputs()]:
+            types[info.name] = info.type
+            value = self.values[info.name]
+            if any(d == 0 for d in info.shape):
+                raise ModelError(f"tensor {info.name!r} has shape {info.shape}: it is empty")
+            if info.type.startswith("tensor("):
+                element = onnx.TensorProto.DataType.Value(info.type[7:-1].upper())
+                value.type = ir.TensorType(ir.DataType(element))
+                value.shape = ir.Shape(info.shape)
+        return types
+
+    def check_runs(self, path: str | os.PathLike) -> None:
+        """onnxruntime finds some conflicts of shapes only when it runs a model: run it on zeros.
+        Raises :class:`ModelError`."""
+        arrays = {v.name: np.zeros(tuple(v.shape), v.dtype.numpy()) for v in self.graph.inputs}
+        run_reference(path, arrays)
+
+    def boundary(self, nodes: list[int]) -> list[str]:
+        """Names of the values that nodes read and others make."""
+        made = {v.name for i in nodes for v in self.nodes[i].outputs}
+        used = dict.fromkeys(name for i in nodes for name in self.uses[i])
+        return [name for name in used if name not in made]
+
+    def extract(self, nodes: list[int], inputs: list[str], outputs: list[str]) -> ir.Model:
+        """Nodes as a model of their own; tensors are shared."""
+        used = {v for i in nodes for v in self.nodes[i].inputs if v is not None}
+        bodies = any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for i in nodes
+            for a in self.nodes[i].attributes.values()
+        )
+        view = ir.GraphView(
+            [self.values[name] for name in inputs],
+            [self.values[name] for name in outputs],
+            nodes=[self.nodes[i] for i in nodes],
+            initializers=[c for c in self.constants.values() if bodies or c in used],
+            opset_imports=self.graph.opset_imports,
+            name=self.graph.name,
+        )
+        return ir.Model(view.clone(), ir_version=self.model.ir_version)
+
+
+def run_reference(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """onnxruntime's outputs of the whole model. Raises :class:`ModelError` if it fails."""
+    try:
+        return oracle.run(path, arrays)
+    except Exception as e:  # onnxruntime's errors have no class of their own in common
+        raise ModelError(f"{path}: onnxruntime cannot run the model: {first_line(e)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error of onnxruntime says first."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,228 @@
+"""Operators that move elements, as ``Select``: found from where each element comes from.
+
+Whatever the operator, it is run on positions instead of values; the picks are fitted to the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from systole.isa.commands import COMMANDS, Opcode
+from systole.sw.ir.graph import Pick, Select
+
+LIMITS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
+
+MAX_PHASES = 64
+"""Phases of a Select that are tried."""
+MAX_PICKS = 256
+"""Picks of a Select, over all its phases."""
+MAX_CHANNELS = 4096
+"""Of all images of a tensor together, where elements move between images."""
+
+CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
+"""Picks for one channel of a phase that are tried, and of how many phases at most: each more is a
+pass over the phase."""
+BLOCK = 16
+"""Channels that the array takes at a time, by default."""
+MAX_STRIDE = LIMITS["stride_x"].high
+MAX_OFFSET = LIMITS["x0"].high
+
+Shape = tuple[int, int, int, int]
+Fit = tuple[tuple[int, int], list[list[Pick]], bool, bool]
+"""Steps, phases, ``flat`` and ``joined`` of a Select."""
+
+
+def identity(name: str, shape: Shape, scale: float) -> Pick:
+    """The pick that takes all of tensor ``name`` as it stands."""
+    return Pick(name, np.arange(shape[1]), scale=scale)
+
+
+def is_identity(op: Select, shape: Shape, source: Shape) -> bool:
+    """Whether a Select takes the elements of a single tensor of shape ``source`` as its output of
+    ``shape`` without moving any."""
+    if op.joined or op.steps != (1, 1) or len(op.phases[0]) != 1 or shape != source:
+        return False
+    pick = op.phases[0][0]
+    same = np.array_equal(pick.channels, np.arange(shape[1])) and pick.weight == 1
+    return same and pick.strides == (1, 1) and pick.offsets == (0, 0)
+
+
+def fit(
+    index: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool
+) -> Fit | None:
+    """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
+    (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
+    (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
+    picks. Fewest picks of a channel come first, then fewest phases; joined images last."""
+    for joined in (False, True):
+        forms = []
+        for flat in (False, True):
+            seen = [(name, scale, _seen(shape, flat, joined)) for name, scale, shape in sources]
+            shapes = [shape for _, _, shape in seen]
+            places = index.reshape(_seen(index.shape, flat, joined))
+            if forms and (shapes, places.shape) == forms[0][3:]:
+                continue
+            if joined and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
+                continue
+            cells = _cells(places, shapes)
+            if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
+                forms.append((flat, cells, seen, shapes, places.shape))
+        for most, count in CHANNEL_PICKS:
+            for flat, cells, seen, _, _ in forms:
+                for sy, sx in _steps(cells.shape[2:], count):
+                    phases = _phases(cells, (sy, sx), seen, zero_fill, most)
+                    if phases is not None:
+                        return (sy, sx), phases, flat, joined
+    return None
+
+
+def _seen(shape: Shape, flat: bool, joined: bool) -> Shape:
+    """As :meth:`~sw.ir.graph.Select.seen`."""
+    n, c, h, w = shape
+    if joined:
+        n, c = 1, n * c
+    return (n, c, 1, h * w) if flat else (n, c, h, w)
+
+
+def cost(found: Fit, shape: Shape) -> int:
+    """Words that the array streams for a Select with an output of ``shape``, about."""
+    (sy, sx), phases, _, _ = found
+    size = shape[2] * shape[3] // (sy * sx) + 1
+    blocks = 0
+    for pick in (p for picks in phases for p in picks):
+        outputs = np.flatnonzero(pick.channels >= 0)
+        blocks += len(
+            {(o // BLOCK, c // BLOCK) for o, c in zip(outputs, pick.channels[outputs], strict=True)}
+        )
+    return blocks * size
+
+
+def _phases(
+    cells: np.ndarray,
+    steps: tuple[int, int],
+    sources: Sequence[tuple[str, float, Shape]],
+    zero_fill: bool,
+    most: int,
+) -> list[list[Pick]] | None:
+    sy, sx = steps
+    phases: list[list[Pick]] = []
+    for at in range(sy * sx):
+        picks = _phase(cells[:, :, at // sx :: sy, at % sx :: sx], sources, zero_fill, most)
+        if picks is None or sum(map(len, phases)) + len(picks) > MAX_PICKS:
+            return None
+        phases.append(picks)
+    return phases
+
+
+def _steps(size: tuple[int, int], most: int) -> Iterator[tuple[int, int]]:
+    """Steps to try, of at most so many phases, those of fewest first."""
+    h, w = (min(s, most) for s in size)
+    pairs = ((y, x) for y in range(1, h + 1) for x in range(1, min(w, most // y) + 1))
+    yield from sorted(pairs, key=lambda s: (s[0] * s[1], s))
+
+
+def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
+    """Source, channel, row and column of the first image's elements, source -1 for fill, as an
+    array (4, C, H, W). None if the images do not all move alike."""
+    ends = np.cumsum([np.prod(s, dtype=np.int64) for s in shapes])
+    which = np.searchsorted(ends, index, side="right")
+    which[index < 0] = -1
+    if (which[0] != which).any():
+        return None
+    first = np.full((4, *index.shape[1:]), -1, np.int32)
+    first[0] = which[0]
+    for s, (n, c, h, w) in enumerate(shapes):
+        chosen = which[0] == s
+        if not chosen.any():
+            continue
+        places = index[:, chosen] - (ends[s] - n * c * h * w)
+        image = np.arange(len(index))[:, None] * (c * h * w)
+        if n != len(index) or (places - image != places[0]).any() or places[0].max() >= c * h * w:
+            return None
+        first[1:, chosen] = np.stack(np.unravel_index(places[0], (c, h, w)))
+    return first
+
+
+def _phase(
+    cells: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool, most: int
+) -> list[Pick] | None:
+    """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
+    groups: dict[tuple, np.ndarray] = {}
+    covers: dict[bytes, list[tuple[tuple, int]] | None] = {}
+    for o in range(cells.shape[1]):
+        source, channel, rows, columns = cells[:, o]
+        valid = source >= 0
+        if not valid.any():
+            continue
+        if not (zero_fill or valid.all()):
+            return None
+        # Channels that differ in nothing but their number are covered alike.
+        first = channel[valid][0]
+        pattern = np.stack([source, np.where(valid, channel - first, 0), rows, columns])
+        key = pattern.tobytes()
+        if key not in covers:
+            covers[key] = _cover(pattern, sources, most)
+        if covers[key] is None or len(groups) > MAX_PICKS:
+            return None
+        for place, offset in covers[key]:
+            channels = groups.setdefault(place, np.full(cells.shape[1], -1))
+            if channels[o] >= 0:  # the same places of two channels: not in one pick
+                return None
+            channels[o] = first + offset
+    return [
+        Pick(sources[s][0], channels, strides, offsets, sources[s][1])
+        for (s, strides, offsets), channels in groups.items()
+    ]
+
+
+def _cover(
+    pattern: np.ndarray, sources: Sequence[tuple[str, float, Shape]], most: int
+) -> list[tuple[tuple, int]] | None:
+    """Picks (source, strides, offsets) with their channels that together give a channel (source,
+    channel, rows, columns): each the largest that starts with the first element left."""
+    source, channel, rows, columns = pattern
+    left = source >= 0
+    out: list[tuple[tuple, int]] = []
+    while left.any():
+        if len(out) == most:
+            return None
+        i, j = (int(v) for v in np.unravel_index(np.argmax(left), left.shape))
+        s, own = int(source[i, j]), int(channel[i, j])
+        mine = left & (source == s) & (channel == own)
+        height, width = sources[s][2][2:]
+        best: tuple[int, tuple, np.ndarray] | None = None
+        for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
+            for sx, ox, xs in _lines(columns[i], mine[i], j, width):
+                box = np.ix_(ys, xs)
+                fits = (
+                    mine[box].all()
+                    and (rows[box] == (ys * sy + oy)[:, None]).all()
+                    and (columns[box] == xs * sx + ox).all()
+                )
+                if fits and (best is None or len(ys) * len(xs) > best[0]):
+                    best = (len(ys) * len(xs), (s, (sy, sx), (oy, ox)), box)
+        if best is None:
+            return None
+        out.append((best[1], own))
+        left[best[2]] = False
+    return out
+
+
+def _lines(
+    places: np.ndarray, mine: np.ndarray, first: int, size: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Stride and offset of the lines of an axis that start at ``first``, and which places of the
+    output they fill: on with the next place of the same source, and alone."""
+    strides = {1, size} if size == 1 else {size}
+    behind = np.flatnonzero(mine[first + 1 :])
+    if len(behind):
+        rise, run = int(places[first + 1 + behind[0]] - places[first]), int(behind[0]) + 1
+        if rise > 0 and rise % run == 0:
+            strides.add(rise // run)
+    for stride in sorted(strides):
+        offset = int(places[first]) - first * stride
+        made = np.arange(len(places)) * stride + offset
+        if stride <= MAX_STRIDE and np.abs(made[[0, -1]]).max() <= MAX_OFFSET:
+            yield stride, offset, np.flatnonzero((made >= 0) & (made < size))

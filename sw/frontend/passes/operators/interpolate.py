@@ -1,0 +1,161 @@
+"""Linear interpolation, as sums of weighted picks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from systole.sw.frontend.passes import moves
+from systole.sw.frontend.passes.evaluate import evaluate
+from systole.sw.frontend.passes.layout import View
+from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.values import Dequantised, Node, Pending
+from systole.sw.ir.graph import Pick, Select
+
+MOST = 254
+"""Largest weight: two int8 kernels."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Output y of phase ``y % len(phases)`` is the sum of weight / denominator * input (y //
+    len(phases) * stride + offset) over the phase's (offset, weight)."""
+
+    size: int
+    out: int
+    stride: int
+    phases: list[list[tuple[int, int]]]
+    denominator: int
+
+    def taps(self, y: int) -> list[tuple[int, int]]:
+        """Input position, not clamped to the input, and weight."""
+        i, phase = divmod(y, len(self.phases))
+        return [(i * self.stride + offset, weight) for offset, weight in self.phases[phase]]
+
+    def reach(self) -> tuple[int, int]:
+        """Positions needed in front of the input and behind it."""
+        places = [place for y in range(self.out) for place, _ in self.taps(y)]
+        return max(-min(places), 0), max(max(places) - self.size + 1, 0)
+
+    def matrix(self) -> np.ndarray:
+        """(out, size), edges repeated."""
+        made = np.zeros((self.out, self.size))
+        for y in range(self.out):
+            for place, weight in self.taps(y):
+                made[y, min(max(place, 0), self.size - 1)] += weight / self.denominator
+        return made
+
+
+def _axis(node: Node, size: int, out: int, scale: Fraction, usual: str) -> Axis:
+    """``usual``: the mode if the node gives none."""
+    mode = node.string("coordinate_transformation_mode", usual)
+    step, first = 1 / scale, Fraction(0)
+    if mode == "align_corners":
+        step = Fraction(size - 1, max(out - 1, 1))
+    elif mode in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+        first = (step - 1) / 2
+        if mode == "half_pixel_symmetric":
+            first += Fraction(size, 2) * (1 - out / (scale * size))
+        elif mode == "pytorch_half_pixel" and out == 1:
+            first = Fraction(0)
+    elif mode != "asymmetric":
+        raise node.fail(
+            f"coordinate_transformation_mode = {mode!r}: asymmetric, align_corners, half_pixel, "
+            "half_pixel_symmetric or pytorch_half_pixel"
+        )
+    if out == 1:
+        step = Fraction(1)
+    count = min(step.denominator, out)
+    places = [first + step * y for y in range(count)]
+    common = math.lcm(*(place.denominator for place in places))
+    phases = []
+    for place in places:
+        whole = math.floor(place)
+        part = int((place - whole) * common)
+        phases.append([(o, w) for o, w in ((whole, common - part), (whole + 1, part)) if w])
+    stride = step.numerator if count == step.denominator else 1
+    return Axis(size, out, stride, phases, common)
+
+
+def _scales(state: Lowering, node: Node, shape: tuple[int, ...], out: tuple[int, ...]) -> list:
+    """Of every dimension."""
+    old = len(node.raw.inputs) < 3  # Upsample, Resize of opset 10
+    given = state.const(node, 1 if old else 2, "scales")
+    axes = node.ints("axes", tuple(range(len(shape))))
+    scales = [Fraction(o, s) for o, s in zip(out, shape, strict=True)]
+    if given is not None and given.size:
+        for axis, value in zip(axes, given.reshape(-1), strict=True):
+            scales[axis] = Fraction(float(value)).limit_denominator(1 << 10)
+    return scales
+
+
+def linear(state: Lowering, node: Node, x: Dequantised) -> Pending:
+    """The node on an image (N, C, H, W) or (N, C, W)."""
+    for name in ("antialias", "exclude_outside"):
+        if node.int(name, 0):
+            raise node.fail(f"{name} = 1: it must be 0 with mode = 'linear'")
+    shape = x.view.shape
+    x, (n, c, *image) = state.image(node, x)
+    operands = [state.const(node, i, "operand") for i in range(1, len(node.raw.inputs))]
+    sample = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    (wanted,) = evaluate(node, [sample, *operands], state.opsets)
+    if wanted.ndim != len(shape) or wanted.shape[:2] != shape[:2]:
+        raise node.fail(f"resizes {list(shape)} to {list(wanted.shape)}: only space can be")
+    scales = _scales(state, node, shape, wanted.shape)[2:]
+    usual = "half_pixel" if state.opsets[""] > 10 else "asymmetric"
+    axes = [_axis(node, *v, usual) for v in zip(shape[2:], wanted.shape[2:], scales, strict=True)]
+    if len(axes) == 1:
+        axes.insert(0, Axis(1, 1, 1, [[(0, 1)]], 1))
+    _check_limits(node, axes)
+    mine = axes[0].matrix() @ sample.reshape(n, c, *image) @ axes[1].matrix().T
+    if np.abs(mine.reshape(wanted.shape) - wanted).max() > 1e-3:
+        raise node.fail("onnxruntime computes something else than plain linear interpolation")
+    return _interpolated(state, node, x, axes, wanted.shape)
+
+
+def _check_limits(node: Node, axes: list[Axis]) -> None:
+    count = math.prod(len(a.phases) for a in axes)
+    largest = math.prod(max(w for taps in a.phases for _, w in taps) for a in axes)
+    picks = math.prod(sum(map(len, a.phases)) for a in axes)
+    for what, value, limit in (
+        ("phases", count, moves.MAX_PHASES),
+        ("taps", picks, moves.MAX_PICKS),
+        ("as largest weight", largest, MOST),
+        ("as stride", max(a.stride for a in axes), moves.MAX_STRIDE),
+    ):
+        if value > limit:
+            raise node.fail(f"its interpolation takes {value} {what}; {limit} is the limit")
+
+
+def _interpolated(
+    state: Lowering, node: Node, x: Dequantised, axes: list[Axis], shape: tuple[int, ...]
+) -> Pending:
+    n, c, *image = state.tensors[x.tensor].shape
+    common = math.prod(a.denominator for a in axes)
+    before = [0, 0]
+    if any(any(a.reach()) for a in axes):
+        rows, columns = (
+            np.clip(np.arange(-first, a.size + last), 0, a.size - 1)
+            for a in axes
+            for first, last in [a.reach()]
+        )
+        before = [a.reach()[0] for a in axes]
+        index = np.arange(n * c * math.prod(image), dtype=np.int32).reshape(n, c, *image)
+        x = state.rearranged(node, x, index[:, :, rows[:, None], columns])
+    scale = float(np.float32(x.scale) / np.float32(common))
+    strides = (axes[0].stride, axes[1].stride)
+    phases = [
+        [
+            Pick(x.tensor, np.arange(c), strides, (oy + before[0], ox + before[1]), scale, wy * wx)
+            for (oy, wy), (ox, wx) in itertools.product(rows, columns)
+        ]
+        for rows, columns in itertools.product(axes[0].phases, axes[1].phases)
+    ]
+    stored = (n, c, axes[0].out, axes[1].out)
+    fields = {"name": node.name, "op_type": node.op_type, "output": "", "low": -128, "high": 127}
+    op = Select(**fields, phases=phases, steps=(len(axes[0].phases), len(axes[1].phases)))
+    return Pending(op, stored, View.contiguous(stored).reshape(shape))

@@ -1,0 +1,133 @@
+"""Pass 1, read: an ONNX file to a checked, constant-folded onnx-ir model.
+
+1. Parse; refuse external data that is missing, short or outside the model's folder.
+2. Fix the input shapes: dimensions get the values asked for; an unknown first dimension (the
+   batch) becomes 1.
+3. Inline functions, fold constants (quantised weights stay quantised) and what shapes decide, lift
+   constants.
+4. Sort topologically; refuse cycles and values that nothing defines.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+from systole.sw.ir.graph import ModelError
+
+T = TypeVar("T")
+FOLD_LIMIT = 1 << 24
+"""Elements of the largest constant that is folded."""
+
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # What it warns of is refused here.
+
+
+def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.Model:
+    """The model in ``path``, ready to lower; ``dims`` are values of its open dimensions, by
+    their name or as ``INPUT:AXIS``. Raises :class:`ModelError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    model = _attempt(f"{path}: not a readable ONNX model", lambda: ir.load(path))
+    if not model.graph.outputs:
+        raise ModelError(f"{path}: not an ONNX model: its graph has no outputs")
+    _check_external(model, path)
+    _check_defined(model.graph)
+    _attempt(f"{path}: its functions cannot be inlined", lambda: common.InlinePass()(model))
+    common.RemoveInitializersFromInputsPass()(model)
+    _fix_shapes(model.graph, dims or {})
+    _attempt(
+        f"{path}: its nodes cannot be sorted",
+        lambda: common.TopologicalSortPass()(model),
+    )
+    _attempt(
+        f"{path}: its constants cannot be folded",
+        lambda: optimizer.fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=FOLD_LIMIT,
+            output_size_limit=FOLD_LIMIT,
+        ),
+    )
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _attempt(what: str, action: Callable[[], T]) -> T:
+    """``action()``; whatever the libraries raise on a malformed model becomes a ModelError."""
+    try:
+        return action()
+    except Exception as e:
+        while e.__cause__ is not None:
+            e = e.__cause__
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ModelError(f"{what}: {reason}") from None
+
+
+def _check_external(model: ir.Model, path: Path) -> None:
+    folder = path.parent.resolve()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        file = (folder / tensor.location).resolve()
+        if not file.is_relative_to(folder):
+            raise ModelError(
+                f"initialiser {value.name!r}: external data {str(tensor.location)!r} "
+                "is outside the model's folder"
+            )
+        if not file.is_file():
+            raise ModelError(f"initialiser {value.name!r}: external data {file} is missing")
+        need = (tensor.offset or 0) + tensor.nbytes
+        if file.stat().st_size < need:
+            raise ModelError(
+                f"initialiser {value.name!r}: external data {file} has "
+                f"{file.stat().st_size} bytes, {need} needed"
+            )
+
+
+def _check_defined(graph: ir.Graph) -> None:
+    known = set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value not in known:
+                raise ModelError(
+                    f"{node.op_type} {node.name or ''!r}: input {value.name!r} is defined by no "
+                    "node, input or initialiser"
+                )
+    for value in graph.outputs:
+        if value.producer() is None and value not in known:
+            raise ModelError(f"output {value.name!r} is defined by no node, input or initialiser")
+
+
+def _fix_shapes(graph: ir.Graph, given: Mapping[str, int]) -> None:
+    known: set[str] = set()
+    for value in graph.inputs:
+        if value.shape is None:
+            raise ModelError(f"input {value.name!r} has no shape; a fixed one is needed")
+        dims = list(value.shape.dims)
+        for i, dim in enumerate(dims):
+            names = [f"{value.name}:{i}"]
+            if not isinstance(dim, int):
+                names = [n for n in (dim.value, *names) if n]
+                known.update(names)
+                dims[i] = next((given[n] for n in names if n in given), 1 if i == 0 else dim)
+            if not isinstance(dims[i], int) or dims[i] < 1:
+                raise ModelError(
+                    f"input {value.name!r}: dimension {i} is {dims[i]}; it must be a fixed "
+                    f"positive number: bind an open one with --dim {names[0]}=N (only the first, "
+                    "the batch, may stay open and becomes 1)"
+                )
+        value.shape = ir.Shape(dims)
+    unknown = sorted(set(given) - known)
+    if unknown:
+        have = ", ".join(sorted(known)) or "none"
+        raise ModelError(f"no open dimension {unknown[0]}: the model's are {have}")

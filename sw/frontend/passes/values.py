@@ -1,0 +1,199 @@
+"""Symbolic values that pass 2 interprets the nodes with, and the nodes themselves.
+
+* ``Const``       a constant array;
+* ``QuantConst``  a dequantised constant: weights or a bias;
+* ``Quantised``   an int8/uint8 activation, as a view of a stored tensor;
+* ``Dequantised`` the same in real numbers: what arithmetic operators take;
+* ``Function``    a real function of one stored tensor's elements, by its 256 values;
+* ``Affine``      a real function of the channels of one stored tensor: a gain and a shift for each;
+* ``RealInput``   a float graph input, not quantised yet;
+* ``Pending``     an operator's real result, waiting for the QuantizeLinear that gives it a scale.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from systole.sw.frontend.passes.layout import View
+from systole.sw.ir.graph import ModelError, Op
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    array: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class QuantConst:
+    """``(array - zero) * scale``; ``scale`` and ``zero`` are scalars or run along ``axis``."""
+
+    array: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray
+    axis: int
+
+    @property
+    def real(self) -> np.ndarray:
+        """float64."""
+        shape = [1] * self.array.ndim
+        if max(self.scale.size, self.zero.size) > 1:
+            shape[self.axis] = -1
+        zero, scale = (
+            v.astype(np.float64).reshape(shape if v.size > 1 else ())
+            for v in (self.zero, self.scale)
+        )
+        return (self.array - zero) * scale
+
+
+@dataclass(frozen=True)
+class Quantised:
+    tensor: str
+    view: View
+
+
+@dataclass(frozen=True)
+class Dequantised:
+    tensor: str
+    view: View
+    scale: np.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function of each element of ``tensor``: ``values[q + 128]`` is its result, not yet
+    quantised, for the stored int8 q. ``view`` stands on the stored array."""
+
+    tensor: str
+    view: View
+    values: np.ndarray
+    op_types: tuple[str, ...] = ()
+    """Of the nodes that it consists of, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``gain * x + shift`` channel by channel, clamped, where x is ``tensor`` in real numbers of
+    ``scale``; with ``below`` instead of ``gain`` where x < 0. ``view`` stands on the stored
+    array."""
+
+    name: str
+    """Of the first node that it consists of."""
+    op_types: tuple[str, ...]
+    tensor: str
+    view: View
+    scale: np.float32
+    gain: np.ndarray
+    """float64 (channels,)."""
+    shift: np.ndarray
+    """float64 (channels,), 0 if there is ``below``."""
+    below: np.ndarray | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
+class RealInput:
+    name: str
+    view: View
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """``op`` with the scale of its result taken as 1 and no clamp; ``shape`` is the stored shape of
+    the result, ``view`` its model form, ``low``/``high`` the clamps met so far."""
+
+    op: Op
+    shape: tuple[int, int, int, int]
+    view: View
+    low: float = -math.inf
+    high: float = math.inf
+    off: float = 0.0
+    """By how much, in real numbers, rounding an operand or its factor may falsify it."""
+
+
+Value = Const | QuantConst | Quantised | Dequantised | Function | Affine | RealInput | Pending
+
+
+@dataclass(frozen=True)
+class Quant:
+    """Quantisation of an activation; ``zero`` in the int8 domain."""
+
+    scale: np.float32
+    zero: int
+    unsigned: bool
+
+    def value(self, x: float) -> int:
+        """The int8 of a real number (a clamp's bound)."""
+        if math.isinf(x):
+            return -128 if x < 0 else 127
+        return int(np.clip(np.rint(np.float32(x) / self.scale) + self.zero, -128, 127))
+
+
+@dataclass
+class Stored:
+    """A tensor in the making. Graph inputs get scale and layout from their first consumers."""
+
+    unsigned: bool
+    quant: Quant | None
+    shape: tuple[int, int, int, int] | None
+    onnx_shape: tuple[int, ...] | None = None
+    perm: tuple[int, ...] | None = None
+    layout: View | None = None
+    """Graph inputs: the stored form as a view of the model's array, once bound."""
+
+
+class Node:
+    """An ONNX node with checked attribute access and errors that name it."""
+
+    def __init__(self, raw: ir.Node):
+        self.raw = raw
+        self.op_type = raw.op_type
+        self.name = raw.name or (raw.outputs[0].name if raw.outputs else "") or ""
+        self.output = raw.outputs[0].name or "" if raw.outputs else ""
+
+    def making(self, output: str) -> Node:
+        """The node, of whose results ``output`` is meant."""
+        made = copy.copy(self)
+        made.output = output
+        return made
+
+    def fail(self, why: str) -> ModelError:
+        return ModelError(f"{self.op_type} {self.name!r}: {why}")
+
+    def _attribute(self, name: str, types: tuple[ir.AttributeType, ...], default: Any) -> Any:
+        attribute = self.raw.attributes.get(name)
+        if attribute is None:
+            return default
+        if attribute.type not in types:
+            raise self.fail(f"attribute {name} has type {attribute.type.name}")
+        return attribute.value
+
+    def int(self, name: str, default: int | None) -> int | None:
+        return self._attribute(name, (ir.AttributeType.INT,), default)
+
+    def float(self, name: str, default: float) -> float:
+        return float(self._attribute(name, (ir.AttributeType.FLOAT, ir.AttributeType.INT), default))
+
+    def string(self, name: str, default: str) -> str:
+        return self._attribute(name, (ir.AttributeType.STRING,), default)
+
+    def ints(
+        self, name: str, default: Sequence[int] | None, low: int | None = None, count: int = 0
+    ) -> tuple[int, ...] | None:
+        """``count`` (0: any number of) integers, each at least ``low``."""
+        values = self._attribute(name, (ir.AttributeType.INTS,), default)
+        if values is None:
+            return None
+        values = tuple(values)
+        if count and len(values) != count:
+            raise self.fail(f"{name} = {list(values)} has {len(values)} values, {count} needed")
+        if low is not None and any(v < low for v in values):
+            raise self.fail(f"{name} = {list(values)}: each must be at least {low}")
+        return values

@@ -1,0 +1,1 @@
+"""The golden model in numpy, and onnxruntime as its oracle."""

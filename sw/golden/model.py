@@ -1,0 +1,316 @@
+"""The golden model: every operator of the graph in numpy, exactly as the hardware computes it.
+
+It is the specification of the RTL. The arithmetic is ``isa.numerics``; here are the geometry
+and the sums. Integer sums run through float BLAS wherever every partial sum is exact there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from systole.isa import numerics
+from systole.sw.ir.graph import (
+    Activation,
+    Binary,
+    Conv,
+    ConvTranspose,
+    Graph,
+    MatMul,
+    Op,
+    Pool,
+    Port,
+    Select,
+    Table,
+    Tensor,
+    Transpose,
+)
+
+CHUNK = 1 << 22
+"""Elements of the largest intermediate (im2col) array, to bound memory."""
+FLOAT32_REACH = (1 << 24) // 255
+"""Product sums of zero-shifted int8 stay exact in float32 while their weights' magnitudes are not
+more than this together."""
+
+
+def run(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All tensors as int8 (N, C, H, W), given those behind the graph's input ports. Constants and
+    the intermediates of fused residuals and activations (as ``mid_name``) are among them."""
+    tensors = dict(graph.constants)
+    for port in graph.inputs:
+        array = np.asarray(inputs[port.tensor])
+        wanted = graph.tensors[port.tensor].shape
+        if array.dtype != np.int8 or array.shape != wanted:
+            raise ValueError(
+                f"input {port.tensor!r} is {array.dtype} {array.shape}; int8 {wanted} is needed"
+            )
+        tensors[port.tensor] = array
+    for op in graph.ops:
+        tensors.update(evaluate(op, graph, tensors))
+    return tensors
+
+
+def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors that one operator makes of those it reads."""
+    if isinstance(op, Conv):
+        return _conv(op, graph, tensors)
+    if isinstance(op, ConvTranspose):
+        return _activated(op, op.activation, _transposed(op, graph, tensors[op.x]))
+    if isinstance(op, Pool):
+        return {op.output: _pool(op, graph, tensors[op.x])}
+    if isinstance(op, Select):
+        return {op.output: _select(op, graph, tensors)}
+    if isinstance(op, MatMul):
+        return _activated(op, op.activation, _product(op, graph, tensors))
+    if isinstance(op, Transpose):
+        x = tensors[op.x]
+        swapped = x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
+        return {op.output: swapped.reshape(graph.tensors[op.output].shape)}
+    if isinstance(op, Table):
+        return {op.output: np.clip(numerics.lookup(tensors[op.x], op.values), op.low, op.high)}
+    assert isinstance(op, Binary)
+    a, b = (
+        (name, graph.tensors[name].zero, ratio)
+        for name, ratio in ((op.a, op.a_ratio), (op.b, op.b_ratio))
+    )
+    zero = op.activation.zero if op.activation else graph.tensors[op.output].zero
+    return _activated(op, op.activation, _binary(op.kind, a, b, zero, op, tensors))
+
+
+def _activated(op: Op, activation: Activation | None, made: np.ndarray) -> dict[str, np.ndarray]:
+    """``op``'s own result, and what its activation makes of it."""
+    if activation is None:
+        return {op.output: made}
+    return {activation.mid_name: made, op.output: numerics.lookup(made, activation.values)}
+
+
+def _binary(
+    kind: str,
+    a: tuple[str, int, float],
+    b: tuple[str, int, float],
+    zero: int,
+    op: Op,
+    tensors: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """Two (tensor, zero point, ratio) combined, as ``op``'s own result with zero point ``zero``."""
+    ratios = (a[2],) if kind == "mul" else (a[2], b[2])
+    (ma, *mb), shift = numerics.split_ratios(*ratios)
+    operands = (tensors[a[0]], tensors[b[0]], a[1], b[1], zero, ma, *(mb or [0]), shift)
+    return numerics.combine(kind, *operands, op.low, op.high)
+
+
+def _conv(op: Conv, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    x, residual = tensors[op.x], op.residual
+    multiplier, shift = numerics.split_scale(op.scale)
+    out = np.empty(graph.tensors[op.output].shape, np.int8)
+    final = op.activation.zero if op.activation else graph.tensors[op.output].zero
+    zero, low, high = final, op.low, op.high
+    if residual:
+        zero, low, high = residual.mid_zero, residual.mid_low, residual.mid_high
+    for n, rows, acc in accumulate(op, x, graph.tensors[op.x].zero):
+        if op.shortcut:
+            other = tensors[op.shortcut.other][n, :, rows].astype(np.int64)
+            other -= graph.tensors[op.shortcut.other].zero
+            acc += np.moveaxis(other, 0, -1) * op.shortcut.factors
+        result = numerics.requantise(acc, op.bias, multiplier, shift, zero, low, high)
+        out[n, :, rows] = np.moveaxis(result, -1, 0)
+    if not residual:
+        return _activated(op, op.activation, out)
+    made = {residual.mid_name: out}
+    other = (residual.other, graph.tensors[residual.other].zero, residual.other_ratio)
+    mid = (residual.mid_name, residual.mid_zero, residual.conv_ratio)
+    total = _binary("add", mid, other, final, op, {**tensors, **made})
+    return made | _activated(op, op.activation, total)
+
+
+def accumulate(op: Conv, x: np.ndarray, zero: int) -> Iterator[tuple[int, slice, np.ndarray]]:
+    """The convolution's sums of (x - zero) * w, bias not added, in pieces: image, output rows,
+    int64 (rows, columns, output channels)."""
+    outputs, depth, kh, kw = op.weights.shape
+    for n, image in enumerate(x):
+        taps = _taps(image, zero, (kh, kw), op.strides, op.pads, op.dilations, zero)
+        columns = taps.shape[4]
+        if depth == 1 and op.group > 1:
+            elements = outputs * columns
+        else:
+            elements = max(depth * kh * kw, outputs) * columns
+        step = max(CHUNK // elements, 1)
+        for at in range(0, taps.shape[3], step):
+            rows = slice(at, min(at + step, taps.shape[3]))
+            yield n, rows, _sums(op, taps[:, :, :, rows])
+
+
+def _sums(op: Conv, taps: np.ndarray) -> np.ndarray:
+    """Product sums of the taps (C, kh, kw, rows, columns), int64 (rows, columns, O)."""
+    outputs, depth, kh, kw = op.weights.shape
+    rows, columns = taps.shape[3:]
+    if depth == 1 and op.group > 1:
+        acc = np.zeros((outputs, rows, columns), np.int64)
+        for ky in range(kh):
+            for kx in range(kw):
+                tap = np.repeat(taps[:, ky, kx], outputs // op.group, axis=0).astype(np.int32)
+                acc += tap * op.weights[:, 0, ky, kx, None, None]
+        return np.moveaxis(acc, 0, -1)
+    terms = depth * kh * kw
+    reach = np.abs(op.weights.reshape(outputs, terms).astype(np.int64)).sum(axis=1).max()
+    kind = np.float32 if reach <= FLOAT32_REACH else np.float64
+    weights = op.weights.reshape(op.group, outputs // op.group, terms).astype(kind)
+    acc = np.empty((rows * columns, outputs), np.int64)
+    for g, w in enumerate(weights):
+        part = taps[g * depth : (g + 1) * depth].reshape(terms, rows * columns).astype(kind)
+        acc[:, g * len(w) : (g + 1) * len(w)] = (w @ part).T
+    return acc.reshape(rows, columns, outputs)
+
+
+def _taps(
+    image: np.ndarray,
+    zero: int,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    dilations: tuple[int, int],
+    pad: int,
+) -> np.ndarray:
+    """A view (C, kh, kw, H_out, W_out) of ``image - zero`` (int16), padded with ``pad - zero``."""
+    top, left, bottom, right = pads
+    image = image.astype(np.int16) - zero
+    image = np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=pad - zero)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(image, reach, axis=(1, 2))
+    windows = windows[
+        :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]
+    ]  # C, H_out, W_out, kh, kw
+    return windows.transpose(0, 3, 4, 1, 2)
+
+
+def _pool(op: Pool, graph: Graph, x: np.ndarray) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    out = np.empty(tensor.shape, np.int8)
+    average = op.kind == "average"
+    zero = graph.tensors[op.x].zero if average else 0
+    pad = zero if average else -128
+    scale = op.scale
+    if op.counts is not None:
+        counts = np.outer(*op.counts)
+        scale = np.array([op.scale_of(count) for count in counts.flat]).reshape(counts.shape)
+    multiplier, shift = numerics.split_scale(scale)
+    for n, image in enumerate(x):
+        taps = _taps(image, zero, op.kernel, op.strides, op.pads, op.dilations, pad)
+        if average:
+            sums = taps.sum(axis=(1, 2), dtype=np.int64)
+            out[n] = numerics.requantise(
+                sums, np.int64(0), multiplier, shift, tensor.zero, op.low, op.high
+            )
+        else:
+            out[n] = np.clip(taps.max(axis=(1, 2)), op.low, op.high)
+    return out
+
+
+def _transposed(op: ConvTranspose, graph: Graph, x: np.ndarray) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    zero = op.activation.zero if op.activation else tensor.zero
+    multiplier, shift = numerics.split_scale(op.scale)
+    outputs, depth, kh, kw = op.weights.shape
+    (sy, sx), (dy, dx) = op.strides, op.dilations
+    (top, left, bottom, right), (n, _, out_h, out_w) = op.pads, tensor.shape
+    h, w = x.shape[2:]
+    out = np.empty(tensor.shape, np.int8)
+    for i in range(n):
+        image = (x[i].astype(np.float64) - graph.tensors[op.x].zero).reshape(depth, h * w)
+        acc = np.zeros((outputs, top + out_h + bottom, left + out_w + right), np.int64)
+        for ky in range(kh):
+            for kx in range(kw):
+                part = op.weights[:, :, ky, kx].astype(np.float64) @ image
+                rows = slice(ky * dy, ky * dy + (h - 1) * sy + 1, sy)
+                columns = slice(kx * dx, kx * dx + (w - 1) * sx + 1, sx)
+                acc[:, rows, columns] += part.reshape(outputs, h, w).astype(np.int64)
+        acc = np.moveaxis(acc[:, top : top + out_h, left : left + out_w], 0, -1)
+        result = numerics.requantise(acc, op.bias, multiplier, shift, zero, op.low, op.high)
+        out[i] = np.moveaxis(result, -1, 0)
+    return out
+
+
+def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    sy, sx = op.steps
+    out = np.full(tensor.shape, np.clip(op.fill, op.low, op.high), np.int8)
+    seen = out.reshape(op.seen(tensor.shape))
+    for at, picks in enumerate(op.phases):
+        phase = seen[:, :, at // sx :: sy, at % sx :: sx]
+        total = np.zeros(phase.shape, np.int64)
+        scale = np.zeros(phase.shape[1], np.float32)
+        for pick in picks:
+            taken = np.flatnonzero(pick.channels >= 0)
+            if not np.isin(scale[taken], (0, np.float32(pick.scale))).all():
+                raise ValueError(f"{op.name}: picks of one channel differ in scale")
+            scale[taken] = pick.scale
+            source = tensors[pick.x]
+            source = source.reshape(op.seen(source.shape))
+            rows, columns = (
+                np.arange(count) * stride + offset
+                for count, stride, offset in zip(
+                    phase.shape[2:], pick.strides, pick.offsets, strict=True
+                )
+            )
+            inside = [
+                np.flatnonzero((places >= 0) & (places < size))
+                for places, size in zip((rows, columns), source.shape[2:], strict=True)
+            ]
+            moved = source[:, pick.channels[taken]][:, :, rows[inside[0]]]
+            moved = moved[..., columns[inside[1]]].astype(np.int64) - graph.tensors[pick.x].zero
+            total[np.ix_(range(len(total)), taken, *inside)] += moved * pick.weight
+        taken = np.flatnonzero(scale)
+        multiplier, shift = numerics.split_scale(scale[taken])
+        made = numerics.requantise(
+            np.moveaxis(total[:, taken], 1, -1), np.int64(0), multiplier, shift, tensor.zero,
+            op.low, op.high,
+        )  # fmt: skip
+        phase[:, taken] = np.moveaxis(made, -1, 1)
+    return out
+
+
+def _product(op: MatMul, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    tensor = graph.tensors[op.output]
+    zero = op.activation.zero if op.activation else tensor.zero
+    multiplier, shift = numerics.split_scale(op.scale)
+    a, b = (
+        tensors[m.tensor].reshape(*tensors[m.tensor].shape[:2], -1).astype(np.float64)
+        - graph.tensors[m.tensor].zero
+        for m in (op.a, op.b)
+    )
+    out = np.empty((*tensor.shape[:2], tensor.shape[2] * tensor.shape[3]), np.int8)
+    for (n, c, p), at, bt in zip(op.places, op.a.places, op.b.places, strict=True):
+        left = a[at[0], at[1] : at[1] + op.depth, at[2] : at[2] + op.rows]
+        right = b[bt[0], bt[1] : bt[1] + op.columns, bt[2] : bt[2] + op.depth]
+        acc = (right @ left).astype(np.int64)
+        result = numerics.requantise(acc, np.int64(0), multiplier, shift, zero, op.low, op.high)
+        out[n, c : c + op.columns, p : p + op.rows] = result
+    return out.reshape(tensor.shape)
+
+
+def quantise_input(port: Port, tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """What the host gives the accelerator for a model's input array: int8 (N, C, H, W). Quantises a
+    float32 port as QuantizeLinear does: ``saturate(rint(x / scale) + zero)`` in float32."""
+    array = np.asarray(array)
+    if array.dtype != np.dtype(port.dtype) or array.shape != tensor.onnx_shape:
+        raise ValueError(
+            f"input {port.name!r} is {array.dtype} {array.shape}; "
+            f"{port.dtype} {tensor.onnx_shape} is needed"
+        )
+    if port.dtype != "float32":
+        return tensor.from_onnx(array)
+    if not np.isfinite(array).all():
+        raise ValueError(f"input {port.name!r} has values that are not finite")
+    number = np.clip(np.rint(array / tensor.scale) + tensor.zero, -128, 127).astype(np.int8)
+    return np.ascontiguousarray(number.transpose(tensor.perm).reshape(tensor.shape))
+
+
+def dequantise_output(port: Port, tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """What the host returns for a result in int8 (N, C, H, W): the model's array, dequantised for a
+    float32 port."""
+    out = tensor.to_onnx(array)
+    if port.dtype != "float32":
+        return out
+    zero = tensor.zero + (128 if tensor.unsigned else 0)
+    return (out.astype(np.int32) - zero).astype(np.float32) * tensor.scale

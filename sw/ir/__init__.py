@@ -1,0 +1,1 @@
+"""The quantised graph and the layout of its tensors in DRAM."""

@@ -1,0 +1,1 @@
+"""Programs, the device interface, the driver, running and comparing."""

@@ -1,0 +1,1 @@
+"""Whole models: accelerator and host segments in turn."""

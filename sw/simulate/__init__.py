@@ -1,0 +1,1 @@
+"""Simulation of compiled programs: command level, races, cycles."""

@@ -1,0 +1,444 @@
+"""What every command does, in numpy, with every access checked: the engines of the command-level
+simulator."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from systole.isa import Config, LoadTarget, Opcode, PostOp, PostSource, WindowOp, numerics
+from systole.isa.commands import TABLE_BYTES
+from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
+from systole.sw.simulate.races import Box, CommandError, Memory, Tracker, progressions, span
+
+EXACT_DEPTH = 1024
+"""Products of int8 whose sum float32 holds exactly, in any order: 2^14 each, 2^24 in all."""
+
+OUTPUT_CHUNK = 2048
+"""Outputs multiplied at a time: bounds the gathered activations to 8 MiB."""
+
+OUTSIDE = 1 << 48
+"""Offset that marks a row or column outside the input; beyond every word."""
+
+_WINDOW_COUNTS = ("out_w", "out_h", "kernel_w", "kernel_h")
+_WINDOW_COUNTS += ("stride_x", "stride_y", "dilation_x", "dilation_y")
+_AT_LEAST_1 = {
+    Opcode.LOAD: ("count0", "count1", "count2"),
+    Opcode.STORE: ("count0", "count1", "count2"),
+    Opcode.CONV: ("blocks", *_WINDOW_COUNTS),
+    Opcode.POST: ("groups", "out_w", "out_h", "out_step"),
+    Opcode.WINDOW: ("blocks", *_WINDOW_COUNTS),
+}
+
+
+class Illegal(CommandError):  # noqa: N818
+    """A field whose value the command set does not allow, or that leads outside a memory."""
+
+
+class OwnResult(CommandError):  # noqa: N818
+    """A command reads words that it writes itself."""
+
+
+class OutsideWindow(Exception):  # noqa: N818
+    """A transfer leaves the DRAM window; ``address`` is that of its first run that does."""
+
+    def __init__(self, address: int):
+        self.address = address
+        super().__init__(f"transfer outside the DRAM window at byte {address:#x}")
+
+
+class Memories:
+    """The internal memories."""
+
+    def __init__(self, config: Config):
+        self.lanes = np.zeros((config.scratchpad_words + 1, config.rows), np.int8)
+        """The scratchpad and one word more, which inputs outside the tensor read."""
+        self.scratchpad = self.lanes[:-1]
+        self.weights = np.zeros((config.weight_words, config.cols), np.int8)
+        self.accumulators = np.zeros((config.acc_words, config.cols), np.int32)
+
+
+class Engines:
+    """Executes commands on ``memories`` and ``dram`` (the DRAM window, uint8), telling ``tracker``
+    every access. ``program``: the bytes of the window (from, to) that hold the program."""
+
+    def __init__(
+        self,
+        config: Config,
+        memories: Memories,
+        dram: np.ndarray,
+        tracker: Tracker,
+        program: tuple[int, int],
+    ):
+        self.config = config
+        self.memories = memories
+        self.dram = dram
+        self.tracker = tracker
+        self.program = program
+        self._sizes = {
+            Memory.SCRATCHPAD: config.scratchpad_words,
+            Memory.WEIGHTS: config.weight_words,
+            Memory.ACCUMULATORS: config.acc_words,
+        }
+
+    def execute(self, c: SimpleNamespace) -> None:
+        """Do what the command with fields ``c`` says, tokens excepted; the tracker has begun it.
+
+        Raises :class:`OutsideWindow` and :class:`~sw.simulate.races.CommandError`."""
+        for name in _AT_LEAST_1[c.opcode]:
+            if getattr(c, name) < 1:
+                raise self.tracker.error(Illegal, name, "must be at least 1")
+        if c.opcode == Opcode.LOAD:
+            self._load(c)
+        elif c.opcode == Opcode.STORE:
+            self._store(c)
+        elif c.opcode == Opcode.CONV:
+            self._conv(c)
+        elif c.opcode == Opcode.POST:
+            self._post(c)
+        elif c.op == WindowOp.IM2COL:
+            self._im2col(c)
+        else:
+            self._window(c)
+
+    # Accesses -------------------------------------------------------------------------------------
+
+    def _within(self, memory: Memory, box: Box, field: str) -> None:
+        size = self._sizes[memory]
+        if box.last >= size:
+            raise self.tracker.error(
+                Illegal, field, f"leads to {memory.value} {box.last}; there are {size}"
+            )
+
+    def _read(self, memory: Memory, box: Box, field: str) -> None:
+        self._within(memory, box, field)
+        self.tracker.read(memory, box, field)
+
+    def _write(self, memory: Memory, box: Box, field: str) -> None:
+        self._within(memory, box, field)
+        self.tracker.write(memory, box, field)
+
+    def _use_accumulators(self, first: int, count: int) -> None:
+        half = self.config.acc_half
+        low, high = first // half, (first + count - 1) // half
+        self.tracker.write(Memory.HALVES, span(low, high - low + 1), "acc")
+
+    def _refuse_own_results(
+        self, reads: np.ndarray, writes: np.ndarray, field: str, *, in_place: bool = False
+    ) -> None:
+        """Refuses a command that reads (as ``field``) what it writes: when it would is unknown.
+
+        With ``in_place``, step i (the last axes, flattened) reads ``reads[..., i]`` and then writes
+        ``writes[i]``; only reads of what an earlier step wrote are refused."""
+        if reads.max() < writes.min() or reads.min() > writes.max():
+            return
+        written, first = np.unique(writes.ravel(), return_index=True)
+        reads = reads.reshape(-1, writes.size) if in_place else reads
+        place = np.minimum(np.searchsorted(written, reads), len(written) - 1)
+        bad = written[place] == reads
+        if in_place:
+            bad &= first[place] < np.arange(writes.size)
+        if bad.any():
+            raise self.tracker.error(OwnResult, field, "reads words that the command itself writes")
+
+    def _parameters(self, first: int, words: int, sets: int, channels: int) -> list[np.ndarray]:
+        """``isa.REQUANT_PARAMS`` as arrays (sets, channels), each set ``words`` words."""
+        self._read(Memory.SCRATCHPAD, span(first, sets * words), "params")
+        data = self.memories.scratchpad[first : first + sets * words].reshape(sets, -1)
+        raw = np.ascontiguousarray(data[:, : PARAM_BYTES * channels]).view("<i8")
+        out, low = [], 0
+        for f in REQUANT_PARAMS:
+            # Shifted to the top and back: sign-extended, or not.
+            top = raw << (64 - low - f.bits)
+            out.append(
+                top >> (64 - f.bits)
+                if f.signed
+                else (top.view(np.uint64) >> np.uint64(64 - f.bits)).astype(np.int64)
+            )
+            low += f.bits
+        return out
+
+    # Transfers ------------------------------------------------------------------------------------
+
+    def _transfer(self, c: SimpleNamespace, vector: int) -> tuple[np.ndarray, np.ndarray, Box, Box]:
+        """Vectors in DRAM (units of ``vector`` bytes) and local words in the order of the transfer;
+        the boxes of both."""
+        for name, used in (("dram", True), ("dram1", c.count1 > 1), ("dram2", c.count2 > 1)):
+            if used and getattr(c, name) % vector:
+                raise self.tracker.error(
+                    Illegal, name, f"{getattr(c, name)} is not a multiple of {vector}"
+                )
+        counts = (c.count2, c.count1, c.count0)
+        group, run, i = (np.arange(n, dtype=np.int64) for n in counts)
+        starts = (c.dram + group[:, None] * c.dram2 + run * c.dram1).ravel()
+        bytes_per_run = c.count0 * vector
+        outside = starts + bytes_per_run > len(self.dram)
+        if outside.any():
+            address = min(int(starts[outside.argmax()]), 0xFFFF_FFFF)
+            raise OutsideWindow(address)
+        if c.opcode == Opcode.STORE:
+            low, high = self.program
+            if ((starts < high) & (starts + bytes_per_run > low)).any():
+                raise self.tracker.error(
+                    Illegal, "dram", "writes into the program that is being run"
+                )
+        unit = self.tracker.dram_unit
+        dram_box = Box(
+            c.dram // unit,
+            (c.count2, c.count1, bytes_per_run // unit),
+            (c.dram2 // unit, c.dram1 // unit, 1),
+        )
+        local_box = Box(c.local, counts, (c.local2, c.local1, 1))
+        vectors = (starts[:, None] // vector + i).ravel()
+        local = (c.local + group[:, None, None] * c.local2 + run[:, None] * c.local1 + i).ravel()
+        return vectors, local, dram_box, local_box
+
+    def _vectors(self, vector: int) -> np.ndarray:
+        """The DRAM window as vectors."""
+        whole = len(self.dram) // vector * vector
+        return self.dram[:whole].reshape(-1, vector)
+
+    def _load(self, c: SimpleNamespace) -> None:
+        if c.target == LoadTarget.WEIGHTS:
+            vector, memory, words = (
+                self.config.weight_vector_bytes,
+                Memory.WEIGHTS,
+                self.memories.weights,
+            )
+        else:
+            vector, memory, words = (
+                self.config.vector_bytes,
+                Memory.SCRATCHPAD,
+                self.memories.scratchpad,
+            )
+        vectors, local, dram_box, local_box = self._transfer(c, vector)
+        self.tracker.read(Memory.DRAM, dram_box, "dram")
+        self._write(memory, local_box, "local")
+        words[local] = self._vectors(vector)[vectors][:, : words.shape[1]].view(np.int8)
+
+    def _store(self, c: SimpleNamespace) -> None:
+        vector, rows = self.config.vector_bytes, self.config.rows
+        vectors, local, dram_box, local_box = self._transfer(c, vector)
+        self._read(Memory.SCRATCHPAD, local_box, "local")
+        self.tracker.write(Memory.DRAM, dram_box, "dram")
+        data = np.zeros((len(local), vector), np.uint8)
+        data[:, :rows] = self.memories.scratchpad[local].view(np.uint8)
+        self._vectors(vector)[vectors] = data
+
+    # Windows --------------------------------------------------------------------------------------
+
+    def _axes(self, c: SimpleNamespace, run: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Input rows (kernel_h, out_h) and columns (kernel_w, out_w, run) of every tap and output;
+        -1 outside the input."""
+        oy, ky = np.arange(c.out_h), np.arange(c.kernel_h)
+        ox, kx = np.arange(c.out_w), np.arange(c.kernel_w)
+        y = c.y0 + oy * c.stride_y + ky[:, None] * c.dilation_y
+        x = c.x0 + ox[:, None] * c.stride_x + kx[:, None, None] * c.dilation_x + np.arange(run)
+        return np.where((y >= 0) & (y < c.in_h), y, -1), np.where((x >= 0) & (x < c.in_w), x, -1)
+
+    def _read_input(self, c: SimpleNamespace, y: np.ndarray, x: np.ndarray) -> None:
+        """Checks the reads of the words in columns ``x`` of rows ``y`` (-1: none) of all blocks."""
+        rows = progressions(np.unique(y[y >= 0]))
+        columns = progressions(np.unique(x[x >= 0]))
+        for y_first, y_count, y_step in rows:
+            for x_first, x_count, x_step in columns:
+                box = Box(
+                    c.src + y_first * c.src_pitch + x_first,
+                    (c.blocks, y_count, x_count),
+                    (c.src_block, y_step * c.src_pitch, x_step),
+                )
+                self._read(Memory.SCRATCHPAD, box, "src")
+
+    def _offsets(self, c: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
+        """Checks the input's reads; word offsets by row (kernel_h, out_h) and column (kernel_w,
+        out_w), OUTSIDE where the tap is."""
+        y, x = self._axes(c)
+        self._read_input(c, y, x)
+        x = x[:, :, 0]
+        return np.where(y >= 0, y * c.src_pitch, OUTSIDE), np.where(x >= 0, x, OUTSIDE)
+
+    def _outputs(self, c: SimpleNamespace, blocks: int, column: int = 1) -> np.ndarray:
+        """Checks the writes of ``out``, ``column`` words from one column to the next; its words
+        (blocks, out_h, out_w)."""
+        steps = (c.out_block, c.out_pitch, column)
+        self._write(Memory.SCRATCHPAD, Box(c.out, (blocks, c.out_h, c.out_w), steps), "out")
+        return _grid(c.out, steps, np.arange(blocks), c)
+
+    def _conv(self, c: SimpleNamespace) -> None:
+        rows, pad_word = self.config.rows, self.config.scratchpad_words
+        outputs = c.out_h * c.out_w
+        taps = c.kernel_h * c.kernel_w
+        tiles = c.blocks * taps
+        self._within(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
+        self._read(Memory.WEIGHTS, span(c.weights, tiles * rows), "weights")
+        row, column = self._offsets(c)
+        if c.accumulate:
+            self._read(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
+        self._write(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
+        self._use_accumulators(c.acc, outputs)
+
+        self.memories.lanes[pad_word] = c.pad
+        acc = self.memories.accumulators[c.acc : c.acc + outputs]
+        if not c.accumulate:
+            acc[:] = 0
+        row, column = row.T, column.T
+        for tile in range(0, tiles, EXACT_DEPTH // rows):
+            t = np.arange(tile, min(tile + EXACT_DEPTH // rows, tiles))
+            block, ky, kx = t // taps, t // c.kernel_w % c.kernel_h, t % c.kernel_w
+            first = c.weights + tile * rows
+            w = self.memories.weights[first : first + len(t) * rows].astype(np.float32)
+            for o in range(0, outputs, OUTPUT_CHUNK):
+                oy, ox = np.divmod(np.arange(o, min(o + OUTPUT_CHUNK, outputs)), c.out_w)
+                word = row[oy][:, ky] + column[ox][:, kx]
+                word += c.src + block * c.src_block
+                x = self.memories.lanes[np.minimum(word, pad_word)]
+                sums = x.reshape(len(oy), -1).astype(np.float32) @ w
+                acc[o : o + len(oy)] += sums.astype(np.int32)
+
+    def _window(self, c: SimpleNamespace) -> None:
+        rows, pad_word = self.config.rows, self.config.scratchpad_words
+        row, column = self._offsets(c)
+        block = np.arange(c.blocks)
+        taps = c.kernel_h * c.kernel_w
+        if c.op != WindowOp.MAX:
+            words = self.config.window_param_words
+            parameters = self._parameters(c.params, words, c.blocks, rows)
+        if c.op == WindowOp.DEPTHWISE:
+            box = span(c.weights, c.blocks * taps)
+            self._read(Memory.SCRATCHPAD, box, "weights")
+            w = self.memories.scratchpad[c.weights : c.weights + c.blocks * taps]
+            w = w.reshape(c.blocks, taps, 1, 1, rows).astype(np.int32)
+        out = self._outputs(c, c.blocks)
+        if c.op != WindowOp.MAX:
+            constants = np.arange(c.params, c.params + words * c.blocks)
+            self._refuse_own_results(constants, out, "params")
+        if c.op == WindowOp.DEPTHWISE:
+            constants = np.arange(c.weights, c.weights + taps * c.blocks)
+            self._refuse_own_results(constants, out, "weights")
+
+        self.memories.lanes[pad_word] = c.pad
+        result = np.full((*out.shape, rows), -128 if c.op == WindowOp.MAX else 0, np.int32)
+        for tap in range(taps):
+            ky, kx = divmod(tap, c.kernel_w)
+            word = row[ky][:, None] + column[kx] + (c.src + block * c.src_block)[:, None, None]
+            word = np.minimum(word, pad_word)
+            self._refuse_own_results(word, out, "src", in_place=True)
+            x = self.memories.lanes[word].astype(np.int32)
+            if c.op == WindowOp.MAX:
+                np.maximum(result, x, out=result)
+            else:
+                result += x * w[:, tap] if c.op == WindowOp.DEPTHWISE else x
+        if c.op == WindowOp.MAX:
+            values = np.clip(result, c.low, c.high)
+        else:
+            each = (p[:, None, None, :] for p in parameters)
+            values = numerics.requantise(result, *each, c.zero, c.low, c.high)
+        self.memories.scratchpad[out] = values
+
+    def _im2col(self, c: SimpleNamespace) -> None:
+        rows = self.config.rows
+        if c.blocks != 1:
+            raise self.tracker.error(Illegal, "blocks", "must be 1 for IM2COL")
+        if c.run < 1:
+            raise self.tracker.error(Illegal, "run", "must be at least 1 for IM2COL")
+        y, x = self._axes(c, c.run)
+        # -1 // rows is -1: outside stays outside.
+        self._read_input(c, y, x // rows)
+        depth = c.kernel_h * c.kernel_w * c.run
+        words = -(-depth // rows)
+        out = self._outputs(c, words)
+
+        pad_byte = self.config.scratchpad_words * rows
+        self.memories.lanes[-1] = c.pad
+        row = np.where(y >= 0, (c.src + y * c.src_pitch) * rows, OUTSIDE)
+        column = np.where(x >= 0, x, OUTSIDE)
+        # (out_h, out_w, kernel_h, kernel_w, run)
+        byte = row.T[:, None, :, None, None] + column.transpose(1, 0, 2)[None, :, None, :, :]
+        byte = np.minimum(byte, pad_byte).reshape(c.out_h * c.out_w, depth)
+        self._refuse_own_results(byte // rows, out, "src")
+        data = np.full((len(byte), words * rows), c.pad, np.int8)
+        data[:, :depth] = self.memories.lanes.reshape(-1)[byte]
+        data = data.reshape(c.out_h, c.out_w, words, rows)
+        self.memories.scratchpad[out] = data.transpose(2, 0, 1, 3)
+
+    # Post-processing ------------------------------------------------------------------------------
+
+    def _post(self, c: SimpleNamespace) -> None:
+        config = self.config
+        per_word = config.rows // config.lanes
+        if c.lane >= per_word:
+            raise self.tracker.error(Illegal, "lane", f"{c.lane}: a word has {per_word} groups")
+        block, position = np.divmod(c.lane + np.arange(c.groups), per_word)
+        blocks = int(block[-1]) + 1
+        position = position[:, None, None]
+
+        def operand(name: str, column: int) -> np.ndarray:
+            """Where an operand's groups are (groups, out_h, out_w), counted through the scratchpad;
+            checks that they may be read."""
+            start, pitch, step = (getattr(c, name + end) for end in ("", "_pitch", "_block"))
+            steps = (step, pitch, column)
+            box = Box(start, (blocks, c.out_h, c.out_w), steps)
+            self._read(Memory.SCRATCHPAD, box, name)
+            return _grid(start, steps, block, c) * per_word + position
+
+        sources, constants = {}, {}
+        if c.source == PostSource.SCRATCHPAD:
+            sources["a"] = operand("a", 1)
+        else:
+            parameters, acc = self._accumulators(c)
+            constants["params"] = span(c.params, c.groups * config.param_words)
+        if c.op != PostOp.NONE:
+            if c.shift < 1:
+                raise self.tracker.error(Illegal, "shift", f"must be at least 1 for {c.op.name}")
+            sources["b"] = operand("b", c.b_step)
+        if c.lut:
+            constants["table"] = span(c.table, -(-TABLE_BYTES // config.rows))
+            self._read(Memory.SCRATCHPAD, constants["table"], "table")
+        out = self._outputs(c, blocks, c.out_step)[block] * per_word + position
+        for name, words in sources.items():
+            self._refuse_own_results(words, out, name, in_place=True)
+        for name, box in constants.items():
+            words = np.arange(box.start, box.last + 1)
+            self._refuse_own_results(words, out // per_word, name)
+
+        groups = self.memories.scratchpad.reshape(-1, config.lanes)
+        if c.source == PostSource.SCRATCHPAD:
+            a = groups[sources["a"]]
+        else:
+            each = (p[:, None, :] for p in parameters)
+            a = numerics.requantise(acc, *each, c.zero, c.low, c.high)
+            a = a.reshape(*out.shape, config.lanes)
+        if c.op != PostOp.NONE:
+            b, kind = groups[sources["b"]], c.op.name.lower()
+            fields = (c.za, c.zb, c.zo, c.ma, c.mb, c.shift, c.low2, c.high2)
+            a = numerics.combine(kind, a, b, *fields)
+        if c.lut:
+            first = c.table * config.rows
+            table = self.memories.scratchpad.reshape(-1)[first : first + TABLE_BYTES]
+            a = numerics.lookup(a, table)
+        groups[out] = a
+
+    def _accumulators(self, c: SimpleNamespace) -> tuple[list[np.ndarray], np.ndarray]:
+        """POST's parameters (groups, lanes) each, and its accumulators (groups, outputs, lanes)."""
+        config = self.config
+        if c.groups > config.groups:
+            raise self.tracker.error(
+                Illegal, "groups", f"{c.groups}: an accumulator word has {config.groups} groups"
+            )
+        outputs = c.out_h * c.out_w
+        self._read(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
+        self._use_accumulators(c.acc, outputs)
+        parameters = self._parameters(c.params, config.param_words, c.groups, config.lanes)
+        acc = self.memories.accumulators[c.acc : c.acc + outputs]
+        acc = acc.reshape(outputs, config.groups, config.lanes)[:, : c.groups]
+        return parameters, acc.transpose(1, 0, 2)
+
+
+def _grid(
+    start: int, steps: tuple[int, int, int], block: np.ndarray, c: SimpleNamespace
+) -> np.ndarray:
+    """Words (block, out_h, out_w) of a tensor; ``steps`` in words: block, row, column."""
+    step, pitch, column = steps
+    row = np.arange(c.out_h)[:, None] * pitch
+    return start + block[:, None, None] * step + row + np.arange(c.out_w) * column

@@ -1,0 +1,40 @@
+"""Whole networks of the zoo on the RTL at 16x16: every output equal to the golden model, the cycles
+to the number pinned here, and the cycle model within 1 % of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.networks import measured
+
+CYCLES = {
+    "resnet8": 51_233,
+    "dscnn-kws": 11_792,
+    "mobilenetv1-0.25-vww": 39_301,
+    "autoencoder-ad": 18_150,
+    "resnet18": 7_173_030,
+    "mobilenetv1": 2_285_322,
+    "mobilenetv2": 1_308_400,
+    "squeezenet": 1_422_013,
+    "yolov3-tiny": 10_980_675,
+    "mobilenetv3-small": 473_705,
+    "unet-small": 1_319_929,
+    "resnet50": 16_231_916,
+}
+"""With the fast schedule, the memory model's defaults, trace on. A change of hardware or compiler
+that moves them is welcome or not; a test that fails says the new number to write here."""
+
+LONG = ("resnet50",)
+
+TOTAL = 0.01
+
+
+@pytest.mark.xdist_group("16x16")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in CYCLES]
+)
+def test_network(name):
+    result = measured(name)
+    assert result.mismatches == 0
+    assert result.predicted.cycles == pytest.approx(result.cycles, rel=TOTAL)
+    assert result.cycles == CYCLES[name]

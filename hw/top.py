@@ -7,7 +7,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from systole.hw.bus.axi import Axi4, Axi4Lite, ReadManager, WriteManager, forward
-from systole.hw.control.control import Control, port_name
+from systole.hw.control.control import ControlUnit, port_name
 from systole.hw.conv.engine import ConvEngine
 from systole.hw.memory.scratchpad import Scratchpad, WeightArbiter
 from systole.hw.post.engine import PostEngine
@@ -50,7 +50,7 @@ class Systole(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
-        m.submodules.control = control = Control(config)
+        m.submodules.control = control = ControlUnit(config)
         connect(m, flipped(self.s_axil), control.s_axil)
         m.d.comb += self.irq.eq(control.irq)
 

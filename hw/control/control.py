@@ -20,7 +20,7 @@ def port_name(engine: Engine) -> str:
     return f"{engine.name.lower()}_command"
 
 
-class Control(wiring.Component):
+class ControlUnit(wiring.Component):
     """The accelerator without its engines' cores, memories and AXI managers.
 
     Ports ``load_command``, ``wload_command``, ... lead to the cores of the engines that exist;

@@ -24,7 +24,7 @@ from systole.isa import COMMANDS, Config, Fault, Opcode, encode
 from systole.isa.params import PARAM_BYTES
 from systole.sim.blocks import Blocks
 from systole.sw.simulate.engines import Engines, Memories, OutsideWindow
-from systole.sw.simulate.races import CommandError, Memory, Tracker, span
+from systole.sw.simulate.races import CommandError, TrackedMemory, Tracker, span
 
 CONFIG = Config.from_dict(json.loads(os.environ["SYSTOLE_CONFIG"]))
 PERIOD_NS = 10
@@ -215,15 +215,15 @@ class Model:
         self.dram = rng.integers(0, 256, DRAM_BYTES, np.uint8)
         tracker = Tracker(CONFIG, DRAM_BYTES, lambda _: "", check_races=False)
         for kind, memory in (
-            (Memory.SCRATCHPAD, self.memories.scratchpad),
-            (Memory.WEIGHTS, self.memories.weights),
+            (TrackedMemory.SCRATCHPAD, self.memories.scratchpad),
+            (TrackedMemory.WEIGHTS, self.memories.weights),
         ):
             memory[...] = rng.integers(-128, 128, memory.shape, np.int8)
             tracker.write(kind, span(0, len(memory)), "")
         accumulators = self.memories.accumulators
         shape = accumulators.shape
         accumulators[...] = rng.integers(-(1 << 31), 1 << 31, shape) >> rng.integers(0, 31, shape)
-        tracker.write(Memory.ACCUMULATORS, span(0, len(accumulators)), "")
+        tracker.write(TrackedMemory.ACCUMULATORS, span(0, len(accumulators)), "")
         self.engines = Engines(CONFIG, self.memories, self.dram, tracker, (0, 0))
 
     def fill_parameters(

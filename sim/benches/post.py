@@ -33,7 +33,7 @@ KINDS = list(itertools.product(PostSource, PostOp, (0, 1)))
 """Source, operation, table."""
 
 
-class Accumulators(Agent):
+class AccumulatorModel(Agent):
     """The accumulators' answers: a word in exactly the cycle after it was asked for."""
 
     def __init__(self, bench: Bench, words: np.ndarray):
@@ -117,7 +117,7 @@ async def post_random(dut: Any) -> None:
         driver = CommandDriver(bench, "post", commands, check, pause)
         read = ReadServer(bench, "post__scratchpad_read", actual)
         write = WriteServer(bench, "post__scratchpad_write", actual, CONFIG.lanes)
-        accumulators = Accumulators(bench, model.memories.accumulators)
+        accumulators = AccumulatorModel(bench, model.memories.accumulators)
         await bench.run(read, write, accumulators, driver, until=driver.done)
         assert read.refused > 20 and write.refused > 20 and driver.stalls > 20
     assert len(kinds) >= len(KINDS) - 4, f"only {sorted(kinds)}"

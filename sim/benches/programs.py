@@ -9,7 +9,7 @@ from systole.isa import Config, Encoder, Engine, LoadTarget, Opcode, encode
 
 
 @dataclass(frozen=True)
-class Program:
+class BenchProgram:
     """A program, the DRAM window it starts from and the one it must end with."""
 
     image: bytes
@@ -28,7 +28,7 @@ def assemble(commands: list[list[int]], memory: bytearray) -> tuple[bytes, int, 
     return bytes(image), offset, len(words)
 
 
-def round_trip(config: Config, rng: random.Random, *, copies: int) -> Program:
+def round_trip(config: Config, rng: random.Random, *, copies: int) -> BenchProgram:
     """``copies`` pairs of a LOAD (of both load engines) and a STORE with random 3-D shapes.
 
     Every pair has its own part of the DRAM and the same part of the scratchpad, so that each LOAD
@@ -79,7 +79,7 @@ def round_trip(config: Config, rng: random.Random, *, copies: int) -> Program:
             data = memory[source + at : source + at + rows]
             expected[target + to : target + to + vector] = data.ljust(vector, b"\0")
     image, offset, words = assemble(commands, memory)
-    return Program(image, offset, words, bytes(expected), len(commands))
+    return BenchProgram(image, offset, words, bytes(expected), len(commands))
 
 
 def _steps(counts: list[int], unit: int, rng: random.Random) -> tuple[tuple[int, int], list[int]]:

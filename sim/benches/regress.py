@@ -78,7 +78,7 @@ Chosen = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One bench in one simulator on one configuration."""
 
     name: str
@@ -88,7 +88,7 @@ class Result:
 
 def _system(
     simulator: str, label: str, config: Config, seed: int, chosen: Chosen
-) -> Iterator[Result]:
+) -> Iterator[BenchResult]:
     """The benches on the simulator device, each in a process of its own."""
     for bench in bench_system.BENCHES:
         name = f"sim/benches/system.py::{bench.__name__}[{simulator}-{label}]"
@@ -100,7 +100,7 @@ def _system(
                 bench(device, random.Random(seed))
         except (AssertionError, DeviceError, ValueError):
             failure = traceback.format_exc()
-        yield Result(name, time.monotonic() - start, failure)
+        yield BenchResult(name, time.monotonic() - start, failure)
 
 
 def _path(module: str) -> str:
@@ -109,7 +109,7 @@ def _path(module: str) -> str:
 
 def _cocotb(
     design: str, simulator: str, label: str, config: Config, seed: int, chosen: Chosen
-) -> Iterator[Result]:
+) -> Iterator[BenchResult]:
     """The tests of a design's chosen cocotb modules, all in one simulator process."""
     where = f"[{simulator}-{label}]"
     modules = [m for m in COCOTB_BENCHES[design] if chosen(_path(m) + where)]
@@ -154,7 +154,7 @@ def _cocotb(
         for case in ElementTree.parse(results).iter("testcase") if results.exists() else ():
             bad = [element for kind in ("failure", "error") for element in case.iter(kind)]
             ran += 1
-            yield Result(
+            yield BenchResult(
                 f"{_path(case.get('classname'))}::{case.get('name')}{where}",
                 float(case.get("time", 0)),
                 (bad[0].text or text) if bad else None,
@@ -163,10 +163,12 @@ def _cocotb(
             failure = "no bench ran"
         if failure is not None:
             seconds = time.monotonic() - start
-            yield Result(f"{', '.join(map(_path, modules))}{where}", seconds, f"{failure}\n{text}")
+            yield BenchResult(
+                f"{', '.join(map(_path, modules))}{where}", seconds, f"{failure}\n{text}"
+            )
 
 
-def run(simulator: str, seed: int, chosen: Chosen) -> Iterator[Result]:
+def run(simulator: str, seed: int, chosen: Chosen) -> Iterator[BenchResult]:
     """Every chosen bench, as it ends."""
     for label, config in CONFIGS.items():
         yield from _system(simulator, label, config, seed, chosen)

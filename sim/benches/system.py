@@ -11,7 +11,7 @@ import random
 from systole.isa import Config, Engine, Fault, LoadTarget, Opcode, TraceKind, encode
 from systole.isa.csr import TOKEN_BITS, EngineState
 from systole.isa.trace import TRACE_EVENT_BYTES
-from systole.sim.benches.programs import Program, assemble, round_trip
+from systole.sim.benches.programs import BenchProgram, assemble, round_trip
 from systole.sim.device import MemoryModel, RtlDevice
 from systole.sw.runtime.driver import DeviceFault, Driver
 
@@ -159,7 +159,7 @@ def soft_reset_at_any_time(device: RtlDevice, rng: random.Random) -> None:
         _run(driver, program)
 
 
-def _run(driver: Driver, program: Program, *, trace_events: int = 0) -> int:
+def _run(driver: Driver, program: BenchProgram, *, trace_events: int = 0) -> int:
     """Run ``program``, compare all of its memory; the cycles it took."""
     driver.load(
         program.image,

@@ -32,7 +32,7 @@ def stalls(rng: random.Random, probability: float) -> Iterator[bool]:
         yield rng.random() < probability
 
 
-class Bench:
+class TopBench:
     """The accelerator with its clock, a manager on its registers and a memory on its AXI port."""
 
     def __init__(self, dut: Any):
@@ -78,7 +78,7 @@ class Bench:
 @cocotb.test()
 async def csr_map(dut: Any) -> None:
     """Every register: reset value, access, byte strobes; addresses beyond the map; backpressure."""
-    bench = Bench(dut)
+    bench = TopBench(dut)
     await bench.start()
     bench.stall(0.3)
     reset = {"ID": DEVICE_ID, "VERSION": VERSION, "CONFIG_HASH": CONFIG.hash, "FAULT_ENGINE": 15}
@@ -112,7 +112,7 @@ async def csr_map(dut: Any) -> None:
 @cocotb.test()
 async def loads_and_stores(dut: Any) -> None:
     """LOAD to STORE round trips under backpressure; interrupt, status and counters."""
-    bench = Bench(dut)
+    bench = TopBench(dut)
     await bench.start()
     for probability in (0.0, 0.4):
         bench.stall(probability)

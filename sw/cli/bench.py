@@ -29,7 +29,7 @@ from systole.sw.golden import model as golden
 from systole.sw.ir.graph import Conv, ConvTranspose, Graph
 from systole.sw.report import plots
 from systole.sw.report.layers import layers
-from systole.sw.report.results import Result
+from systole.sw.report.results import Measurement
 from systole.sw.runtime.driver import Driver
 from systole.sw.runtime.execute import compare, execute, load, memory_needed
 from systole.sw.runtime.program import Program
@@ -99,12 +99,12 @@ def predicted(
     config: Config,
     optimise: Optimise = "fast",
     latency: int = READ_LATENCY,
-) -> Result:
+) -> Measurement:
     """A network by the cycle model alone."""
     compiler = Compiler(graph, config)
     program = compiler.program(compiler.search(optimise, latency))
     prediction = predict_layers(program, latency)
-    return Result(name, program, optimise, minimum_traffic(graph), prediction)
+    return Measurement(name, program, optimise, minimum_traffic(graph), prediction)
 
 
 def measured(
@@ -113,7 +113,7 @@ def measured(
     config: Config,
     optimise: Optimise = "fast",
     latency: int = READ_LATENCY,
-) -> Result:
+) -> Measurement:
     """A network on RTL, on seeded random inputs, compared with the golden model."""
     from systole.sim.device import MemoryModel
 
@@ -152,12 +152,12 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], texts: int = 1) -
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _error(r: Result) -> str:
+def _error(r: Measurement) -> str:
     """Of the prediction."""
     return "-" if r.cycles is None else f"{100 * (r.predicted.cycles / r.cycles - 1):+.2f} %"
 
 
-def main_table(results: list[Result]) -> str:
+def main_table(results: list[Measurement]) -> str:
     """Cycles, utilisation and traffic of each network."""
     rows = []
     for r in results:
@@ -181,7 +181,7 @@ def main_table(results: list[Result]) -> str:
     return _table((*head, "DRAM read", "DRAM written", "minimum", "ratio"), rows, texts=2)
 
 
-def layer_table(result: Result) -> str:
+def layer_table(result: Measurement) -> str:
     """The layers in which a network loses most cycles, and what they waited for."""
     size = result.program.config.rows * result.program.config.cols
     both = zip(result.rows, result.predicted.layers, strict=True)
@@ -205,7 +205,7 @@ def layer_table(result: Result) -> str:
     return _table((*head, "lost cycles"), rows, texts=4)
 
 
-def variant_results(graphs: dict[str, Graph]) -> list[tuple[str, Result]]:
+def variant_results(graphs: dict[str, Graph]) -> list[tuple[str, Measurement]]:
     """The networks on other configurations, the tiny ones measured. Without yolov3, which
     :func:`edge_table` is about."""
     out = []
@@ -217,7 +217,7 @@ def variant_results(graphs: dict[str, Graph]) -> list[tuple[str, Result]]:
     return out
 
 
-def variant_table(variants: list[tuple[str, Result]]) -> str:
+def variant_table(variants: list[tuple[str, Measurement]]) -> str:
     """Cycles, utilisation and what is busiest."""
     rows = []
     for title, r in variants:
@@ -271,7 +271,7 @@ def edge_table() -> str:
     return _table((*head, "utilisation", "busiest"), rows, texts=2)
 
 
-def document(results: list[Result], variants: list[tuple[str, Result]]) -> str:
+def document(results: list[Measurement], variants: list[tuple[str, Measurement]]) -> str:
     """``docs/performance.md``."""
     config = results[0].program.config
     sram = config.scratchpad_bytes + config.weight_bytes + config.accumulator_bytes

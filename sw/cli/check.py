@@ -20,7 +20,7 @@ from rich.table import Table
 
 from systole.sw.cli.quantize import parse_dims
 from systole.sw.cli.run import make_console
-from systole.sw.compiler.partition import FLOAT, Placement, place
+from systole.sw.compiler.partition import FLOAT, NodePlacement, place
 from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.passes.operators import OPERATORS
@@ -29,7 +29,7 @@ from systole.sw.ir.graph import ModelError
 PATH = Path(__file__).resolve().parents[2] / "docs" / "supported-ops.md"
 
 
-def show(placements: list[Placement], console: Console) -> None:
+def show(placements: list[NodePlacement], console: Console) -> None:
     """Every node in topological order, an operator's rule with the first on the accelerator; then
     how often each rule sent operators to the host."""
     table = Table()
@@ -73,8 +73,8 @@ def _lines() -> Iterator[str]:
     yield "# Supported operators"
     yield ""
     yield "Made by `python -m sw.check --document` from the operator handlers in"
-    yield "`sw/frontend/passes/operators`, which enforce these rules. `python -m sw.check MODEL.onnx`"
-    yield "applies them to a model, node by node."
+    yield "`sw/frontend/passes/operators`, which enforce these rules."
+    yield "`python -m sw.check MODEL.onnx` applies them to a model, node by node."
     yield ""
     yield "Activations are int8 or uint8, quantised per tensor; weights are constants, but for a"
     yield "MatMul of two activations. Whatever the accelerator refuses runs on the host, in"

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from systole.isa import Config
-from systole.sw.cli.run import CLOCK_MHZ, READ_LATENCY, Options, make_console, run_model, show
+from systole.sw.cli.run import CLOCK_MHZ, READ_LATENCY, RunOptions, make_console, run_model, show
 from systole.sw.compiler import compile_graph
 from systole.sw.compiler.partition import partition
 from systole.sw.frontend.load import load as load_model
@@ -78,7 +78,7 @@ def main(
     try:
         accuracy(count, console, progress)
         model = FOLDER / "digits.onnx"
-        options = Options(Config())
+        options = RunOptions(Config())
         plan = partition(model, options.config)
         with np.load(FOLDER / "test.npz") as data:
             image, label = data["x"][0], int(data["y"][0])

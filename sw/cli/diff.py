@@ -53,7 +53,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorDiff:
     """One tensor that the golden model makes."""
 
     layer: str
@@ -97,7 +97,7 @@ class Exposed:
 
 def compare_layers(
     plan: Partition, arrays: Mapping[str, np.ndarray], dims: Mapping[str, int] | None = None
-) -> tuple[list[Row], dict[str, np.ndarray]]:
+) -> tuple[list[TensorDiff], dict[str, np.ndarray]]:
     """A row per tensor in the order of execution, and onnxruntime's values, exposed ones included.
 
     ``arrays``: the model's inputs by name."""
@@ -125,7 +125,7 @@ def compare_layers(
 
 def _rows(
     op: Op, graph: Graph, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
-) -> Iterator[Row]:
+) -> Iterator[TensorDiff]:
     """Of the tensors that an operator makes."""
     alone = golden.evaluate(op, graph, theirs) if theirs.keys() >= set(op.inputs) else {}
     made = alone.keys() or golden.evaluate(op, graph, ours).keys()
@@ -135,7 +135,7 @@ def _rows(
             _difference(a[name], reference) if name in a and reference is not None else None
             for a in (ours, alone)
         ]
-        yield Row(op.name, op.op_type, name, *differences)
+        yield TensorDiff(op.name, op.op_type, name, *differences)
 
 
 def _difference(ours: np.ndarray, reference: np.ndarray) -> Difference:
@@ -161,7 +161,7 @@ def _align(ours: np.ndarray, array: np.ndarray, tensor: Tensor | None) -> np.nda
     return max(candidates, key=lambda form: int((form == ours).sum()))
 
 
-def first_offender(rows: list[Row]) -> int | None:
+def first_offender(rows: list[TensorDiff]) -> int | None:
     """Index of the first row with a difference."""
     for i, row in enumerate(rows):
         if row.difference is not None and row.difference.equal < row.difference.elements:
@@ -169,7 +169,7 @@ def first_offender(rows: list[Row]) -> int | None:
     return None
 
 
-def show(rows: list[Row], console: Console) -> None:
+def show(rows: list[TensorDiff], console: Console) -> None:
     """Print the rows for people."""
     offender = first_offender(rows)
     table = Table(title="golden model against onnxruntime, in quantised units")

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from systole.isa import Config
 from systole.sw.cli.diff import Exposed
-from systole.sw.cli.run import Options, run_model
+from systole.sw.cli.run import RunOptions, run_model
 from systole.sw.compiler.partition import Partition, partition
 from systole.sw.files import write_atomically
 from systole.sw.frontend.dataflow import CONVERSIONS
@@ -45,7 +45,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass
-class Row:
+class ModelRow:
     """What was measured of one model. Scores: the recipe's metric over the same samples; None
     where there is no such model or metric."""
 
@@ -72,10 +72,10 @@ class Row:
 
 def measure(
     recipe: Recipe, folder: Path, samples: int, commands: int, rtl: int, config: Config
-) -> Row:
+) -> ModelRow:
     """One model; ``samples`` by the golden model, of these the first ``commands`` by the
     command-level simulator and ``rtl`` on Verilator."""
-    row = Row(recipe)
+    row = ModelRow(recipe)
     source = folder / recipe.file
     stored, truth = recipe.samples(folder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,7 +102,7 @@ def measure(
         row.scores["float"] = _float_score(recipe, folder, chosen, truth)
         for simulator, count in (("commands", commands), ("verilator", rtl)):
             if count:
-                _simulate(row, plan, inputs[:count], Options(config, simulator))
+                _simulate(row, plan, inputs[:count], RunOptions(config, simulator))
     return row
 
 
@@ -130,7 +130,7 @@ def _input(recipe: Recipe, sample: np.ndarray, plan: Partition) -> Arrays:
 
 
 def _agreement(
-    row: Row, plan: Partition, inputs: Sequence[Arrays]
+    row: ModelRow, plan: Partition, inputs: Sequence[Arrays]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Fills in how the accelerator's results compare with onnxruntime's; the model's first output
     for each sample by the golden path and by onnxruntime."""
@@ -204,7 +204,9 @@ def _float_score(
     return _score(recipe, chosen, outputs, truth)
 
 
-def _simulate(row: Row, plan: Partition, inputs: Sequence[Arrays], options: Options) -> None:
+def _simulate(
+    row: ModelRow, plan: Partition, inputs: Sequence[Arrays], options: RunOptions
+) -> None:
     """Every layer of every sample against the golden model."""
     total = 0
     for arrays in inputs:
@@ -249,7 +251,7 @@ COLUMNS = (
 )
 
 
-def document(rows: Sequence[Row], config: Config) -> str:
+def document(rows: Sequence[ModelRow], config: Config) -> str:
     """The rows as Markdown."""
     size = f"Configuration: {config.rows}x{config.cols}, {config.axi_data_bits}-bit AXI"
     lines = [HEADER.format(config=size, calibration=CALIBRATION)]
@@ -261,7 +263,7 @@ def document(rows: Sequence[Row], config: Config) -> str:
     return "".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ModelRow) -> list[str]:
     name = row.recipe.name
     if row.refusal:
         return [name, "refused", *["-"] * (len(COLUMNS) - 2)]
@@ -282,7 +284,7 @@ def _score_text(recipe: Recipe, score: float | None) -> str:
     return f"{100 * score:.1f} %" if recipe.metric == "accuracy" else f"{score:.3f}"
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[ModelRow]) -> list[str]:
     """What does not run on the accelerator, and in which models. The first reason stands for all
     operators of a type in a model."""
     models: dict[str, list[str]] = {}

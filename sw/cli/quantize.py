@@ -24,7 +24,7 @@ from systole.sw.frontend.inputs import InputError
 from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation.calibrate import Feeds
 from systole.sw.quantisation.measure import LayerNoise, classes, layer_noise
-from systole.sw.quantisation.pipeline import Options, quantise, quantise_model
+from systole.sw.quantisation.pipeline import QuantisationOptions, quantise, quantise_model
 from systole.sw.quantisation.prepare import input_shapes, prepare
 from systole.sw.quantisation.samples import (
     Chosen,
@@ -34,7 +34,7 @@ from systole.sw.quantisation.samples import (
     read_samples,
 )
 
-__all__ = ["Options", "Report", "main", "quantise_model"]
+__all__ = ["QuantisationOptions", "QuantisationReport", "main", "quantise_model"]
 
 SAMPLES = 200
 NOISE_SAMPLES = 16
@@ -42,7 +42,7 @@ NOISE_SAMPLES = 16
 
 
 @dataclass
-class Report:
+class QuantisationReport:
     """What ``--json`` writes. Accuracies: fraction of the labelled samples; null without labels."""
 
     model: str
@@ -62,7 +62,7 @@ class Report:
 
 
 def measure(
-    report: Report,
+    report: QuantisationReport,
     model: onnx.ModelProto,
     quantised: onnx.ModelProto,
     samples: Sequence[Feeds],
@@ -78,7 +78,7 @@ def measure(
         report.agreement = float((before == after).mean())
 
 
-def show(report: Report, console: Console, rows: int) -> None:
+def show(report: QuantisationReport, console: Console, rows: int) -> None:
     """Print a report for people: the ``rows`` noisiest layers."""
     table = Table(title=f"{report.model}: noise of quantisation, the worst layers first")
     for name in ("layer", "operator", "tensor"):
@@ -178,7 +178,7 @@ def main(
         for path in (output, json_file):
             if path is not None and not path.absolute().parent.is_dir():
                 raise InputError(f"output {path}: its folder does not exist")
-        options = Options(
+        options = QuantisationOptions(
             method, percentile, exclude or (), equalise, bias_correction, parse_dims(dim or ())
         )
         preprocessing = Preprocessing(
@@ -199,7 +199,7 @@ def main(
         chosen = Chosen(everything, samples)
         with progress.status(f"quantising on {len(chosen)} samples"):
             prepared, quantised = quantise(prepared, chosen, options)
-        report = Report(model.name, str(output), len(chosen), _input_ranges(chosen))
+        report = QuantisationReport(model.name, str(output), len(chosen), _input_ranges(chosen))
         with progress.status("measuring"):
             measure(report, prepared, quantised, everything, truth)
     except (ModelError, InputError) as e:
@@ -222,7 +222,7 @@ def _input_ranges(samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:
     return ranges
 
 
-def _to_json(report: Report) -> str:
+def _to_json(report: QuantisationReport) -> str:
     rows = [
         replace(r, snr_db=None if r.snr_db is not None and math.isinf(r.snr_db) else r.snr_db)
         for r in report.layers

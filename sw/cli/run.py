@@ -30,7 +30,7 @@ from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
 from systole.sw.ir.graph import ModelError, Port, Tensor
-from systole.sw.quantisation.pipeline import Options as Quantisation
+from systole.sw.quantisation.pipeline import QuantisationOptions as Quantisation
 from systole.sw.quantisation.pipeline import quantise
 from systole.sw.quantisation.prepare import input_shapes, prepare
 from systole.sw.quantisation.samples import Chosen, Preprocessing, read_samples
@@ -52,7 +52,7 @@ CLOCK_MHZ = 200.0
 
 
 @dataclass
-class Report:
+class RunReport:
     """What ``--json`` writes; keys are stable. Null: not measured by this simulator."""
 
     model: str
@@ -82,7 +82,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How to run."""
 
     config: Config
@@ -94,13 +94,13 @@ class Options:
 
 
 def run_model(
-    plan: Partition, arrays: dict[str, np.ndarray], options: Options, console: Console
-) -> Report:
+    plan: Partition, arrays: dict[str, np.ndarray], options: RunOptions, console: Console
+) -> RunReport:
     """Run a model partitioned for ``options.config``, compare. ``arrays``: the model's inputs by
     name, in its own types.
 
     Raises :class:`ModelError`, :class:`DeviceError`."""
-    report = Report(plan.path.name, options.config.to_dict(), options.simulator)
+    report = RunReport(plan.path.name, options.config.to_dict(), options.simulator)
     report.compile_seconds = plan.compile_seconds
     with console.status("onnxruntime"):
         reference = run_reference(plan.path, arrays)
@@ -147,7 +147,7 @@ class _Machine:
     """The accelerator that runs all of a model's programs, one after the other, and what it
     measures. Without one (``golden``, ``model``) the golden model stands for it."""
 
-    def __init__(self, plan: Partition, options: Options, report: Report, console: Console):
+    def __init__(self, plan: Partition, options: RunOptions, report: RunReport, console: Console):
         self.options, self.report, self.console = options, report, console
         self.rtl = options.simulator in ("verilator", "icarus")
         segments = [s for s in plan.segments if isinstance(s, AcceleratorSegment)]
@@ -240,7 +240,7 @@ def _joined(programs: list[Program], runs: list[Execution]) -> tuple[Program, np
     return joined, np.concatenate(events) if events else np.zeros(0)
 
 
-def _open(options: Options, memory_bytes: int) -> Device:
+def _open(options: RunOptions, memory_bytes: int) -> Device:
     if options.simulator == "commands":
         return open_device("command", options.config, memory_bytes=memory_bytes)
     from systole.sim.device import MemoryModel
@@ -254,7 +254,7 @@ def _open(options: Options, memory_bytes: int) -> Device:
     )
 
 
-def _note_mismatches(report: Report, program: Program, count: int, first) -> None:
+def _note_mismatches(report: RunReport, program: Program, count: int, first) -> None:
     report.golden_mismatches += count
     if first is not None and report.first_mismatch is None:
         report.first_mismatch = str(first)
@@ -262,7 +262,7 @@ def _note_mismatches(report: Report, program: Program, count: int, first) -> Non
             report.first_mismatch += f": {describe(program, first.command)}"
 
 
-def show(report: Report, console: Console, clock_mhz: float, latency: int) -> None:
+def show(report: RunReport, console: Console, clock_mhz: float, latency: int) -> None:
     """Print a report for people."""
     config = report.config
     title = (
@@ -427,7 +427,7 @@ def main(
             arrays = random_inputs(plan.inputs, seed)
         else:
             arrays = read_inputs(input, plan.inputs)
-        options = Options(chosen, sim, latency, trace, waves, check == "layers")
+        options = RunOptions(chosen, sim, latency, trace, waves, check == "layers")
         report = run_model(plan, arrays, options, progress)
         if program_file is not None:
             save_programs(plan, program_file)

@@ -23,7 +23,7 @@ from systole.sw.compiler.stream import CommandStream
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.ir import layout
 from systole.sw.ir.graph import Graph, ModelError, Op, macs
-from systole.sw.runtime.program import Layer, Placement, Program
+from systole.sw.runtime.program import DramTensor, Layer, Program
 
 Optimise = Literal["fast", "best"]
 """How long to search for a schedule."""
@@ -167,7 +167,7 @@ class Compiler:
             size = planner.words[name] * config.vector_bytes
             kind = "packed" if name in self.lowering.packed else "blocked"
             if name in graph.tensors and (name in stored or name in inputs):
-                placements[name] = Placement(graph.tensors[name], at + shift, size, kind)
+                placements[name] = DramTensor(graph.tensors[name], at + shift, size, kind)
         return Program(
             model=graph.name,
             config=config,

@@ -9,10 +9,10 @@ import numpy as np
 
 from systole.isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, WindowOp
 from systole.sw.compiler.matrices import MatrixEmitter
-from systole.sw.compiler.moves import View
+from systole.sw.compiler.moves import BufferView
 from systole.sw.compiler.plan import Plan, Region, cuts, input_extent, part_of, tiles
 from systole.sw.compiler.stages import Geometry, Pass, Phase, Stage, WeightRun
-from systole.sw.compiler.stream import CommandStream, Memory, Span, run
+from systole.sw.compiler.stream import CommandStream, Span, StreamMemory, run
 from systole.sw.compiler.weights import CHUNK_WORDS, JOINED_WORDS, Piece, WeightRing, pieces
 
 EAGER_PIECES = 8
@@ -40,7 +40,7 @@ class Emitter(MatrixEmitter):
         self.ring = WeightRing(config.weight_words)
         self._half = 0
         self._gathered: dict[int, tuple[int, int]] = {}
-        self._ahead: dict[int, dict[int, View]] = {}
+        self._ahead: dict[int, dict[int, BufferView]] = {}
         self._weights_loaded = 0
         self._piece_limit = max(config.rows, min(CHUNK_WORDS, config.weight_words // 4))
 
@@ -88,20 +88,20 @@ class Emitter(MatrixEmitter):
             if group == 0 and whole and early and r + 1 < len(plan.regions):
                 self._ahead[i] = self._prepare(i, stage, plan.regions[r + 1])
 
-    def _prepare(self, i: int, stage: Stage, region: Region) -> dict[int, View]:
+    def _prepare(self, i: int, stage: Stage, region: Region) -> dict[int, BufferView]:
         """The sources that a region reads whole, in the scratchpad; folded: their im2col."""
         views = {k: self.input(i, k, region) for k, _ in stage.mains}
         if stage.fold is not None and stage.fold.by_row:
             views[0] = self._gather_rows(i, stage, region, views[0])
         elif stage.fold is not None:
             y, x, h, w = region.y, region.x, region.h, region.w
-            views[0], out = View(self.slot("im2col", i), w, h * w, y, x, h, w), views[0]
+            views[0], out = BufferView(self.slot("im2col", i), w, h * w, y, x, h, w), views[0]
             g = stage.fold.geometry
             window = replace(g, pads=(g.pads[0] - y * g.strides[0], g.pads[1]))
             self._im2col(i, stage, region, window, out, views[0])
         return views
 
-    def _gather_rows(self, i: int, stage: Stage, region: Region, view: View) -> View:
+    def _gather_rows(self, i: int, stage: Stage, region: Region, view: BufferView) -> BufferView:
         """Gather the input rows that the region needs and that are not held yet, each for a kernel
         one row high; the view of the gathered rows, which slide through their buffer."""
         source, fold = stage.sources[0], stage.fold
@@ -114,7 +114,7 @@ class Emitter(MatrixEmitter):
             origin = first = y
         self._gathered[i] = origin, y + count
         # Of the buffer, only what is held: the rest must not count as padding.
-        out = View(base + (y - origin) * w, w, rows * w, y, 0, count, w)
+        out = BufferView(base + (y - origin) * w, w, rows * w, y, 0, count, w)
         first = max(first, y)
         if first < y + count:
             part = Region(region.n, first, 0, y + count - first, w)
@@ -124,7 +124,7 @@ class Emitter(MatrixEmitter):
         return out
 
     def _im2col(
-        self, i: int, stage: Stage, region: Region, g: Geometry, view: View, out: View
+        self, i: int, stage: Stage, region: Region, g: Geometry, view: BufferView, out: BufferView
     ) -> None:
         """Gather a rectangle of ``out``. ``g``: the window; its row padding is the rectangle's, so
         that row 0 of the window is row ``-pads[0]`` of the input."""
@@ -169,8 +169,8 @@ class Emitter(MatrixEmitter):
         stage: Stage,
         region: Region,
         group: int,
-        views: dict[int, View],
-        out: View,
+        views: dict[int, BufferView],
+        out: BufferView,
     ) -> None:
         """The group's column blocks, phase by phase, tile by tile."""
         config = self.config
@@ -223,14 +223,20 @@ class Emitter(MatrixEmitter):
             Opcode.LOAD,
             fields,
             [self.stream.dram(address, words * size)],
-            [run(Memory.WEIGHTS, at, words)],
+            [run(StreamMemory.WEIGHTS, at, words)],
             layer=i,
             engine=Engine.WLOAD,
         )
         return at
 
     def _conv(
-        self, i: int, stage: Stage, phase: int, column: int, tile: Region, views: dict[int, View]
+        self,
+        i: int,
+        stage: Stage,
+        phase: int,
+        column: int,
+        tile: Region,
+        views: dict[int, BufferView],
     ) -> None:
         """The CONV commands of one tile: every run of every pass."""
         if stage.product is not None:
@@ -254,7 +260,7 @@ class Emitter(MatrixEmitter):
         each: Pass,
         weights: WeightRun,
         tile: Region,
-        x: View,
+        x: BufferView,
         accumulate: bool,
     ) -> None:
         """One command, or one per piece of the reduction where the pieces arrive, or lie, one by
@@ -362,7 +368,7 @@ class Emitter(MatrixEmitter):
         stage: Stage,
         each: Pass,
         tile: Region,
-        x: View,
+        x: BufferView,
         piece: Piece,
         weights: int,
         accumulate: bool,
@@ -391,9 +397,9 @@ class Emitter(MatrixEmitter):
             fields,
             [
                 x.span(piece.block, piece.blocks, top, left, bottom - top, right - left),
-                run(Memory.WEIGHTS, weights, piece.words(self.config.rows)),
+                run(StreamMemory.WEIGHTS, weights, piece.words(self.config.rows)),
             ],
-            [run(Memory.ACCUMULATORS, self._half, 1)],
+            [run(StreamMemory.ACCUMULATORS, self._half, 1)],
             layer=i,
         )
 
@@ -405,8 +411,8 @@ class Emitter(MatrixEmitter):
         group: int,
         column: int,
         tile: Region,
-        views: dict[int, View],
-        out: View,
+        views: dict[int, BufferView],
+        out: BufferView,
     ) -> None:
         config = self.config
         lanes = config.lanes
@@ -434,8 +440,8 @@ class Emitter(MatrixEmitter):
             **asdict(stage.requant),
         )
         reads = [
-            run(Memory.ACCUMULATORS, self._half, 1),
-            run(Memory.SCRATCHPAD, params, groups * config.param_words),
+            run(StreamMemory.ACCUMULATORS, self._half, 1),
+            run(StreamMemory.SCRATCHPAD, params, groups * config.param_words),
         ]
         if stage.combine is not None:
             other = views[len(stage.sources) - 1]
@@ -458,8 +464,8 @@ class Emitter(MatrixEmitter):
         stage: Stage,
         region: Region,
         group: int,
-        views: dict[int, View],
-        out: View,
+        views: dict[int, BufferView],
+        out: BufferView,
     ) -> None:
         """POST from the scratchpad: ``a`` is the first source, ``b`` the second."""
         at = (region.y, region.x)
@@ -498,13 +504,15 @@ class Emitter(MatrixEmitter):
         if stage.table is not None:
             table = self.fixed(i, "table")
             fields |= dict(lut=1, table=table)
-            reads = [*reads, run(Memory.SCRATCHPAD, table, len(stage.table))]
+            reads = [*reads, run(StreamMemory.SCRATCHPAD, table, len(stage.table))]
         fields.setdefault("op", PostOp.NONE)
         self.stream.emit(Opcode.POST, fields, reads, writes, layer=i)
 
     # WINDOW --------------------------------------------------------------------------------------
 
-    def _window(self, i: int, stage: Stage, region: Region, group: int, x: View, out: View) -> None:
+    def _window(
+        self, i: int, stage: Stage, region: Region, group: int, x: BufferView, out: BufferView
+    ) -> None:
         if stage.bands is None:
             self._window_part(i, stage, region, group, x, out)
             return
@@ -521,8 +529,8 @@ class Emitter(MatrixEmitter):
         stage: Stage,
         region: Region,
         group: int,
-        x: View,
-        out: View,
+        x: BufferView,
+        out: BufferView,
         params: int | None = None,
     ) -> None:
         """``params``: number of the parameters, where all groups have the same."""
@@ -552,10 +560,10 @@ class Emitter(MatrixEmitter):
             words = self.config.window_param_words
             place = group * words % len(stage.params) if params is None else params * words
             fields["params"] = self.fixed(i, "params") + place
-            reads.append(run(Memory.SCRATCHPAD, fields["params"], words))
+            reads.append(run(StreamMemory.SCRATCHPAD, fields["params"], words))
         if stage.window_weights is not None:
             fields["weights"] = self.fixed(i, "window_weights") + group * taps
-            reads.append(run(Memory.SCRATCHPAD, fields["weights"], taps))
+            reads.append(run(StreamMemory.SCRATCHPAD, fields["weights"], taps))
         self.stream.emit(Opcode.WINDOW, fields, reads, [_rectangle(out, 0, 1, region)], layer=i)
 
 
@@ -566,7 +574,7 @@ def _runs(kinds: np.ndarray, first: int, count: int) -> list[tuple[int, int]]:
     return [(first + a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _window_fields(g: Geometry, view: View) -> dict[str, int]:
+def _window_fields(g: Geometry, view: BufferView) -> dict[str, int]:
     """The fields of a window whose pads are relative to a view."""
     return dict(
         in_w=view.w,
@@ -582,6 +590,6 @@ def _window_fields(g: Geometry, view: View) -> dict[str, int]:
     )
 
 
-def _rectangle(view: View, block: int, blocks: int, region: Region) -> Span:
+def _rectangle(view: BufferView, block: int, blocks: int, region: Region) -> Span:
     """The words of a rectangle given in tensor coordinates."""
     return view.span(block, blocks, region.y - view.y, region.x - view.x, region.h, region.w)

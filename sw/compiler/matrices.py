@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from systole.isa import Engine, LoadTarget, Opcode, WindowOp
-from systole.sw.compiler.moves import Mover, View
+from systole.sw.compiler.moves import BufferView, Mover
 from systole.sw.compiler.plan import Region, cuts
 from systole.sw.compiler.stages import Stage
-from systole.sw.compiler.stream import Memory, Span, run
+from systole.sw.compiler.stream import Span, StreamMemory, run
 from systole.sw.compiler.weights import WeightRing
 
 
@@ -19,7 +19,7 @@ class MatrixEmitter(Mover):
 
     # Products ------------------------------------------------------------------------------------
 
-    def product(self, i: int, column: int, tile: Region, x: View) -> None:
+    def product(self, i: int, column: int, tile: Region, x: BufferView) -> None:
         """The CONV commands of one tile of a product."""
         stage = self.stages[i]
         product, spread = stage.product, stage.sources[0].spread
@@ -81,7 +81,7 @@ class MatrixEmitter(Mover):
             Opcode.LOAD,
             fields,
             [self.stream.dram(address, words * self.config.weight_vector_bytes)],
-            [run(Memory.WEIGHTS, at, words)],
+            [run(StreamMemory.WEIGHTS, at, words)],
             layer=i,
             engine=Engine.WLOAD,
         )
@@ -90,7 +90,7 @@ class MatrixEmitter(Mover):
         self,
         i: int,
         tile: Region,
-        x: View,
+        x: BufferView,
         first: int,
         count: int,
         weights: int,
@@ -122,10 +122,10 @@ class MatrixEmitter(Mover):
             dilation_y=1,
             pad=pad or 0,
         )
-        reads = [run(Memory.WEIGHTS, weights, count * self.config.rows)]
+        reads = [run(StreamMemory.WEIGHTS, weights, count * self.config.rows)]
         if pad is None:
             reads.append(x.span(first, count, 0, tile.x - x.x, 1, tile.w))
-        acc = run(Memory.ACCUMULATORS, self._half, 1)
+        acc = run(StreamMemory.ACCUMULATORS, self._half, 1)
         self.stream.emit(Opcode.CONV, fields, reads, [acc], layer=i)
 
     # Transposition -------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ class MatrixEmitter(Mover):
             at += width * height
         return out
 
-    def _positions(self, i: int, stage: Stage, region: Region, group: int) -> View:
+    def _positions(self, i: int, stage: Stage, region: Region, group: int) -> BufferView:
         """The positions of a group, of the channel blocks that a region meets; y counts blocks."""
         (source,) = stage.sources
         rows = self.config.rows
@@ -165,8 +165,8 @@ class MatrixEmitter(Mover):
         if source.tensor in self.plan.resident:
             whole = self.resident_view(source, region.n)
             base = whole.at(0, position, first)
-            return View(base, whole.block, 0, first, position, end - first, count)
-        view = View(self.slot(0, i), most, 0, first, position, end - first, count)
+            return BufferView(base, whole.block, 0, first, position, end - first, count)
+        view = BufferView(self.slot(0, i), most, 0, first, position, end - first, count)
         word = (region.n * source.blocks + first) * source.w + position
         self._transfer(
             Engine.LOAD,
@@ -180,7 +180,14 @@ class MatrixEmitter(Mover):
         return view
 
     def _transpose(
-        self, i: int, words: int, x: View, out: View, channel: int, width: int, height: int
+        self,
+        i: int,
+        words: int,
+        x: BufferView,
+        out: BufferView,
+        channel: int,
+        width: int,
+        height: int,
     ) -> None:
         """Of ``height`` blocks of ``width`` channels. An output word takes one byte of each of
         ``rows`` words of the input; a row of the window is a block of it."""
@@ -210,6 +217,8 @@ class MatrixEmitter(Mover):
             out_pitch=rows,
             out_block=out.block,
         )
-        read = Span(Memory.SCRATCHPAD, src, (1, height, x.w), (0, x.pitch))
-        written = Span(Memory.SCRATCHPAD, fields["out"], (1, words, width * height), (0, out.block))
+        read = Span(StreamMemory.SCRATCHPAD, src, (1, height, x.w), (0, x.pitch))
+        written = Span(
+            StreamMemory.SCRATCHPAD, fields["out"], (1, words, width * height), (0, out.block)
+        )
         self.stream.emit(Opcode.WINDOW, fields, [read], [written], layer=i)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from systole.isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource
 from systole.sw.compiler.plan import Plan, Region, cuts, input_extent, output_extent
 from systole.sw.compiler.stages import Source, Stage
-from systole.sw.compiler.stream import CommandStream, Memory, Span
+from systole.sw.compiler.stream import CommandStream, Span, StreamMemory
 
 LOAD_WORDS = 1024
 """Activation words one LOAD brings, about."""
@@ -21,7 +21,7 @@ MAX_GROUPS = 0xFF
 
 
 @dataclass(frozen=True)
-class View:
+class BufferView:
     """Where a rectangle of a tensor lies in the scratchpad: word of its (0, 0), block 0."""
 
     base: int
@@ -35,7 +35,7 @@ class View:
     def span(self, block: int, blocks: int, y: int, x: int, h: int, w: int) -> Span:
         """Words of a rectangle, in the view's own coordinates."""
         start = self.base + block * self.block + y * self.pitch + x
-        return Span(Memory.SCRATCHPAD, start, (blocks, h, w), (self.block, self.pitch))
+        return Span(StreamMemory.SCRATCHPAD, start, (blocks, h, w), (self.block, self.pitch))
 
     def at(self, y: int, x: int, block: int = 0) -> int:
         """Word of position (y, x) of the tensor."""
@@ -103,12 +103,12 @@ class Mover:
         )
         unit = self.vector // self.stream.dram_unit
         memory = Span(
-            Memory.DRAM,
+            StreamMemory.DRAM,
             address // self.stream.dram_unit,
             (n2, n1, n0 * unit),
             (d2 // self.stream.dram_unit, d1 // self.stream.dram_unit),
         )
-        scratchpad = Span(Memory.SCRATCHPAD, local, (n2, n1, n0), (l2, l1))
+        scratchpad = Span(StreamMemory.SCRATCHPAD, local, (n2, n1, n0), (l2, l1))
         if engine == Engine.STORE:
             self.stream.emit(Opcode.STORE, fields, [scratchpad], [memory], layer=layer)
         else:
@@ -160,16 +160,16 @@ class Mover:
         self._slots[(role, i)] = (copy + 1) % copies
         return self.plan.addresses[(role, i, copy)]
 
-    def resident_view(self, source: Source, n: int) -> View:
+    def resident_view(self, source: Source, n: int) -> BufferView:
         """A whole resident image."""
         base = self.plan.addresses[("tensor", source.tensor)]
         if source.spread is not None:
             start, step = source.spread.starts[n], source.spread.step
-            return View(base + start, source.w, step, 0, 0, source.h, source.w)
+            return BufferView(base + start, source.w, step, 0, 0, source.h, source.w)
         size = source.h * source.w
-        return View(base + n * source.blocks * size, source.w, size, 0, 0, source.h, source.w)
+        return BufferView(base + n * source.blocks * size, source.w, size, 0, 0, source.h, source.w)
 
-    def input(self, i: int, k: int, region: Region, group: int = 0) -> View:
+    def input(self, i: int, k: int, region: Region, group: int = 0) -> BufferView:
         """The part of source ``k`` that a region (and output group, for sources read by group)
         needs, in the scratchpad; loaded now unless it is resident. Its block 0 is the group's
         first."""
@@ -188,11 +188,11 @@ class Mover:
             return replace(view, base=view.base + first * view.block)
         return self.load_part(i, k, source, region, first, count)
 
-    def _rolling_view(self, tensor: str, y: int, h: int) -> View:
+    def _rolling_view(self, tensor: str, y: int, h: int) -> BufferView:
         """Rows of a tensor that slides through the scratchpad."""
         roll = self.plan.rolls[tensor]
         base = self.plan.addresses[("tensor", tensor)] + (y - self._origins[tensor]) * roll.width
-        return View(base, roll.width, roll.rows * roll.width, y, 0, h, roll.width)
+        return BufferView(base, roll.width, roll.rows * roll.width, y, 0, h, roll.width)
 
     def slide(self, i: int, stripe: int) -> None:
         """Make room for a stripe of a stage's output; rows still to be read come along."""
@@ -205,7 +205,7 @@ class Mover:
         if old is not None:
             self.copy(i, old, self._rolling_view(tensor, y, end - y), stage.blocks)
 
-    def copy(self, i: int, source: View, out: View, blocks: int) -> None:
+    def copy(self, i: int, source: BufferView, out: BufferView, blocks: int) -> None:
         """Copy a rectangle of a tensor within the scratchpad."""
         per_word = self.config.rows // self.config.lanes
         for block, count in cuts(blocks, MAX_GROUPS // per_word):
@@ -233,10 +233,10 @@ class Mover:
 
     def load_part(
         self, i: int, k: int, source: Source, region: Region, first: int, count: int
-    ) -> View:
+    ) -> BufferView:
         """Load what a region needs of ``count`` blocks of a source; block 0 is block ``first``."""
         y, x, h, w = input_extent(source, region)
-        view = View(self.slot(k, i), w, h * w, y, x, h, w)
+        view = BufferView(self.slot(k, i), w, h * w, y, x, h, w)
         start, block = region.n * source.blocks * source.h * source.w, source.h * source.w
         if source.spread is not None:
             start, block = source.spread.starts[region.n], source.spread.step
@@ -258,19 +258,19 @@ class Mover:
         """DRAM byte address of a word of a tensor."""
         return self.dram[tensor] + word * self.vector
 
-    def output(self, i: int, region: Region, group: int) -> View:
+    def output(self, i: int, region: Region, group: int) -> BufferView:
         """Where the group of a region goes; block 0 is the group's first."""
         stage = self.stages[i]
         if stage.op.output in self.plan.resident:
             start, size = self._place(stage, region.n)
             base = self.plan.addresses[("tensor", stage.op.output)]
             base += start + group * stage.group_words * size
-            return View(base, stage.out_w, size, 0, 0, stage.out_h, stage.out_w)
+            return BufferView(base, stage.out_w, size, 0, 0, stage.out_h, stage.out_w)
         y, x, h, w = output_extent(stage, region)
         if stage.op.output in self.plan.rolls:
             view = self._rolling_view(stage.op.output, y, h)
             return replace(view, base=view.base + group * stage.group_words * view.block)
-        return View(self.slot("out", i), w, h * w, y, x, h, w)
+        return BufferView(self.slot("out", i), w, h * w, y, x, h, w)
 
     def _place(self, stage: Stage, n: int) -> tuple[int, int]:
         """First word of an image of the output in its tensor, and words from block to block."""
@@ -279,7 +279,7 @@ class Mover:
         size = stage.out_h * stage.out_w
         return n * stage.blocks * size, size
 
-    def store(self, i: int, region: Region, group: int, view: View) -> None:
+    def store(self, i: int, region: Region, group: int, view: BufferView) -> None:
         """Store a finished group where DRAM needs it; small ones of a resident tensor several at a
         time."""
         stage = self.stages[i]

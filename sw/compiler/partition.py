@@ -34,7 +34,7 @@ from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.frontend.dataflow import CONVERSIONS, Dataflow
 from systole.sw.frontend.load import PASSES
-from systole.sw.frontend.passes.lower import Lowering, Node
+from systole.sw.frontend.passes.lower import GraphBuilder, Node
 from systole.sw.frontend.passes.operators import OPERATORS
 from systole.sw.ir.graph import Graph, ModelError, Port, Tensor
 from systole.sw.runtime.program import Program
@@ -44,7 +44,7 @@ QUANTISED = ("tensor(int8)", "tensor(uint8)")
 
 
 @dataclass(frozen=True)
-class Placement:
+class NodePlacement:
     """Where a node runs, and the rule that decided it."""
 
     name: str
@@ -74,7 +74,7 @@ class HostSegment:
     """Nodes that onnxruntime runs."""
 
     model: onnx.ModelProto
-    placements: list[Placement]
+    placements: list[NodePlacement]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Partition:
     form, by value name."""
 
     path: Path
-    placements: list[Placement]
+    placements: list[NodePlacement]
     """Of every node, in topological order, constants folded."""
     segments: list[AcceleratorSegment | HostSegment]
     inputs: Graph
@@ -129,7 +129,7 @@ def partition(
     )
 
 
-def place(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> list[Placement]:
+def place(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> list[NodePlacement]:
     """The placement of every node, whether or not the accelerator gets any. Raises
     :class:`ModelError` for a malformed model."""
     worker = _Partitioner(path, None, dims)
@@ -138,8 +138,8 @@ def place(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> lis
     return worker.placements()
 
 
-class _Located(Lowering):
-    """Lowering whose errors name the value at fault."""
+class _Located(GraphBuilder):
+    """GraphBuilder whose errors name the value at fault."""
 
     def _output(self, name: str) -> Port:
         try:
@@ -150,7 +150,7 @@ class _Located(Lowering):
 
 
 def _locating(handler: Callable) -> Callable:
-    def located(state: Lowering, node: Node):
+    def located(state: GraphBuilder, node: Node):
         try:
             return handler(state, node)
         except ModelError as e:
@@ -308,7 +308,7 @@ class _Partitioner(Dataflow):
             if not refused:
                 return segments
 
-    def placements(self) -> list[Placement]:
+    def placements(self) -> list[NodePlacement]:
         """Of every node; after ``solve``."""
         users: dict[int, list[int]] = {}
         for i, used in enumerate(self.uses):
@@ -329,9 +329,9 @@ class _Partitioner(Dataflow):
                 rules[i] = (False, " ".join(doc.split()))
         return [self._placement(i, *rules[i]) for i in range(len(self.nodes))]
 
-    def _placement(self, i: int, host: bool, rule: str) -> Placement:
+    def _placement(self, i: int, host: bool, rule: str) -> NodePlacement:
         label = self.labels[i]
-        return Placement(label.name, label.op_type, label.output, host, rule)
+        return NodePlacement(label.name, label.op_type, label.output, host, rule)
 
     # Segments ------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ AHEAD = MAX_TOKENS // 2
 Queues are in order and seldom as deep, so that this costs nothing."""
 
 
-class Memory(enum.Enum):
+class StreamMemory(enum.Enum):
     """What tokens are derived for. Accumulators count in halves: CONV and POST never share one."""
 
     DRAM = "dram"
@@ -43,7 +43,7 @@ class Memory(enum.Enum):
 class Span:
     """``count[2] x count[1]`` runs of ``count[0]`` words: start + i * step[0] + j * step[1] + k."""
 
-    memory: Memory
+    memory: StreamMemory
     start: int
     counts: tuple[int, int, int]
     """Outer, middle, inner (inner contiguous)."""
@@ -63,7 +63,7 @@ class Span:
         return (self.start + i + j + np.arange(inner)[None, None, :]).ravel()
 
 
-def run(memory: Memory, start: int, count: int) -> Span:
+def run(memory: StreamMemory, start: int, count: int) -> Span:
     """A contiguous span."""
     return Span(memory, start, (1, 1, count))
 
@@ -92,10 +92,10 @@ class CommandStream:
     def __init__(self, config: Config, dram_bytes: int, dram_unit: int):
         self.dram_unit = dram_unit
         words = {
-            Memory.DRAM: -(-dram_bytes // dram_unit),
-            Memory.SCRATCHPAD: config.scratchpad_words,
-            Memory.WEIGHTS: config.weight_words,
-            Memory.ACCUMULATORS: 2,
+            StreamMemory.DRAM: -(-dram_bytes // dram_unit),
+            StreamMemory.SCRATCHPAD: config.scratchpad_words,
+            StreamMemory.WEIGHTS: config.weight_words,
+            StreamMemory.ACCUMULATORS: 2,
         }
         self._writer = {m: np.full(n, -1, np.int32) for m, n in words.items()}
         self._readers = {m: np.full((len(Engine), n), -1, np.int32) for m, n in words.items()}
@@ -110,7 +110,7 @@ class CommandStream:
     def dram(self, address: int, size: int) -> Span:
         """The span of ``size`` bytes of DRAM."""
         first = address // self.dram_unit
-        return run(Memory.DRAM, first, -(-(address + size) // self.dram_unit) - first)
+        return run(StreamMemory.DRAM, first, -(-(address + size) // self.dram_unit) - first)
 
     def _dependencies(self, me: Engine, reads: list[Span], writes: list[Span]) -> dict[int, int]:
         """Latest conflicting command of each other engine."""

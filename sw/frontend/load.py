@@ -15,7 +15,7 @@ from systole.sw.frontend.passes.fuse import (
     fuse_clamps,
     fuse_residuals,
 )
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators import OPERATORS
 from systole.sw.frontend.passes.read import read
 from systole.sw.ir.graph import Graph
@@ -27,7 +27,7 @@ PASSES = (drop_unused, fuse_clamps, fuse_residuals, fuse_activations, check_limi
 def load(path: str | os.PathLike) -> Graph:
     """The graph of the model in ``path``. Raises :class:`sw.ir.graph.ModelError`, whatever is wrong
     with the file, in one sentence."""
-    graph = Lowering(read(path)).run(OPERATORS)
+    graph = GraphBuilder(read(path)).run(OPERATORS)
     for each in PASSES:
         graph = each(graph)
     return graph

@@ -32,7 +32,7 @@ LIMIT = 256.0
 
 
 @dataclass(frozen=True)
-class Chain:
+class EqualisedChain:
     """``tensor``: what is equalised, the first layer's result after its activation function."""
 
     first: onnx.NodeProto
@@ -56,7 +56,7 @@ def equalise(model: onnx.ModelProto, samples: Sequence[Feeds]) -> int:
     return done
 
 
-def _chains(model: onnx.ModelProto, weights: Weights) -> Iterator[Chain]:
+def _chains(model: onnx.ModelProto, weights: Weights) -> Iterator[EqualisedChain]:
     readers = {name: node for node in model.graph.node for name in node.input}
     for first in model.graph.node:
         if first.op_type not in ("Conv", "Gemm") or not _constant(first, weights):
@@ -73,7 +73,7 @@ def _chains(model: onnx.ModelProto, weights: Weights) -> Iterator[Chain]:
                 continue
             same = (node.op_type == "Gemm") == (first.op_type == "Gemm")
             if node.op_type in ("Conv", "Gemm") and same and _constant(node, weights):
-                yield Chain(first, node, tensor)
+                yield EqualisedChain(first, node, tensor)
             break
 
 
@@ -103,7 +103,7 @@ def _channel_peaks(
     return peaks
 
 
-def _factors(weights: Weights, chain: Chain, peaks: np.ndarray) -> np.ndarray | None:
+def _factors(weights: Weights, chain: EqualisedChain, peaks: np.ndarray) -> np.ndarray | None:
     """s of each channel; None where the second layer's groups fit neither case."""
     if not peaks.max() > 0:
         return None
@@ -125,7 +125,7 @@ def _factors(weights: Weights, chain: Chain, peaks: np.ndarray) -> np.ndarray | 
     return np.where(live & read, factors, 1.0)
 
 
-def _scale(weights: Weights, chain: Chain, factors: np.ndarray) -> None:
+def _scale(weights: Weights, chain: EqualisedChain, factors: np.ndarray) -> None:
     """The first layer's output channels divided, the second's input channels multiplied."""
     first, second = chain.first, chain.second
     across = first.op_type == "Gemm" and not attribute(first, "transB", 0)

@@ -22,7 +22,7 @@ CORRECTION_SAMPLES = 64
 
 
 @dataclass(frozen=True)
-class Options:
+class QuantisationOptions:
     """How to quantise. ``exclude``: names of nodes, or operator types, that stay float."""
 
     method: str = "minmax"
@@ -42,19 +42,19 @@ class Options:
 def quantise_model(
     model_path: str | Path,
     calibration: Mapping[str, np.ndarray],
-    options: Options | None = None,
+    options: QuantisationOptions | None = None,
 ) -> onnx.ModelProto:
     """The float model in ``model_path`` as an int8 QDQ model. ``calibration``: arrays by input
     name, samples along the first axis. Raises :class:`sw.ir.graph.ModelError` about the model,
     :class:`sw.frontend.inputs.InputError` about the samples and options."""
-    options = options or Options()
+    options = options or QuantisationOptions()
     model = prepare(model_path, options.dims)
     samples = ArraySamples(calibration, input_shapes(model))
     return quantise(model, samples, options)[1]
 
 
 def quantise(
-    model: onnx.ModelProto, samples: Sequence[Feeds], options: Options
+    model: onnx.ModelProto, samples: Sequence[Feeds], options: QuantisationOptions
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Of a ``model`` from :func:`prepare`, which is left as it is: the float model that was
     quantised, with equalised weights if asked for, and the quantised one."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from systole.sw.report.results import Result
+    from systole.sw.report.results import Measurement
 
 NETWORKS, LAYERS = "performance-networks.svg", "performance-layers.svg"
 """File names, beside the document."""
 
 
-def draw(results: list[Result]) -> dict[str, bytes]:
+def draw(results: list[Measurement]) -> dict[str, bytes]:
     """SVG by file name."""
     ran = [r for r in results if r.cycles is not None]
     return {NETWORKS: _svg(_networks(results)), LAYERS: _svg(_layers(ran))}
@@ -36,7 +36,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _networks(results: list[Result]) -> Figure:
+def _networks(results: list[Measurement]) -> Figure:
     figure, (use, roof, moved, error) = _figure(2, 2, (13, 9))
     names = [r.name for r in results]
     use.barh(names, [100 * r.utilisation for r in results])
@@ -73,7 +73,7 @@ def _networks(results: list[Result]) -> Figure:
     return figure
 
 
-def _layers(ran: list[Result]) -> Figure:
+def _layers(ran: list[Measurement]) -> Figure:
     """Utilisation over cycles: a layer is as wide as its share of the cycles."""
     figure, axes = _figure(-(-len(ran) // 2), 2, (13, 1.6 * -(-len(ran) // 2)))
     for axis, r in zip(axes, ran, strict=False):

@@ -11,7 +11,7 @@ from systole.sw.simulate.cycles import Prediction
 
 
 @dataclass(frozen=True)
-class Result:
+class Measurement:
     """One network on one configuration; ``cycles`` None: only predicted."""
 
     name: str

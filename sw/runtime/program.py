@@ -31,7 +31,7 @@ class ProgramError(ValueError):
 
 
 @dataclass(frozen=True)
-class Placement:
+class DramTensor:
     """A tensor in DRAM: byte offset in the window, bytes, and ``blocked`` or ``packed``."""
 
     tensor: Tensor
@@ -82,7 +82,7 @@ class Program:
     """Size of the DRAM window, the trace buffer excluded."""
     inputs: list[Port]
     outputs: list[Port]
-    tensors: dict[str, Placement]
+    tensors: dict[str, DramTensor]
     """Tensors that are in DRAM at the end: inputs, outputs, spilled or dumped intermediates."""
     layers: list[Layer]
     command_layers: list[int]
@@ -174,15 +174,15 @@ def _run_lengths(values: list[int]) -> list[list[int]]:
     return out
 
 
-def _placement_to_json(p: Placement) -> dict[str, object]:
+def _placement_to_json(p: DramTensor) -> dict[str, object]:
     values = dataclasses.asdict(p)
     values["tensor"]["scale"] = float(p.tensor.scale)
     return values
 
 
-def _placement_from_json(values: dict) -> Placement:
+def _placement_from_json(values: dict) -> DramTensor:
     t = values["tensor"]
     for key in ("shape", "onnx_shape", "perm"):
         t[key] = tuple(t[key])
     t["scale"] = np.float32(t["scale"])
-    return Placement(Tensor(**t), values["offset"], values["bytes"], values["layout"])
+    return DramTensor(Tensor(**t), values["offset"], values["bytes"], values["layout"])

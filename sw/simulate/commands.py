@@ -58,7 +58,7 @@ class HardwareFault(Exception):  # noqa: N818
         return self.index
 
 
-class _Fetch:
+class _FetchUnit:
     """The commands of a program, one after the other."""
 
     def __init__(self, config: Config, memory: np.ndarray, offset: int, words: int):
@@ -132,7 +132,7 @@ def run_program(
 
     Raises :class:`HardwareFault` and :class:`~sw.simulate.races.CommandError`.
     """
-    fetch = _Fetch(config, memory, program_offset, words)
+    fetch = _FetchUnit(config, memory, program_offset, words)
     memories = memories or Memories(config)
     tracker = Tracker(config, len(memory), fetch.describe, check_races)
     program = program_offset, program_offset + 8 * words

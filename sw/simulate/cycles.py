@@ -289,7 +289,7 @@ class _Transfers:
         return self.free
 
 
-class _Fetch:
+class _FetchModel:
     """Fetches the program over the read bus, ahead of the commands handed out."""
 
     def __init__(self, words: int, bus: _Transfers, config: Config):
@@ -347,7 +347,7 @@ _Spans = list[tuple[float, float, float, bool]]
 """Accesses of an engine, in order of their ends: from, to, how many, at an even stride."""
 
 
-class _Machine:
+class _MachineModel:
     """All engines, and the state of one pass over the program."""
 
     def __init__(
@@ -400,7 +400,7 @@ class _Machine:
         self.queues = [deque[tuple[int, float]]() for _ in Engine]
         taken = [deque([0.0] * config.queue_depth) for _ in Engine]
         fetched, fetching, last = 0.0, 0, 0
-        fetch = _Fetch(sum(self.sizes) + END_WORDS, read, config)
+        fetch = _FetchModel(sum(self.sizes) + END_WORDS, read, config)
         # When each engine can go on; ``changed``: those for which that is to be looked at again.
         next_at: list[float] = [inf] * len(Engine)
         self.changed: set[int] = set()
@@ -700,7 +700,7 @@ def predict(
 def _predict(
     commands: list[Mapping[str, int]], config: Config, read_latency: int, write_latency: int
 ) -> list[Timing]:
-    machine = _Machine(commands, config, read_latency, write_latency)
+    machine = _MachineModel(commands, config, read_latency, write_latency)
     timings, delays = machine.run({}), {}
     for _ in range(PASSES):
         before, delays = delays, machine.conflicts()
@@ -713,7 +713,7 @@ def _predict(
 def busy(program: Program) -> dict[str, int]:
     """Cycles that each unit has work for, whatever it waits for: reads and writes by the bus."""
     config = program.config
-    machine = _Machine(list(program.decoded()), config, 0, 0)
+    machine = _MachineModel(list(program.decoded()), config, 0, 0)
     out = dict.fromkeys(("array", "POST", "WINDOW"), 0)
     for i, c in enumerate(machine.commands):
         size = c["out_w"] * c["out_h"] if "out_w" in c else 0

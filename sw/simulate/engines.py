@@ -10,7 +10,7 @@ import numpy as np
 from systole.isa import Config, LoadTarget, Opcode, PostOp, PostSource, WindowOp, numerics
 from systole.isa.commands import TABLE_BYTES
 from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
-from systole.sw.simulate.races import Box, CommandError, Memory, Tracker, progressions, span
+from systole.sw.simulate.races import Box, CommandError, TrackedMemory, Tracker, progressions, span
 
 EXACT_DEPTH = 1024
 """Products of int8 whose sum float32 holds exactly, in any order: 2^14 each, 2^24 in all."""
@@ -77,9 +77,9 @@ class Engines:
         self.tracker = tracker
         self.program = program
         self._sizes = {
-            Memory.SCRATCHPAD: config.scratchpad_words,
-            Memory.WEIGHTS: config.weight_words,
-            Memory.ACCUMULATORS: config.acc_words,
+            TrackedMemory.SCRATCHPAD: config.scratchpad_words,
+            TrackedMemory.WEIGHTS: config.weight_words,
+            TrackedMemory.ACCUMULATORS: config.acc_words,
         }
 
     def execute(self, c: SimpleNamespace) -> None:
@@ -104,25 +104,25 @@ class Engines:
 
     # Accesses -------------------------------------------------------------------------------------
 
-    def _within(self, memory: Memory, box: Box, field: str) -> None:
+    def _within(self, memory: TrackedMemory, box: Box, field: str) -> None:
         size = self._sizes[memory]
         if box.last >= size:
             raise self.tracker.error(
                 Illegal, field, f"leads to {memory.value} {box.last}; there are {size}"
             )
 
-    def _read(self, memory: Memory, box: Box, field: str) -> None:
+    def _read(self, memory: TrackedMemory, box: Box, field: str) -> None:
         self._within(memory, box, field)
         self.tracker.read(memory, box, field)
 
-    def _write(self, memory: Memory, box: Box, field: str) -> None:
+    def _write(self, memory: TrackedMemory, box: Box, field: str) -> None:
         self._within(memory, box, field)
         self.tracker.write(memory, box, field)
 
     def _use_accumulators(self, first: int, count: int) -> None:
         half = self.config.acc_half
         low, high = first // half, (first + count - 1) // half
-        self.tracker.write(Memory.HALVES, span(low, high - low + 1), "acc")
+        self.tracker.write(TrackedMemory.HALVES, span(low, high - low + 1), "acc")
 
     def _refuse_own_results(
         self, reads: np.ndarray, writes: np.ndarray, field: str, *, in_place: bool = False
@@ -144,7 +144,7 @@ class Engines:
 
     def _parameters(self, first: int, words: int, sets: int, channels: int) -> list[np.ndarray]:
         """``isa.REQUANT_PARAMS`` as arrays (sets, channels), each set ``words`` words."""
-        self._read(Memory.SCRATCHPAD, span(first, sets * words), "params")
+        self._read(TrackedMemory.SCRATCHPAD, span(first, sets * words), "params")
         data = self.memories.scratchpad[first : first + sets * words].reshape(sets, -1)
         raw = np.ascontiguousarray(data[:, : PARAM_BYTES * channels]).view("<i8")
         out, low = [], 0
@@ -203,25 +203,25 @@ class Engines:
         if c.target == LoadTarget.WEIGHTS:
             vector, memory, words = (
                 self.config.weight_vector_bytes,
-                Memory.WEIGHTS,
+                TrackedMemory.WEIGHTS,
                 self.memories.weights,
             )
         else:
             vector, memory, words = (
                 self.config.vector_bytes,
-                Memory.SCRATCHPAD,
+                TrackedMemory.SCRATCHPAD,
                 self.memories.scratchpad,
             )
         vectors, local, dram_box, local_box = self._transfer(c, vector)
-        self.tracker.read(Memory.DRAM, dram_box, "dram")
+        self.tracker.read(TrackedMemory.DRAM, dram_box, "dram")
         self._write(memory, local_box, "local")
         words[local] = self._vectors(vector)[vectors][:, : words.shape[1]].view(np.int8)
 
     def _store(self, c: SimpleNamespace) -> None:
         vector, rows = self.config.vector_bytes, self.config.rows
         vectors, local, dram_box, local_box = self._transfer(c, vector)
-        self._read(Memory.SCRATCHPAD, local_box, "local")
-        self.tracker.write(Memory.DRAM, dram_box, "dram")
+        self._read(TrackedMemory.SCRATCHPAD, local_box, "local")
+        self.tracker.write(TrackedMemory.DRAM, dram_box, "dram")
         data = np.zeros((len(local), vector), np.uint8)
         data[:, :rows] = self.memories.scratchpad[local].view(np.uint8)
         self._vectors(vector)[vectors] = data
@@ -248,7 +248,7 @@ class Engines:
                     (c.blocks, y_count, x_count),
                     (c.src_block, y_step * c.src_pitch, x_step),
                 )
-                self._read(Memory.SCRATCHPAD, box, "src")
+                self._read(TrackedMemory.SCRATCHPAD, box, "src")
 
     def _offsets(self, c: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
         """Checks the input's reads; word offsets by row (kernel_h, out_h) and column (kernel_w,
@@ -262,7 +262,7 @@ class Engines:
         """Checks the writes of ``out``, ``column`` words from one column to the next; its words
         (blocks, out_h, out_w)."""
         steps = (c.out_block, c.out_pitch, column)
-        self._write(Memory.SCRATCHPAD, Box(c.out, (blocks, c.out_h, c.out_w), steps), "out")
+        self._write(TrackedMemory.SCRATCHPAD, Box(c.out, (blocks, c.out_h, c.out_w), steps), "out")
         return _grid(c.out, steps, np.arange(blocks), c)
 
     def _conv(self, c: SimpleNamespace) -> None:
@@ -270,12 +270,12 @@ class Engines:
         outputs = c.out_h * c.out_w
         taps = c.kernel_h * c.kernel_w
         tiles = c.blocks * taps
-        self._within(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
-        self._read(Memory.WEIGHTS, span(c.weights, tiles * rows), "weights")
+        self._within(TrackedMemory.ACCUMULATORS, span(c.acc, outputs), "acc")
+        self._read(TrackedMemory.WEIGHTS, span(c.weights, tiles * rows), "weights")
         row, column = self._offsets(c)
         if c.accumulate:
-            self._read(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
-        self._write(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
+            self._read(TrackedMemory.ACCUMULATORS, span(c.acc, outputs), "acc")
+        self._write(TrackedMemory.ACCUMULATORS, span(c.acc, outputs), "acc")
         self._use_accumulators(c.acc, outputs)
 
         self.memories.lanes[pad_word] = c.pad
@@ -306,7 +306,7 @@ class Engines:
             parameters = self._parameters(c.params, words, c.blocks, rows)
         if c.op == WindowOp.DEPTHWISE:
             box = span(c.weights, c.blocks * taps)
-            self._read(Memory.SCRATCHPAD, box, "weights")
+            self._read(TrackedMemory.SCRATCHPAD, box, "weights")
             w = self.memories.scratchpad[c.weights : c.weights + c.blocks * taps]
             w = w.reshape(c.blocks, taps, 1, 1, rows).astype(np.int32)
         out = self._outputs(c, c.blocks)
@@ -379,7 +379,7 @@ class Engines:
             start, pitch, step = (getattr(c, name + end) for end in ("", "_pitch", "_block"))
             steps = (step, pitch, column)
             box = Box(start, (blocks, c.out_h, c.out_w), steps)
-            self._read(Memory.SCRATCHPAD, box, name)
+            self._read(TrackedMemory.SCRATCHPAD, box, name)
             return _grid(start, steps, block, c) * per_word + position
 
         sources, constants = {}, {}
@@ -394,7 +394,7 @@ class Engines:
             sources["b"] = operand("b", c.b_step)
         if c.lut:
             constants["table"] = span(c.table, -(-TABLE_BYTES // config.rows))
-            self._read(Memory.SCRATCHPAD, constants["table"], "table")
+            self._read(TrackedMemory.SCRATCHPAD, constants["table"], "table")
         out = self._outputs(c, blocks, c.out_step)[block] * per_word + position
         for name, words in sources.items():
             self._refuse_own_results(words, out, name, in_place=True)
@@ -427,7 +427,7 @@ class Engines:
                 Illegal, "groups", f"{c.groups}: an accumulator word has {config.groups} groups"
             )
         outputs = c.out_h * c.out_w
-        self._read(Memory.ACCUMULATORS, span(c.acc, outputs), "acc")
+        self._read(TrackedMemory.ACCUMULATORS, span(c.acc, outputs), "acc")
         self._use_accumulators(c.acc, outputs)
         parameters = self._parameters(c.params, config.param_words, c.groups, config.lanes)
         acc = self.memories.accumulators[c.acc : c.acc + outputs]

@@ -58,7 +58,7 @@ class Race(CommandError):  # noqa: N818
         super().__init__(index, command, message, field)
 
 
-class Memory(enum.Enum):
+class TrackedMemory(enum.Enum):
     """What is watched; the value names a word of it."""
 
     SCRATCHPAD = "scratchpad word"
@@ -155,13 +155,13 @@ class Tracker:
         self._describe = describe
         self._check_races = check_races
         words = {
-            Memory.SCRATCHPAD: config.scratchpad_words,
-            Memory.WEIGHTS: config.weight_words,
-            Memory.ACCUMULATORS: config.acc_words,
+            TrackedMemory.SCRATCHPAD: config.scratchpad_words,
+            TrackedMemory.WEIGHTS: config.weight_words,
+            TrackedMemory.ACCUMULATORS: config.acc_words,
         }
         self._initialised = {memory: np.zeros(n, bool) for memory, n in words.items()}
-        del words[Memory.ACCUMULATORS]
-        words |= {Memory.HALVES: 2, Memory.DRAM: -(-dram_bytes // self.dram_unit)}
+        del words[TrackedMemory.ACCUMULATORS]
+        words |= {TrackedMemory.HALVES: 2, TrackedMemory.DRAM: -(-dram_bytes // self.dram_unit)}
         self._reads = {memory: _Accesses(n) for memory, n in words.items()}
         self._writes = {memory: _Accesses(n) for memory, n in words.items()}
         self._clocks = {e: [0] * len(Engine) for e in Engine}
@@ -189,7 +189,7 @@ class Tracker:
                 clock = [max(pair) for pair in zip(clock, tokens.popleft())]
         self._clocks[engine] = clock
 
-    def read(self, memory: Memory, box: Box, field: str) -> None:
+    def read(self, memory: TrackedMemory, box: Box, field: str) -> None:
         """The command reads ``box``, which ``field`` addresses.
 
         Raises :class:`UninitialisedRead`, :class:`Race`."""
@@ -206,7 +206,7 @@ class Tracker:
             self._require_order(self._writes[memory], "written", "reads", memory, box, field)
             self._reads[memory].add(self._engine, self._index + 1, box)
 
-    def write(self, memory: Memory, box: Box, field: str) -> None:
+    def write(self, memory: TrackedMemory, box: Box, field: str) -> None:
         """The command writes ``box``, which ``field`` addresses. Raises :class:`Race`."""
         if memory in self._initialised:
             box.view(self._initialised[memory])[...] = True
@@ -216,16 +216,16 @@ class Tracker:
             self._writes[memory].add(self._engine, self._index + 1, box)
 
     def _require_order(
-        self, earlier: _Accesses, was: str, does: str, memory: Memory, box: Box, field: str
+        self, earlier: _Accesses, was: str, does: str, memory: TrackedMemory, box: Box, field: str
     ) -> None:
         found = earlier.unordered(self._engine, self._clocks[self._engine], box)
         if found is None:
             return
         time, word = found
         other = time - 1
-        if memory is Memory.HALVES:
+        if memory is TrackedMemory.HALVES:
             was, does = "used", "uses"
-        if memory is Memory.DRAM:
+        if memory is TrackedMemory.DRAM:
             where = f"{self.dram_unit} bytes at {word * self.dram_unit:#x} of the DRAM window"
         else:
             where = f"{memory.value} {word}"

@@ -46,7 +46,7 @@ FUNCTIONS: dict[str, tuple[dict[str, float], Callable[[np.ndarray], np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Activation:
+class ZooActivation:
     """A quantised value of the network under construction, with its int8 values for a sample of
     inputs, one after another along the first axis: images (N, C, H, W) or matrices (M, K)."""
 
@@ -102,7 +102,7 @@ class Builder:
 
     def _quantised(
         self, value: str, sample: np.ndarray, scale: np.float32, zero: int
-    ) -> Activation:
+    ) -> ZooActivation:
         """QuantizeLinear behind ``value``."""
         name = f"{value}_q"
         parameters = [
@@ -110,20 +110,20 @@ class Builder:
             self._scalar(f"{name}_zero", np.int8(zero)),
         ]
         self._node("QuantizeLinear", [value, *parameters], name)
-        return Activation(name, np.ascontiguousarray(sample), np.float32(scale), zero)
+        return ZooActivation(name, np.ascontiguousarray(sample), np.float32(scale), zero)
 
-    def _calibrated(self, value: str, real: np.ndarray, positive: bool) -> Activation:
+    def _calibrated(self, value: str, real: np.ndarray, positive: bool) -> ZooActivation:
         """QuantizeLinear behind ``value`` with the range of its sample, given in real numbers."""
         scale, zero = _quantisation(real, positive)
         sample = np.clip(np.rint(real / scale) + zero, -128, 127).astype(np.int8)
         return self._quantised(value, sample, scale, zero)
 
-    def _real(self, x: Activation) -> str:
+    def _real(self, x: ZooActivation) -> str:
         """DequantizeLinear of ``x``, one for each consumer, as onnxruntime's fusions want it."""
         parameters = [f"{x.name}_scale", f"{x.name}_zero"]
         return self._node("DequantizeLinear", [x.name, *parameters], self._name(f"{x.name}_dq"))
 
-    def input(self, shape: tuple[int, ...], scale: float = 1 / 64, zero: int = 0) -> Activation:
+    def input(self, shape: tuple[int, ...], scale: float = 1 / 64, zero: int = 0) -> ZooActivation:
         """The network's float32 input."""
         self.input_info = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
         self.inputs = min(max(SAMPLE // math.prod(shape), 1), MOST)
@@ -131,7 +131,7 @@ class Builder:
         sample = self.rng.integers(-128, 128, many).astype(np.int8)
         return self._quantised("input", sample, np.float32(scale), zero)
 
-    def picture(self, size: int, multiple: int = 32) -> Activation:
+    def picture(self, size: int, multiple: int = 32) -> ZooActivation:
         """An input (1, 3, size, size); ``ValueError`` where the network cannot halve ``size``."""
         if size < multiple or size % multiple:
             raise ValueError(f"size {size} of {self.name} is not a positive multiple of {multiple}")
@@ -163,13 +163,13 @@ class Builder:
     def _product(
         self,
         op_type: str,
-        x: Activation,
+        x: ZooActivation,
         weights: np.ndarray,
         acc: np.ndarray,
         channel: int,
         activation: Function | None,
         **attributes: object,
-    ) -> Activation:
+    ) -> ZooActivation:
         """A product of ``x`` and constant ``weights``, whose output channels are axis ``channel``;
         ``acc``, its sums, has them last: (N, H, W, O) or (M, O)."""
         stem = self._name(op_type.lower())
@@ -208,7 +208,7 @@ class Builder:
 
     def conv(
         self,
-        x: Activation,
+        x: ZooActivation,
         outputs: int,
         kernel: int | tuple[int, int] = 3,
         stride: int = 1,
@@ -216,7 +216,7 @@ class Builder:
         *,
         depthwise: bool = False,
         padded: bool = True,
-    ) -> Activation:
+    ) -> ZooActivation:
         """A convolution, padded as the network's are or not at all."""
         kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
         pads = self._pads(x, kernel, stride) if padded else (0, 0, 0, 0)
@@ -232,7 +232,7 @@ class Builder:
         return self._product("Conv", x, w, acc, 0, activation, **attributes)
 
     def _pads(
-        self, x: Activation, kernel: tuple[int, int], stride: int
+        self, x: ZooActivation, kernel: tuple[int, int], stride: int
     ) -> tuple[int, int, int, int]:
         """Top, left, bottom, right."""
         if self.padding == "symmetric":
@@ -244,7 +244,7 @@ class Builder:
         before = [total // 2 for total in totals]
         return (*before, *(total - b for total, b in zip(totals, before)))
 
-    def conv_transpose(self, x: Activation, outputs: int) -> Activation:
+    def conv_transpose(self, x: ZooActivation, outputs: int) -> ZooActivation:
         """A transposed convolution, 2x2 with stride 2: twice the size."""
         w = self._weights((x.channels, outputs, 2, 2))
         n, c, height, width = x.sample.shape
@@ -255,7 +255,9 @@ class Builder:
         sizes = {"kernel_shape": [2, 2], "strides": [2, 2]}
         return self._product("ConvTranspose", x, w, acc, 1, None, **sizes)
 
-    def gemm(self, x: Activation, outputs: int, activation: Function | None = None) -> Activation:
+    def gemm(
+        self, x: ZooActivation, outputs: int, activation: Function | None = None
+    ) -> ZooActivation:
         """A matrix (M, K) times a constant (K, N)."""
         w = self._weights((x.channels, outputs))
         image = x.sample.T[None, :, None]
@@ -264,13 +266,13 @@ class Builder:
 
     # Element by element --------------------------------------------------------------------------
 
-    def function(self, x: Activation, op_type: str) -> Activation:
+    def function(self, x: ZooActivation, op_type: str) -> ZooActivation:
         """One of ``FUNCTIONS``."""
         attributes, compute = FUNCTIONS[op_type]
         node = self._node(op_type, [self._real(x)], self._name(op_type.lower()), **attributes)
         return self._calibrated(node, compute(x.real), op_type == "HardSigmoid")
 
-    def add(self, a: Activation, b: Activation, relu: bool = True) -> Activation:
+    def add(self, a: ZooActivation, b: ZooActivation, relu: bool = True) -> ZooActivation:
         """a + b, then Relu if wanted."""
         node = self._node("Add", [self._real(a), self._real(b)], self._name("add"))
         real = a.real + b.real
@@ -278,20 +280,20 @@ class Builder:
             node, real = self._node("Relu", [node], f"{node}_relu"), np.maximum(real, 0)
         return self._calibrated(node, real, relu or (a.positive and b.positive))
 
-    def mul(self, a: Activation, b: Activation) -> Activation:
+    def mul(self, a: ZooActivation, b: ZooActivation) -> ZooActivation:
         """a * b; ``b`` may be one row and column that stand for all."""
         node = self._node("Mul", [self._real(a), self._real(b)], self._name("mul"))
         return self._calibrated(node, a.real * b.real, a.positive and b.positive)
 
     # Moves and pools -----------------------------------------------------------------------------
 
-    def concat(self, *parts: Activation) -> Activation:
+    def concat(self, *parts: ZooActivation) -> ZooActivation:
         """Along the channels."""
         node = self._node("Concat", [self._real(p) for p in parts], self._name("concat"), axis=1)
         real = np.concatenate([p.real for p in parts], axis=1)
         return self._calibrated(node, real, all(p.positive for p in parts))
 
-    def upsample(self, x: Activation) -> Activation:
+    def upsample(self, x: ZooActivation) -> ZooActivation:
         """Twice the size, each element repeated."""
         stem = self._name("resize")
         scales = self._const(f"{stem}_scales", np.array([1, 1, 2, 2], np.float32))
@@ -307,8 +309,8 @@ class Builder:
         return self._quantised(node, sample, x.scale, x.zero)
 
     def max_pool(
-        self, x: Activation, kernel: int = 2, stride: int = 2, padded: bool = True
-    ) -> Activation:
+        self, x: ZooActivation, kernel: int = 2, stride: int = 2, padded: bool = True
+    ) -> ZooActivation:
         pads = self._pads(x, (kernel, kernel), stride) if padded else (0, 0, 0, 0)
         node = self._node(
             "MaxPool",
@@ -325,21 +327,21 @@ class Builder:
         sample = windows[:, :, ::stride, ::stride].max(axis=(4, 5))
         return self._quantised(node, sample, x.scale, x.zero)
 
-    def global_average(self, x: Activation) -> Activation:
+    def global_average(self, x: ZooActivation) -> ZooActivation:
         """Global average pool, (N, C, 1, 1), with a scale of its own."""
         node = self._node("GlobalAveragePool", [self._real(x)], self._name("pool"))
         return self._calibrated(node, x.real.mean(axis=(2, 3), keepdims=True), x.positive)
 
-    def flatten(self, x: Activation) -> Activation:
+    def flatten(self, x: ZooActivation) -> ZooActivation:
         """(N, C, 1, 1) as a matrix (N, C)."""
         node = self._node("Flatten", [self._real(x)], self._name("flatten"))
         return self._quantised(node, x.sample.reshape(len(x.sample), -1), x.scale, x.zero)
 
-    def classify(self, x: Activation, classes: int) -> onnx.ModelProto:
+    def classify(self, x: ZooActivation, classes: int) -> onnx.ModelProto:
         """The model that ends in a global average pool and a Gemm, which gives the logits."""
         return self.model(self.gemm(self.flatten(self.global_average(x)), classes))
 
-    def model(self, *results: Activation) -> onnx.ModelProto:
+    def model(self, *results: ZooActivation) -> onnx.ModelProto:
         """The model that returns ``results`` as float32."""
         outputs = []
         for y in results:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx
 
-from systole.sw.zoo.builder import Activation, Builder
+from systole.sw.zoo.builder import Builder, ZooActivation
 from systole.sw.zoo.tiny import mobilenetv1_features
 
 CLASSES = 1000
@@ -16,7 +16,7 @@ CLASSES = 1000
 def resnet18(seed: int = 0, size: int = 224) -> onnx.ModelProto:
     """ResNet-18 (arXiv 1512.03385)."""
 
-    def basic(net: Builder, x: Activation, width: int, stride: int) -> Activation:
+    def basic(net: Builder, x: ZooActivation, width: int, stride: int) -> ZooActivation:
         return net.conv(net.conv(x, width, stride=stride), width, activation=None)
 
     return _resnet("resnet18", seed, size, basic, (2, 2, 2, 2), 1)
@@ -25,7 +25,7 @@ def resnet18(seed: int = 0, size: int = 224) -> onnx.ModelProto:
 def resnet50(seed: int = 0, size: int = 224) -> onnx.ModelProto:
     """ResNet-50 v1.5: the stride is in the 3x3 convolution."""
 
-    def bottleneck(net: Builder, x: Activation, width: int, stride: int) -> Activation:
+    def bottleneck(net: Builder, x: ZooActivation, width: int, stride: int) -> ZooActivation:
         x = net.conv(net.conv(x, width, kernel=1), width, stride=stride)
         return net.conv(x, 4 * width, kernel=1, activation=None)
 
@@ -36,7 +36,7 @@ def _resnet(
     name: str,
     seed: int,
     size: int,
-    block: Callable[[Builder, Activation, int, int], Activation],
+    block: Callable[[Builder, ZooActivation, int, int], ZooActivation],
     depths: tuple[int, ...],
     expansion: int,
 ) -> onnx.ModelProto:
@@ -114,7 +114,7 @@ def mobilenetv3_small(seed: int = 0, size: int = 224) -> onnx.ModelProto:
     return net.model(net.gemm(x, CLASSES))
 
 
-def _squeeze_and_excite(net: Builder, x: Activation) -> Activation:
+def _squeeze_and_excite(net: Builder, x: ZooActivation) -> ZooActivation:
     """Every channel times a factor that its and all other channels' averages decide."""
     # A quarter of the channels, rounded to a multiple of 8 but never down by more than a tenth.
     quarter = x.channels / 4

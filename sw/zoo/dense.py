@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import onnx
 
-from systole.sw.zoo.builder import Activation, Builder
+from systole.sw.zoo.builder import Builder, ZooActivation
 
 DETECTIONS = 255
 """Channels of a detection map: three boxes of 80 classes, four coordinates and an objectness."""
 
 
 def _conv(
-    net: Builder, x: Activation, outputs: int, kernel: int = 3, stride: int = 1
-) -> Activation:
+    net: Builder, x: ZooActivation, outputs: int, kernel: int = 3, stride: int = 1
+) -> ZooActivation:
     return net.conv(x, outputs, kernel, stride, "LeakyRelu")
 
 
-def _detections(net: Builder, x: Activation) -> Activation:
+def _detections(net: Builder, x: ZooActivation) -> ZooActivation:
     return net.conv(x, DETECTIONS, kernel=1, activation=None)
 
 

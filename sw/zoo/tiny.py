@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx
 
-from systole.sw.zoo.builder import Activation, Builder, Function
+from systole.sw.zoo.builder import Builder, Function, ZooActivation
 
 
 def separable(
-    net: Builder, x: Activation, outputs: int, stride: int = 1, activation: Function = "relu"
-) -> Activation:
+    net: Builder, x: ZooActivation, outputs: int, stride: int = 1, activation: Function = "relu"
+) -> ZooActivation:
     """A 3x3 depthwise and a 1x1 convolution, both activated."""
     x = net.conv(x, x.channels, stride=stride, activation=activation, depthwise=True)
     return net.conv(x, outputs, kernel=1, activation=activation)
@@ -44,8 +44,8 @@ def mobilenetv1_025_vww(seed: int = 0) -> onnx.ModelProto:
 
 
 def mobilenetv1_features(
-    net: Builder, x: Activation, divisor: int, activation: Function
-) -> Activation:
+    net: Builder, x: ZooActivation, divisor: int, activation: Function
+) -> ZooActivation:
     """MobileNetV1 (arXiv 1704.04861) before its pool, with 1/``divisor`` of the channels."""
     x = net.conv(x, 32 // divisor, stride=2, activation=activation)
     strided = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))

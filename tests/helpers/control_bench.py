@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from systole.hw.bus.interfaces import layout_of
-from systole.hw.control.control import OPCODE_OF, Control, port_name
+from systole.hw.control.control import OPCODE_OF, ControlUnit, port_name
 from systole.isa import (
     COMMANDS,
     CSRS,
@@ -20,7 +20,7 @@ from systole.isa import (
     Status,
     TraceKind,
 )
-from systole.isa import Control as ControlBits
+from systole.isa import ControlUnit as ControlBits
 from tests.helpers.simulation import simulation
 
 PROGRAM = 0x1000
@@ -39,11 +39,11 @@ class Work:
 
 
 class Bench:
-    """A ``Control`` with dummy cores, program memory and trace memory, all stalling at random."""
+    """A ``ControlUnit`` with dummy cores, program and trace memory, all stalling at random."""
 
     def __init__(self, *, seed: int = 1, latency: int = 6, stall: float = 0.0, **config):
         self.config = Config(**config)
-        self._design = simulation(Control, self.config, (True, False))
+        self._design = simulation(ControlUnit, self.config, (True, False))
         self.dut = self._design.dut
         self.random = random.Random(seed)
         self.latency = latency

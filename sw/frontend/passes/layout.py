@@ -1,8 +1,8 @@
 """How a value of the model stands on its stored array, through reshapes and transposes.
 
-A ``View`` is a strided array whose dimensions may each consist of several *atoms* (size, stride),
-outermost first. Strides count elements of a contiguous base array. That closes the pure layout
-operators: a transpose reorders dimensions, a reshape regroups atoms, and no data move.
+An ``OnnxView`` is a strided array whose dimensions may each consist of several *atoms* (size,
+stride), outermost first. Strides count elements of a contiguous base array. That closes the pure
+layout operators: a transpose reorders dimensions, a reshape regroups atoms, and no data move.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def merge(*groups: Sequence[Atom]) -> tuple[Atom, ...]:
 
 
 @dataclass(frozen=True)
-class View:
+class OnnxView:
     """An array of ``shape``; ``dims[i]`` are the canonical atoms of dimension i."""
 
     shape: tuple[int, ...]
     dims: tuple[tuple[Atom, ...], ...]
 
     @classmethod
-    def contiguous(cls, shape: Sequence[int]) -> View:
+    def contiguous(cls, shape: Sequence[int]) -> OnnxView:
         """The base array itself."""
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
         atoms = zip(shape, strides, strict=True)
         return cls(tuple(shape), tuple(merge([atom]) for atom in atoms))
 
-    def transpose(self, perm: Sequence[int]) -> View:
-        return View(tuple(self.shape[p] for p in perm), tuple(self.dims[p] for p in perm))
+    def transpose(self, perm: Sequence[int]) -> OnnxView:
+        return OnnxView(tuple(self.shape[p] for p in perm), tuple(self.dims[p] for p in perm))
 
-    def reshape(self, shape: Sequence[int]) -> View:
+    def reshape(self, shape: Sequence[int]) -> OnnxView:
         """Raises :class:`LayoutError` when a new dimension would cut an atom unevenly."""
         if math.prod(shape) != math.prod(self.shape):
             raise LayoutError(f"cannot reshape {list(self.shape)} to {list(shape)}")
@@ -72,7 +72,7 @@ class View:
                 dim.append((size, stride))
                 need //= size
             dims.append(merge(dim))
-        return View(tuple(shape), tuple(dims))
+        return OnnxView(tuple(shape), tuple(dims))
 
     def indices(self) -> np.ndarray:
         """For each element of the value its place in the base array."""
@@ -84,15 +84,15 @@ class View:
             out = np.add.outer(out, axis)
         return out
 
-    def rebase(self, stored: View) -> View:
+    def rebase(self, stored: OnnxView) -> OnnxView:
         """This view in strides of ``stored`` made contiguous; both are views of the same base."""
-        contiguous = View.contiguous([math.prod(s for s, _ in merge(d)) for d in stored.dims])
+        contiguous = OnnxView.contiguous([math.prod(s for s, _ in merge(d)) for d in stored.dims])
         pieces = [
             (size, stride, new)
             for dim, new_dim in zip(stored.dims, contiguous.dims, strict=True)
             for (size, stride), new in zip(dim, _split(dim, new_dim), strict=True)
         ]
-        return View(self.shape, tuple(merge(_relabel(dim, pieces)) for dim in self.dims))
+        return OnnxView(self.shape, tuple(merge(_relabel(dim, pieces)) for dim in self.dims))
 
 
 def _split(dim: Sequence[Atom], whole: Sequence[Atom]) -> list[int]:
@@ -125,10 +125,10 @@ def _relabel(dim: Sequence[Atom], pieces: Sequence[tuple[int, int, int]]) -> lis
     return out
 
 
-def input_perm(onnx_shape: Sequence[int], stored: View) -> tuple[int, ...]:
+def input_perm(onnx_shape: Sequence[int], stored: OnnxView) -> tuple[int, ...]:
     """The permutation of a contiguous array of ``onnx_shape`` that lists its elements in the order
     of ``stored``, a view of it. Raises :class:`LayoutError` when there is none."""
-    axes = {i: d[0] for i, d in enumerate(View.contiguous(onnx_shape).dims) if d}
+    axes = {i: d[0] for i, d in enumerate(OnnxView.contiguous(onnx_shape).dims) if d}
     perm = [i for i in range(len(onnx_shape)) if i not in axes]
     for size, stride in merge(*stored.dims):
         while size > 1:
@@ -141,7 +141,7 @@ def input_perm(onnx_shape: Sequence[int], stored: View) -> tuple[int, ...]:
     return tuple(perm)
 
 
-def output_perm(value: View) -> tuple[int, ...]:
+def output_perm(value: OnnxView) -> tuple[int, ...]:
     """The permutation of an array of ``value``'s shape to the order of its base. Raises
     :class:`LayoutError` when there is none."""
     if any(len(dim) > 1 for dim in value.dims):
@@ -150,14 +150,18 @@ def output_perm(value: View) -> tuple[int, ...]:
     return tuple(sorted(range(len(strides)), key=lambda i: -strides[i]))
 
 
-def default_layout(view: View) -> View:
+def default_layout(view: OnnxView) -> OnnxView:
     """The (N, C, H, W) form of a value by its rank: (N, C, H, W) itself, (N, C, W) with H = 1, a
     matrix of rows and features as (1, features, 1, rows)."""
     d, s = view.dims, view.shape
     if len(s) == 4:
         return view
     if len(s) == 3:
-        return View((s[0], s[1], 1, s[2]), (d[0], d[1], (), d[2]))
-    rows = View(s[:-1], d[:-1]).reshape((math.prod(s[:-1]),)) if len(s) > 1 else View((1,), ((),))
+        return OnnxView((s[0], s[1], 1, s[2]), (d[0], d[1], (), d[2]))
+    rows = (
+        OnnxView(s[:-1], d[:-1]).reshape((math.prod(s[:-1]),))
+        if len(s) > 1
+        else OnnxView((1,), ((),))
+    )
     features = s[-1] if s else 1
-    return View((1, features, 1, rows.shape[0]), ((), d[-1] if s else (), (), rows.dims[0]))
+    return OnnxView((1, features, 1, rows.shape[0]), ((), d[-1] if s else (), (), rows.dims[0]))

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from systole.sw.frontend.passes import channels, codes, finish, moves
 from systole.sw.frontend.passes.layout import (
     LayoutError,
-    View,
+    OnnxView,
     default_layout,
     input_perm,
     merge,
@@ -69,7 +69,7 @@ def _chooses(raw: ir.Node) -> bool:
     return known and Node(raw).string("mode", "nearest") not in ("linear", "cubic")
 
 
-class Lowering:
+class GraphBuilder:
     """State of the interpretation, and what several operators need of it."""
 
     def __init__(self, model: ir.Model):
@@ -121,7 +121,7 @@ class Lowering:
             kind = value.dtype.name.lower() if value.dtype else "unknown"
             raise ModelError(f"input {name!r} has type {kind}; it must be float32, int8 or uint8")
         shape = tuple(value.shape.dims)
-        view = View.contiguous(shape)
+        view = OnnxView.contiguous(shape)
         if value.dtype.name == "FLOAT":
             self.input_types[name] = "float32"
             self.values[name] = RealInput(name, view)
@@ -169,7 +169,7 @@ class Lowering:
         for name, stored in self.tensors.items():
             if name not in used:
                 continue
-            view = View.contiguous(stored.shape)
+            view = OnnxView.contiguous(stored.shape)
             if stored.onnx_shape is None:
                 stored.onnx_shape, stored.perm = stored.shape, output_perm(view)
             q = stored.quant
@@ -324,7 +324,7 @@ class Lowering:
         if value not in self.fixed:
             array, quant = codes.of_quantised(node, value)
             name = self.keep(node, array, quant)
-            self.fixed[value] = Dequantised(name, View.contiguous(array.shape), quant.scale)
+            self.fixed[value] = Dequantised(name, OnnxView.contiguous(array.shape), quant.scale)
         return self.fixed[value]
 
     def lay_alike(self, x: Dequantised, like: Dequantised) -> None:
@@ -344,7 +344,7 @@ class Lowering:
             shape, dims = x.view.shape, x.view.dims
             sizes = [math.prod(shape[i] for i in axes) for axes in (n, c, p)]
             n, c, p = (merge(*(dims[i] for i in axes)) for axes in (n, c, p))
-            self.bind(x, View((sizes[0], sizes[1], 1, sizes[2]), (n, c, (), p)))
+            self.bind(x, OnnxView((sizes[0], sizes[1], 1, sizes[2]), (n, c, (), p)))
 
     def keep(self, node: Node, array: np.ndarray, quant: Quant, stored: bool = False) -> str:
         """A new constant tensor of int8; ``stored``: (N, C, H, W) as it is to lie, else in the
@@ -432,7 +432,7 @@ class Lowering:
 
     # Layout --------------------------------------------------------------------------------------
 
-    def bound(self, node: Node, x: Quantised | Dequantised, view: View | None) -> View:
+    def bound(self, node: Node, x: Quantised | Dequantised, view: OnnxView | None) -> OnnxView:
         """``x.view`` over the stored (N, C, H, W) array. A graph input not yet laid out is stored
         as ``view``, an (N, C, H, W) view of it (None: ``x`` itself, or rows and features)."""
         try:
@@ -442,7 +442,7 @@ class Lowering:
         except LayoutError as e:
             raise node.fail(f"the layout of {x.tensor!r} cannot be stored: {e}") from None
 
-    def bind(self, x: Quantised | Dequantised, layout: View | None) -> View:
+    def bind(self, x: Quantised | Dequantised, layout: OnnxView | None) -> OnnxView:
         """As ``bound``, but raises :class:`LayoutError`; None: it has its layout."""
         stored = self.tensors[x.tensor]
         if stored.shape is None:
@@ -450,12 +450,12 @@ class Lowering:
             stored.shape, stored.layout = layout.shape, layout
         return x.view.rebase(stored.layout) if stored.layout else x.view
 
-    def _unbound(self, node: Node, name: str, view: View) -> Quantised:
+    def _unbound(self, node: Node, name: str, view: OnnxView) -> Quantised:
         """Tensor ``name`` by a view over its stored array."""
         stored = self.tensors[name]
         if stored.layout is not None:
             try:
-                view = view.rebase(View.contiguous(stored.onnx_shape).rebase(stored.layout))
+                view = view.rebase(OnnxView.contiguous(stored.onnx_shape).rebase(stored.layout))
             except LayoutError as e:
                 raise node.fail(f"the layout of {name!r} cannot be traced: {e}") from None
         return Quantised(name, view)
@@ -469,7 +469,7 @@ class Lowering:
             with contextlib.suppress(LayoutError):
                 self.bind(x, default_layout(x.view))
                 return
-        whole = View.contiguous(self.tensors[x.tensor].onnx_shape)
+        whole = OnnxView.contiguous(self.tensors[x.tensor].onnx_shape)
         self.bind(replace(x, view=whole), default_layout(whole))
 
     def image(
@@ -490,7 +490,7 @@ class Lowering:
             view = self.bind(x, wanted)
             layout = default_layout(view)
             stored = self.tensors[x.tensor].shape
-            if stored == layout.shape and layout == View.contiguous(stored):
+            if stored == layout.shape and layout == OnnxView.contiguous(stored):
                 return x
         except LayoutError:
             pass
@@ -527,7 +527,7 @@ class Lowering:
         quant = self.tensors[name].quant
         array = self._stored(name).reshape(-1)[index]
         made = self.keep(node, array, quant)
-        return Dequantised(made, View.contiguous(array.shape), quant.scale)
+        return Dequantised(made, OnnxView.contiguous(array.shape), quant.scale)
 
     def _carried(
         self, node: Node, x: Quantised | Dequantised, quant: Quant, index: np.ndarray
@@ -561,7 +561,7 @@ class Lowering:
             fields = {"name": node.name, "op_type": "Transpose", "output": ""}
             op = Transpose(**fields, low=-128, high=127, x=x.tensor)
             shape = (n, h * w, 1, c)
-            pending = Pending(op, shape, View.contiguous(shape))
+            pending = Pending(op, shape, OnnxView.contiguous(shape))
             name = f"{x.tensor}:transposed"
             self.settled[key] = self._emit(op, pending, quant, -128, 127, name)
             if x.tensor in self.made:
@@ -583,7 +583,7 @@ class Lowering:
         if not (index >= 0).any():
             raise node.fail(f"its result {list(index.shape)} has no element of its operands")
         sources = [(p.tensor, float(p.scale), self.tensors[p.tensor].shape) for p in parts]
-        whole = View.contiguous(index.shape)
+        whole = OnnxView.contiguous(index.shape)
         layouts = [default_layout(whole)]
         if index.ndim == 2:
             layouts.append(whole.reshape((*index.shape, 1, 1)))
@@ -724,7 +724,7 @@ class Lowering:
             if key not in self.settled:
                 ratio = float(finish.checked(node, np.float32(scale) / quant.scale))
                 whole = finish.whole(node, name, shape, ratio)
-                pending = Pending(whole, shape, View.contiguous(shape))
+                pending = Pending(whole, shape, OnnxView.contiguous(shape))
                 made = f"{name}:in the scale of {node.output}"
                 self.settled[key] = self._emit(whole, pending, quant, -128, 127, made)
             changed[name] = self.settled[key]

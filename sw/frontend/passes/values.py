@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from systole.sw.frontend.passes.layout import View
+from systole.sw.frontend.passes.layout import OnnxView
 from systole.sw.ir.graph import ModelError, Op
 
 
@@ -55,13 +55,13 @@ class QuantConst:
 @dataclass(frozen=True)
 class Quantised:
     tensor: str
-    view: View
+    view: OnnxView
 
 
 @dataclass(frozen=True)
 class Dequantised:
     tensor: str
-    view: View
+    view: OnnxView
     scale: np.float32
 
 
@@ -71,7 +71,7 @@ class Function:
     quantised, for the stored int8 q. ``view`` stands on the stored array."""
 
     tensor: str
-    view: View
+    view: OnnxView
     values: np.ndarray
     op_types: tuple[str, ...] = ()
     """Of the nodes that it consists of, in order."""
@@ -87,7 +87,7 @@ class Affine:
     """Of the first node that it consists of."""
     op_types: tuple[str, ...]
     tensor: str
-    view: View
+    view: OnnxView
     scale: np.float32
     gain: np.ndarray
     """float64 (channels,)."""
@@ -101,7 +101,7 @@ class Affine:
 @dataclass(frozen=True)
 class RealInput:
     name: str
-    view: View
+    view: OnnxView
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class Pending:
 
     op: Op
     shape: tuple[int, int, int, int]
-    view: View
+    view: OnnxView
     low: float = -math.inf
     high: float = math.inf
     off: float = 0.0
@@ -145,7 +145,7 @@ class Stored:
     shape: tuple[int, int, int, int] | None
     onnx_shape: tuple[int, ...] | None = None
     perm: tuple[int, ...] | None = None
-    layout: View | None = None
+    layout: OnnxView | None = None
     """Graph inputs: the stored form as a view of the model's array, once bound."""
 
 

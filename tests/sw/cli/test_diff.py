@@ -121,8 +121,10 @@ def test_command_line(tmp_path):
 
 def test_first_offender_is_marked(capsys):
     same, other = diff.Difference(4, 4, 0, 0.0), diff.Difference(4, 3, 2, 0.5)
-    rows = [diff.Row(f"layer{i}", "Conv", f"y{i}", d, None) for i, d in enumerate([same, other])]
-    rows.append(diff.Row("inner", "MaxPool", "inside", None, None))
+    rows = [
+        diff.TensorDiff(f"layer{i}", "Conv", f"y{i}", d, None) for i, d in enumerate([same, other])
+    ]
+    rows.append(diff.TensorDiff("inner", "MaxPool", "inside", None, None))
     diff.show(rows, diff.make_console())
     out = capsys.readouterr().out
     assert next(line for line in out.splitlines() if "first ->" in line).count("layer1") == 1

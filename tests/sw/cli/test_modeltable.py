@@ -89,9 +89,9 @@ def test_labels_are_translated(tmp_path):
 
 
 def test_document_tells_refusals_and_mismatches():
-    refused = modeltable.Row(recipe("kws_int8"), refusal="Foo 'x': no")
+    refused = modeltable.ModelRow(recipe("kws_int8"), refusal="Foo 'x': no")
     both = [
-        modeltable.Row(
+        modeltable.ModelRow(
             recipe(name),
             samples=4,
             elements=100,

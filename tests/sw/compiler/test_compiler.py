@@ -16,7 +16,7 @@ from systole.isa.csr import TOKEN_BITS
 from systole.sw.compiler import compile_graph
 from systole.sw.compiler.lowering import Lowering
 from systole.sw.compiler.plan import Buffer, Planner, cuts, pack
-from systole.sw.compiler.stream import CommandStream, Memory, Span, TokenError, run
+from systole.sw.compiler.stream import CommandStream, Span, StreamMemory, TokenError, run
 from systole.sw.compiler.weights import WeightRing, pieces
 from systole.sw.ir.graph import ModelError
 from systole.sw.runtime.driver import Driver
@@ -65,8 +65,8 @@ def _transfer(stream: CommandStream, rng: random.Random, engine: Engine) -> None
         local1=steps[1],
         local2=steps[0],
     )
-    dram = run(Memory.DRAM, DRAM_BASE // 4 + vector, n)
-    local = Span(Memory.SCRATCHPAD, start, counts, steps)
+    dram = run(StreamMemory.DRAM, DRAM_BASE // 4 + vector, n)
+    local = Span(StreamMemory.SCRATCHPAD, start, counts, steps)
     if engine == Engine.STORE:
         stream.emit(Opcode.STORE, fields, [local], [dram], layer=0)
     else:
@@ -79,8 +79,8 @@ def _load_weights(stream: CommandStream, tile: int, tiles: int) -> None:
     stream.emit(
         Opcode.LOAD,
         fields | {"local": 4 * tile},
-        [run(Memory.DRAM, DRAM_BASE // 4, 4 * tiles)],
-        [run(Memory.WEIGHTS, 4 * tile, 4 * tiles)],
+        [run(StreamMemory.DRAM, DRAM_BASE // 4, 4 * tiles)],
+        [run(StreamMemory.WEIGHTS, 4 * tile, 4 * tiles)],
         layer=0,
         engine=Engine.WLOAD,
     )
@@ -93,8 +93,8 @@ def _conv(stream: CommandStream, rng: random.Random, half: int, first: bool) -> 
     fields |= dict(weights=4 * tile, acc=half * TINY.acc_half, accumulate=int(not first))
     if first:  # All of the half: what follows reads or adds to any part of it.
         fields |= dict(out_w=TINY.acc_half)
-    reads = [run(Memory.SCRATCHPAD, src, width), run(Memory.WEIGHTS, 4 * tile, 4)]
-    stream.emit(Opcode.CONV, fields, reads, [run(Memory.ACCUMULATORS, half, 1)], layer=0)
+    reads = [run(StreamMemory.SCRATCHPAD, src, width), run(StreamMemory.WEIGHTS, 4 * tile, 4)]
+    stream.emit(Opcode.CONV, fields, reads, [run(StreamMemory.ACCUMULATORS, half, 1)], layer=0)
 
 
 def _post(stream: CommandStream, rng: random.Random, half: int | None) -> None:
@@ -107,14 +107,14 @@ def _post(stream: CommandStream, rng: random.Random, half: int | None) -> None:
     fields = dict(groups=1, out_w=width, out_h=1, out=out, out_step=1, high=127, low=-128)
     if half is None:
         fields |= dict(source=PostSource.SCRATCHPAD, a=source)
-        reads = [run(Memory.SCRATCHPAD, source, width)]
+        reads = [run(StreamMemory.SCRATCHPAD, source, width)]
     else:
         fields |= dict(source=PostSource.ACCUMULATOR, acc=half * TINY.acc_half, params=source)
         reads = [
-            run(Memory.ACCUMULATORS, half, 1),
-            run(Memory.SCRATCHPAD, source, TINY.param_words),
+            run(StreamMemory.ACCUMULATORS, half, 1),
+            run(StreamMemory.SCRATCHPAD, source, TINY.param_words),
         ]
-    stream.emit(Opcode.POST, fields, reads, [run(Memory.SCRATCHPAD, out, width)], layer=0)
+    stream.emit(Opcode.POST, fields, reads, [run(StreamMemory.SCRATCHPAD, out, width)], layer=0)
 
 
 def _window(stream: CommandStream, rng: random.Random) -> None:
@@ -125,8 +125,8 @@ def _window(stream: CommandStream, rng: random.Random) -> None:
         src, out = out, src
     fields = dict(op=WindowOp.MAX, blocks=1, src=src, in_w=width, in_h=1, out=out)
     fields |= dict(out_w=width, out_h=1, low=-128, high=127, **POINT)
-    reads = [run(Memory.SCRATCHPAD, src, width)]
-    stream.emit(Opcode.WINDOW, fields, reads, [run(Memory.SCRATCHPAD, out, width)], layer=0)
+    reads = [run(StreamMemory.SCRATCHPAD, src, width)]
+    stream.emit(Opcode.WINDOW, fields, reads, [run(StreamMemory.SCRATCHPAD, out, width)], layer=0)
 
 
 def random_stream(seed: int, commands: int = 60) -> CommandStream:
@@ -134,7 +134,7 @@ def random_stream(seed: int, commands: int = 60) -> CommandStream:
     rng = random.Random(seed)
     stream = CommandStream(TINY, DRAM_BASE + 4 * DRAM_WORDS, 4)
     whole = dict(dram=DRAM_BASE, count0=64, count1=1, count2=1, target=LoadTarget.SCRATCHPAD)
-    everything = [run(Memory.DRAM, DRAM_BASE // 4, 64)], [run(Memory.SCRATCHPAD, 0, 64)]
+    everything = [run(StreamMemory.DRAM, DRAM_BASE // 4, 64)], [run(StreamMemory.SCRATCHPAD, 0, 64)]
     stream.emit(Opcode.LOAD, whole, *everything, layer=0, engine=Engine.LOAD)
     _load_weights(stream, 0, 4)
     for half in (0, 1):
@@ -201,7 +201,7 @@ def test_engines_far_ahead_are_held_back():
     config = Config.sized(4, 4)
     stream = CommandStream(config, 1 << 16, 4)
     for i in range(1000):
-        word = run(Memory.SCRATCHPAD, i, 1)
+        word = run(StreamMemory.SCRATCHPAD, i, 1)
         stream.emit(Opcode.LOAD, {}, [], [word], layer=0)
         stream.emit(Opcode.STORE, {}, [word], [], layer=0)
     stream.check_tokens()
@@ -216,9 +216,9 @@ def test_token_overflow_is_found():
     for count in (limit, limit + 1):
         stream = CommandStream(config, 1 << 16, 4)
         for i in range(count):
-            stream.emit(Opcode.LOAD, {}, [], [run(Memory.SCRATCHPAD, i, 1)], layer=0)
+            stream.emit(Opcode.LOAD, {}, [], [run(StreamMemory.SCRATCHPAD, i, 1)], layer=0)
         for i in range(count):
-            stream.emit(Opcode.STORE, {}, [run(Memory.SCRATCHPAD, i, 1)], [], layer=0)
+            stream.emit(Opcode.STORE, {}, [run(StreamMemory.SCRATCHPAD, i, 1)], [], layer=0)
         if count == limit:
             stream.check_tokens()
         else:
@@ -268,7 +268,7 @@ def _check(config: Config, graph, builder: GraphBuilder, *, dump: bool = False) 
     st.integers(0, 20),
 )  # fmt: skip
 def test_span_indices(counts, steps, start):
-    got = np.arange(400)[Span(Memory.DRAM, start, counts, steps).indices()]
+    got = np.arange(400)[Span(StreamMemory.DRAM, start, counts, steps).indices()]
     expected = [
         start + i * steps[0] + j * steps[1] + k
         for i in range(counts[0])

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
 from systole.sw.frontend.load import load
-from systole.sw.frontend.passes.layout import LayoutError, View, input_perm, output_perm
+from systole.sw.frontend.passes.layout import LayoutError, OnnxView, input_perm, output_perm
 from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
 from systole.sw.ir.graph import Conv, ModelError, Pool, Select
@@ -217,7 +217,7 @@ def test_reduce_mean_over_space(keep, tmp_path):
 
 
 def test_views():
-    x = View.contiguous((2, 3, 4))
+    x = OnnxView.contiguous((2, 3, 4))
     assert x.transpose((0, 2, 1)).reshape((8, 3)).transpose((1, 0)).shape == (3, 8)
     flat = x.transpose((2, 0, 1)).reshape((4, 6))
     assert input_perm((2, 3, 4), flat) == (2, 0, 1)
@@ -225,7 +225,7 @@ def test_views():
         output_perm(x.transpose((0, 2, 1)).reshape((2, 12)))
     with pytest.raises(LayoutError):
         x.transpose((0, 2, 1)).reshape((2, 6, 2))
-    assert flat.rebase(flat) == View.contiguous((4, 6))
+    assert flat.rebase(flat) == OnnxView.contiguous((4, 6))
     assert x.rebase(x.transpose((1, 0, 2))).dims == (((2, 4),), ((3, 8),), ((4, 1),))
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from systole.sw.frontend.passes import codes, moves
-from systole.sw.frontend.passes.layout import LayoutError, View, default_layout
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.layout import LayoutError, OnnxView, default_layout
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.products import bias
 from systole.sw.frontend.passes.values import (
     Affine,
@@ -27,7 +27,7 @@ from systole.sw.ir.graph import Binary, Conv, ConvTranspose, ModelError, Select
 
 
 def with_constant(
-    state: Lowering,
+    state: GraphBuilder,
     node: Node,
     op_type: str,
     x: Value | None,
@@ -96,7 +96,7 @@ def _by_constant(node: Node, op_type: str, x: Affine, values: np.ndarray, first:
 
 
 def per_channel(
-    state: Lowering, node: Node, x: Value | None, constant: Const | QuantConst
+    state: GraphBuilder, node: Node, x: Value | None, constant: Const | QuantConst
 ) -> tuple[Affine, np.ndarray]:
     """``x`` as a function of its channels, this node the last, and the constant's value for
     each."""
@@ -119,7 +119,7 @@ def per_channel(
 
 
 def _as_it_lies(
-    state: Lowering, node: Node, x: Dequantised, constant: Const | QuantConst
+    state: GraphBuilder, node: Node, x: Dequantised, constant: Const | QuantConst
 ) -> tuple[Affine, np.ndarray]:
     """As ``per_channel``, of the channels of the tensor of ``x``."""
     array = _real(node, constant)
@@ -128,7 +128,7 @@ def _as_it_lies(
 
 
 def over_image(
-    state: Lowering,
+    state: GraphBuilder,
     node: Node,
     op_type: str,
     x: Dequantised,
@@ -176,7 +176,7 @@ def over_image(
 
 
 def _sum(
-    state: Lowering, node: Node, op_type: str, x: Dequantised, real: np.ndarray, first: bool
+    state: GraphBuilder, node: Node, op_type: str, x: Dequantised, real: np.ndarray, first: bool
 ) -> Pending:
     """``x`` plus or minus real numbers (or these minus ``x``) with one rounding."""
     view = state.bound(node, x, None)
@@ -207,7 +207,7 @@ def _fields(node: Node) -> dict:
 
 
 def _laid_out(
-    x: Dequantised, view: View, shape: tuple[int, int, int, int], array: np.ndarray
+    x: Dequantised, view: OnnxView, shape: tuple[int, int, int, int], array: np.ndarray
 ) -> np.ndarray:
     """``array``, broadcast to ``x``, as the tensor of ``x`` lies, of ``shape``."""
     out = np.empty(math.prod(shape), array.dtype)
@@ -215,15 +215,15 @@ def _laid_out(
     return out.reshape(shape)
 
 
-def _affine(state: Lowering, node: Node, x: Dequantised, layout: View | None) -> Affine:
-    """``x`` itself; ``layout``: see ``Lowering.bound``."""
+def _affine(state: GraphBuilder, node: Node, x: Dequantised, layout: OnnxView | None) -> Affine:
+    """``x`` itself; ``layout``: see ``GraphBuilder.bound``."""
     view = state.bound(node, x, layout)
     channels = state.tensors[x.tensor].shape[1]
     gain, shift = np.ones(channels), np.zeros(channels)
     return Affine(node.name, (node.op_type,), x.tensor, view, x.scale, gain, shift)
 
 
-def _by_channel(state: Lowering, node: Node, x: Affine, array: np.ndarray) -> np.ndarray:
+def _by_channel(state: GraphBuilder, node: Node, x: Affine, array: np.ndarray) -> np.ndarray:
     """The value of a constant for each stored channel of ``x``."""
     shape, (n, c, h, w) = x.view.shape, state.tensors[x.tensor].shape
     try:
@@ -251,7 +251,7 @@ def _real(node: Node, constant: Const | QuantConst) -> np.ndarray:
     return constant.array.astype(np.float64)
 
 
-def _rows(state: Lowering, x: Dequantised, array: np.ndarray) -> View | None:
+def _rows(state: GraphBuilder, x: Dequantised, array: np.ndarray) -> OnnxView | None:
     """The layout of rows and features for a graph input of three dimensions not yet laid out, where
     a constant runs along the last alone, or the last two; else None."""
     lead, features = x.view.shape[:-1], x.view.shape[-1:]
@@ -273,7 +273,7 @@ def _check_channels(node: Node, x: Pending, value: Const | QuantConst) -> None:
             "QuantizeLinear and DequantizeLinear are needed before it"
         )
     outputs = x.shape[1]
-    channel = View.contiguous(x.shape).dims[1]
+    channel = OnnxView.contiguous(x.shape).dims[1]
     shape = (1,) * (len(x.view.shape) - value.array.ndim) + value.array.shape
     for i, size in enumerate(shape):
         fits = i < len(x.view.dims) and size == outputs and x.view.dims[i] == channel

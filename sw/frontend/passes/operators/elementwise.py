@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from systole.sw.frontend.passes.layout import LayoutError, View
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.layout import LayoutError, OnnxView
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.constants import with_constant
 from systole.sw.frontend.passes.operators.functions import elementwise, function_of
 from systole.sw.frontend.passes.operators.registry import operator
@@ -32,7 +32,7 @@ MAX_FACTOR = 64 * 127
 
 
 @operator("Add")
-def add(state: Lowering, node: Node) -> Value:
+def add(state: GraphBuilder, node: Node) -> Value:
     """Of two activations, of equal shape or one of them the same for a whole image, (N, C, 1, 1);
     of an activation and a constant that does not exceed it in shape; of the result of a product or
     convolution and a constant (as its bias), one value or one per channel, or an activation (added
@@ -42,7 +42,7 @@ def add(state: Lowering, node: Node) -> Value:
 
 
 @operator("Sub", "Mul")
-def arithmetic(state: Lowering, node: Node) -> Value:
+def arithmetic(state: GraphBuilder, node: Node) -> Value:
     """Of two activations, of equal shape or one of them (Sub: the second) the same for a whole
     image, (N, C, 1, 1); of an activation and a constant that does not exceed it in shape (float
     factors that vary over the image: where the nearest int8 codes are off by half a step of the
@@ -53,7 +53,7 @@ def arithmetic(state: Lowering, node: Node) -> Value:
 
 
 @operator("BatchNormalization")
-def batch_normalisation(state: Lowering, node: Node) -> Value:
+def batch_normalisation(state: GraphBuilder, node: Node) -> Value:
     """At inference, with constant parameters; of an activation, or of the result of a
     convolution."""
     if node.int("training_mode", 0):
@@ -76,7 +76,9 @@ def batch_normalisation(state: Lowering, node: Node) -> Value:
     return value
 
 
-def arithmetic_of(state: Lowering, node: Node, op_type: str, operands: list[Value | None]) -> Value:
+def arithmetic_of(
+    state: GraphBuilder, node: Node, op_type: str, operands: list[Value | None]
+) -> Value:
     """The node as ``op_type`` of ``operands``."""
     function = function_of(state, node, operands, op_type=op_type, domain="")
     if function is not None:
@@ -101,7 +103,7 @@ def takes_shortcut(x: Value | None) -> bool:
     return plain and isinstance(x.op, Conv) and x.op.shortcut is None
 
 
-def _with_shortcut(state: Lowering, node: Node, x: Pending, other: Dequantised) -> Pending:
+def _with_shortcut(state: GraphBuilder, node: Node, x: Pending, other: Dequantised) -> Pending:
     """``other`` added to the sums of ``x``, in whole units of these."""
     try:
         index = np.broadcast_to(state.positions(other), x.view.shape)
@@ -128,7 +130,7 @@ def _with_shortcut(state: Lowering, node: Node, x: Pending, other: Dequantised) 
     return replace(x, op=op, off=x.off + float(off.max()))
 
 
-def binary(state: Lowering, node: Node, kind: str, a: Dequantised, b: Dequantised) -> Pending:
+def binary(state: GraphBuilder, node: Node, kind: str, a: Dequantised, b: Dequantised) -> Pending:
     """``kind`` of two activations; (N, C, 1, 1) is brought to the second place."""
     rank = max(len(a.view.shape), len(b.view.shape))
     a, b = (_of_rank(x, rank) for x in (a, b))
@@ -176,7 +178,7 @@ def _broadcast(node: Node, a: Dequantised, b: Dequantised) -> tuple[int, ...]:
 
 
 def _aligned(
-    state: Lowering, node: Node, a: Dequantised, b: Dequantised
+    state: GraphBuilder, node: Node, a: Dequantised, b: Dequantised
 ) -> tuple[Dequantised, Dequantised]:
     """Two operands of equal shape in tensors of equal layout."""
     first, second = state.tensors[a.tensor], state.tensors[b.tensor]
@@ -192,7 +194,7 @@ def _aligned(
     return state.plain(node, a), state.plain(node, b)
 
 
-def _spread(state: Lowering, node: Node, a: Dequantised, b: Dequantised) -> Dequantised:
+def _spread(state: GraphBuilder, node: Node, a: Dequantised, b: Dequantised) -> Dequantised:
     """``b``, which is broadcast to ``a`` (in default layout), as a tensor (N, C, 1, 1), or else of
     the shape of ``a``."""
     n, c, h, w = state.tensors[a.tensor].shape
@@ -213,21 +215,21 @@ def _spread(state: Lowering, node: Node, a: Dequantised, b: Dequantised) -> Dequ
     return state.rearranged(node, b, stored.reshape(n, c, h, w))
 
 
-def _inverse(value: View, like: View, shape: tuple[int, int, int, int]) -> View:
+def _inverse(value: OnnxView, like: OnnxView, shape: tuple[int, int, int, int]) -> OnnxView:
     """The (N, C, H, W) view of ``value``'s base that makes ``value`` stand as ``like`` stands on an
     array of ``shape``."""
-    stored = View.contiguous(shape)
+    stored = OnnxView.contiguous(shape)
     dims = []
     for axis in stored.dims:
         found = [i for i, dim in enumerate(like.dims) if axis and dim == axis]
         if axis and not found:
             raise LayoutError("an axis joins or divides others")
         dims.append(value.dims[found[0]] if found else ())
-    return View(shape, tuple(dims))
+    return OnnxView(shape, tuple(dims))
 
 
 @operator("Relu")
-def relu(state: Lowering, node: Node) -> Value:
+def relu(state: GraphBuilder, node: Node) -> Value:
     """Fused as a clamp; of a function of an activation, part of its table."""
     if isinstance(state.operand(node, 0), Function):
         return elementwise(state, node)
@@ -235,7 +237,7 @@ def relu(state: Lowering, node: Node) -> Value:
 
 
 @operator("Clip")
-def clip(state: Lowering, node: Node) -> Value:
+def clip(state: GraphBuilder, node: Node) -> Value:
     """Fused as a clamp; of a function of an activation, part of its table; constant bounds, as
     inputs or attributes."""
     if isinstance(state.operand(node, 0), Function):
@@ -252,7 +254,7 @@ def clip(state: Lowering, node: Node) -> Value:
     return clamp(state, node, *bounds)
 
 
-def clamp(state: Lowering, node: Node, low: float, high: float) -> Value:
+def clamp(state: GraphBuilder, node: Node, low: float, high: float) -> Value:
     value = state.operand(node, 0)
     if isinstance(value, Quantised):
         quant = state.known_quant(node, value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from systole.sw.frontend.passes.evaluate import evaluate
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.constants import per_channel, with_constant
 from systole.sw.frontend.passes.operators.registry import MICROSOFT, operator
 from systole.sw.frontend.passes.values import Const, Function, Node, QuantConst, Value
@@ -20,7 +20,7 @@ from systole.sw.frontend.passes.values import Const, Function, Node, QuantConst,
     "ThresholdedRelu",
 )
 @operator("FastGelu", "Gelu", "QuickGelu", domain=MICROSOFT)
-def elementwise(state: Lowering, node: Node) -> Value:
+def elementwise(state: GraphBuilder, node: Node) -> Value:
     """Of one dequantised activation and constants of one value; chains and small graphs of these
     between one DequantizeLinear and one QuantizeLinear become a single table."""
     function = of_one_activation(state, node)
@@ -31,7 +31,7 @@ def elementwise(state: Lowering, node: Node) -> Value:
 
 
 @operator("Div")
-def div(state: Lowering, node: Node) -> Value:
+def div(state: GraphBuilder, node: Node) -> Value:
     """As Sigmoid and others; of an activation by a constant, as Mul."""
     function = of_one_activation(state, node)
     a, b = state.operand(node, 0), state.operand(node, 1)
@@ -41,7 +41,7 @@ def div(state: Lowering, node: Node) -> Value:
 
 
 @operator("PRelu")
-def prelu(state: Lowering, node: Node) -> Value:
+def prelu(state: GraphBuilder, node: Node) -> Value:
     """Of a dequantised activation; a constant slope, one value (as Sigmoid and others) or one per
     channel."""
     function = of_one_activation(state, node)
@@ -56,13 +56,13 @@ def prelu(state: Lowering, node: Node) -> Value:
     return replace(x, below=below)
 
 
-def of_one_activation(state: Lowering, node: Node) -> Function | None:
+def of_one_activation(state: GraphBuilder, node: Node) -> Function | None:
     """The node's result if it is a function of the elements of one tensor; else None."""
     return function_of(state, node, [state.operand(node, i) for i in range(len(node.raw.inputs))])
 
 
 def function_of(
-    state: Lowering, node: Node, operands: list[Value | None], **changes: str
+    state: GraphBuilder, node: Node, operands: list[Value | None], **changes: str
 ) -> Function | None:
     """Of these operands; ``changes`` make the node another (see ``evaluate``)."""
     if not state.may_be_one_function(operands) or not all(map(_uniform, operands)):
@@ -83,7 +83,7 @@ def function_of(
     return Function(common[0].tensor, common[0].view, values, (*types, own))
 
 
-def _common(state: Lowering, functions: list[Function]) -> list[Function] | None:
+def _common(state: GraphBuilder, functions: list[Function]) -> list[Function] | None:
     """The functions in terms of one tensor, or None."""
     if not functions:
         return None
@@ -119,7 +119,7 @@ def _scalar(value: Value | None, like: Function) -> np.ndarray | None:
 
 
 @operator("QLinearSigmoid", "QLinearLeakyRelu", domain=MICROSOFT)
-def qlinear_function(state: Lowering, node: Node) -> Value:
+def qlinear_function(state: GraphBuilder, node: Node) -> Value:
     """As Sigmoid and LeakyRelu."""
     x = state.dequantise(node, state.operand(node, 0), state.quant(node, 1))
     op_type = node.op_type.removeprefix("QLinear")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.elementwise import arithmetic_of
 from systole.sw.frontend.passes.operators.matrices import activation_product
 from systole.sw.frontend.passes.operators.pools import over_image, pool
@@ -14,20 +14,20 @@ from systole.sw.frontend.passes.operators.registry import MICROSOFT, operator
 from systole.sw.frontend.passes.values import Const, Dequantised, Node, QuantConst, Value
 
 
-def _activation(state: Lowering, node: Node, index: int) -> Dequantised:
+def _activation(state: GraphBuilder, node: Node, index: int) -> Dequantised:
     """The activation, or constant, at ``index`` with scale and zero point in the next two
     inputs."""
     return state.dequantise(node, state.operand(node, index), state.quant(node, index + 1))
 
 
-def _weights(state: Lowering, node: Node, index: int, axis: int) -> QuantConst:
+def _weights(state: GraphBuilder, node: Node, index: int, axis: int) -> QuantConst:
     array = state.const(node, index, "weights")
     if array is None:
         raise node.fail("weights are missing")
     return quant_const(state, node, array, index + 1, axis)
 
 
-def _bias(state: Lowering, node: Node, index: int, scale: np.ndarray) -> QuantConst | None:
+def _bias(state: GraphBuilder, node: Node, index: int, scale: np.ndarray) -> QuantConst | None:
     """The int32 bias at ``index``, in units of ``scale``."""
     array = state.const(node, index, "bias")
     if array is None:
@@ -38,7 +38,7 @@ def _bias(state: Lowering, node: Node, index: int, scale: np.ndarray) -> QuantCo
 
 
 @operator("QLinearConv")
-def qlinear_conv(state: Lowering, node: Node) -> Value:
+def qlinear_conv(state: GraphBuilder, node: Node) -> Value:
     """As Conv, with an int32 bias."""
     x, w = _activation(state, node, 0), _weights(state, node, 3, 0)
     pending = convolution(state, node, x, w, _bias(state, node, 8, x.scale * w.scale))
@@ -47,7 +47,7 @@ def qlinear_conv(state: Lowering, node: Node) -> Value:
 
 @operator("QLinearMatMul")
 @operator("QLinearMatMul", domain=MICROSOFT)
-def qlinear_matmul(state: Lowering, node: Node) -> Value:
+def qlinear_matmul(state: GraphBuilder, node: Node) -> Value:
     """As MatMul."""
     x = _activation(state, node, 0)
     if isinstance(state.operand(node, 3), Const):
@@ -58,7 +58,7 @@ def qlinear_matmul(state: Lowering, node: Node) -> Value:
 
 
 @operator("QGemm", domain=MICROSOFT)
-def qgemm(state: Lowering, node: Node) -> Value:
+def qgemm(state: GraphBuilder, node: Node) -> Value:
     """As Gemm, with an int32 bias and a quantised result."""
     if state.operand(node, 7) is None:
         raise node.fail("it has no y_scale: a float32 result is not supported")
@@ -70,7 +70,7 @@ def qgemm(state: Lowering, node: Node) -> Value:
 
 
 @operator("QLinearAdd", "QLinearMul", domain=MICROSOFT)
-def qlinear_arithmetic(state: Lowering, node: Node) -> Value:
+def qlinear_arithmetic(state: GraphBuilder, node: Node) -> Value:
     """As Add and Mul of two activations, or of an activation and a constant."""
     operands = [
         _weights(state, node, i, 0)
@@ -89,7 +89,7 @@ def _channels_first(node: Node) -> None:
 
 
 @operator("QLinearAveragePool", domain=MICROSOFT)
-def qlinear_average_pool(state: Lowering, node: Node) -> Value:
+def qlinear_average_pool(state: GraphBuilder, node: Node) -> Value:
     """As AveragePool; ``channels_last`` 0."""
     _channels_first(node)
     pending = pool(state, node, _activation(state, node, 0), "average")
@@ -97,7 +97,7 @@ def qlinear_average_pool(state: Lowering, node: Node) -> Value:
 
 
 @operator("QLinearGlobalAveragePool", domain=MICROSOFT)
-def qlinear_global_average_pool(state: Lowering, node: Node) -> Value:
+def qlinear_global_average_pool(state: GraphBuilder, node: Node) -> Value:
     """As GlobalAveragePool; ``channels_last`` 0."""
     _channels_first(node)
     pending = over_image(state, node, _activation(state, node, 0), "average")

@@ -11,8 +11,8 @@ import numpy as np
 
 from systole.sw.frontend.passes import moves
 from systole.sw.frontend.passes.evaluate import evaluate
-from systole.sw.frontend.passes.layout import View
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.layout import OnnxView
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.values import Dequantised, Node, Pending
 from systole.sw.ir.graph import Pick, Select
 
@@ -81,7 +81,7 @@ def _axis(node: Node, size: int, out: int, scale: Fraction, usual: str) -> Axis:
     return Axis(size, out, stride, phases, common)
 
 
-def _scales(state: Lowering, node: Node, shape: tuple[int, ...], out: tuple[int, ...]) -> list:
+def _scales(state: GraphBuilder, node: Node, shape: tuple[int, ...], out: tuple[int, ...]) -> list:
     """Of every dimension."""
     old = len(node.raw.inputs) < 3  # Upsample, Resize of opset 10
     given = state.const(node, 1 if old else 2, "scales")
@@ -93,7 +93,7 @@ def _scales(state: Lowering, node: Node, shape: tuple[int, ...], out: tuple[int,
     return scales
 
 
-def linear(state: Lowering, node: Node, x: Dequantised) -> Pending:
+def linear(state: GraphBuilder, node: Node, x: Dequantised) -> Pending:
     """The node on an image (N, C, H, W) or (N, C, W)."""
     for name in ("antialias", "exclude_outside"):
         if node.int(name, 0):
@@ -132,7 +132,7 @@ def _check_limits(node: Node, axes: list[Axis]) -> None:
 
 
 def _interpolated(
-    state: Lowering, node: Node, x: Dequantised, axes: list[Axis], shape: tuple[int, ...]
+    state: GraphBuilder, node: Node, x: Dequantised, axes: list[Axis], shape: tuple[int, ...]
 ) -> Pending:
     n, c, *image = state.tensors[x.tensor].shape
     common = math.prod(a.denominator for a in axes)
@@ -158,4 +158,4 @@ def _interpolated(
     stored = (n, c, axes[0].out, axes[1].out)
     fields = {"name": node.name, "op_type": node.op_type, "output": "", "low": -128, "high": 127}
     op = Select(**fields, phases=phases, steps=(len(axes[0].phases), len(axes[1].phases)))
-    return Pending(op, stored, View.contiguous(stored).reshape(shape))
+    return Pending(op, stored, OnnxView.contiguous(stored).reshape(shape))

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from systole.sw.frontend.passes.layout import LayoutError, View, merge
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.layout import LayoutError, OnnxView, merge
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.values import Dequantised, Node, Pending
 from systole.sw.ir.graph import MatMul, Matrices
 
@@ -17,7 +17,7 @@ MAX_DEPTH = (2**31 - 1) // 255**2
 """Terms of a sum of products of int8 less their zero points that int32 holds, whatever they are."""
 
 
-def activation_product(state: Lowering, node: Node, a: Dequantised, b: Dequantised) -> Pending:
+def activation_product(state: GraphBuilder, node: Node, a: Dequantised, b: Dequantised) -> Pending:
     """``a`` (..., M, K) times ``b`` (..., K, N), as numpy's matmul; if fewer operands have to be
     transposed then, as the transpose of their transposes' product."""
     rows, columns = len(a.view.shape) > 1, len(b.view.shape) > 1
@@ -47,7 +47,7 @@ def activation_product(state: Lowering, node: Node, a: Dequantised, b: Dequantis
     return replace(pending, view=view)
 
 
-def _swap(view: View) -> View:
+def _swap(view: OnnxView) -> OnnxView:
     """With the last two axes swapped."""
     *lead, rows, columns = range(len(view.shape))
     return view.transpose((*lead, columns, rows))
@@ -57,7 +57,7 @@ def _turned(x: Dequantised) -> Dequantised:
     return replace(x, view=_swap(x.view))
 
 
-def _lies_turned(state: Lowering, x: Dequantised) -> bool:
+def _lies_turned(state: GraphBuilder, x: Dequantised) -> bool:
     """Whether the columns of the matrices of ``x`` are positions: a transposition away from what a
     product takes."""
     shape = state.tensors[x.tensor].shape
@@ -69,7 +69,7 @@ def _lies_turned(state: Lowering, x: Dequantised) -> bool:
 
 
 def _product(
-    state: Lowering, node: Node, a: Dequantised, b: Dequantised, lead: tuple[int, ...]
+    state: GraphBuilder, node: Node, a: Dequantised, b: Dequantised, lead: tuple[int, ...]
 ) -> Pending:
     """Of matrices (..., M, K) and (..., K, N), batches broadcast to ``lead``."""
     (m, k), n = a.view.shape[-2:], b.view.shape[-1]
@@ -119,7 +119,7 @@ def _alike(
 
 def _view(
     places: np.ndarray, stored: tuple[int, int, int, int], shape: tuple[int, ...]
-) -> View | None:
+) -> OnnxView | None:
     """The view of ``shape`` (..., M, N) on matrices at ``places``; None if their order is none of
     strides."""
     *lead, m, n = shape
@@ -133,10 +133,10 @@ def _view(
     if first.size > 1 and not np.array_equal(first, made):
         return None
     atoms = [*zip(lead, strides), (m, 1), (n, size)]
-    return View(tuple(shape), tuple(merge([atom]) for atom in atoms))
+    return OnnxView(tuple(shape), tuple(merge([atom]) for atom in atoms))
 
 
-def _matrices(state: Lowering, node: Node, x: Dequantised, lead: tuple[int, ...]) -> Matrices:
+def _matrices(state: GraphBuilder, node: Node, x: Dequantised, lead: tuple[int, ...]) -> Matrices:
     """The matrices (..., positions, channels) of ``x``, their batch broadcast to ``lead``; moved
     where they do not lie as needed."""
     *own, positions, channels = x.view.shape
@@ -159,7 +159,7 @@ def _matrices(state: Lowering, node: Node, x: Dequantised, lead: tuple[int, ...]
     return Matrices(name, places[which])
 
 
-def _bind(state: Lowering, x: Dequantised, count: int) -> None:
+def _bind(state: GraphBuilder, x: Dequantised, count: int) -> None:
     """Lays a graph input out so that its matrices lie as needed, if an order of its axes does
     that: as images, or all rows and features of the model's array."""
     stored = state.tensors[x.tensor]
@@ -167,14 +167,16 @@ def _bind(state: Lowering, x: Dequantised, count: int) -> None:
         return
     *own, positions, channels = x.view.shape
     with contextlib.suppress(LayoutError):
-        across = View(tuple(own), x.view.dims[:-2]).reshape((count,)).dims
+        across = OnnxView(tuple(own), x.view.dims[:-2]).reshape((count,)).dims
         dims = (*across, x.view.dims[-1], (), x.view.dims[-2])
-        state.bind(x, View((count, channels, 1, positions), dims))
+        state.bind(x, OnnxView((count, channels, 1, positions), dims))
         return
     with contextlib.suppress(LayoutError):
         *rows, features = stored.onnx_shape
-        matrix = View.contiguous((math.prod(rows), features))
-        layout = View((1, features, 1, math.prod(rows)), ((), matrix.dims[1], (), matrix.dims[0]))
+        matrix = OnnxView.contiguous((math.prod(rows), features))
+        layout = OnnxView(
+            (1, features, 1, math.prod(rows)), ((), matrix.dims[1], (), matrix.dims[0])
+        )
         state.bind(x, layout)
 
 

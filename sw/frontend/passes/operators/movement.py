@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from systole.sw.frontend.passes.evaluate import evaluate
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.interpolate import linear
 from systole.sw.frontend.passes.operators.registry import MICROSOFT, operator
 from systole.sw.frontend.passes.values import (
@@ -25,7 +25,7 @@ from systole.sw.ir.graph import ModelError
 
 @operator("Slice", "Gather", "Expand", "Tile")
 @operator("DepthToSpace", "SpaceToDepth")
-def move(state: Lowering, node: Node) -> Value:
+def move(state: GraphBuilder, node: Node) -> Value:
     """Along any axis, where elements move in a regular order (up to 64 phases, 256 picks; between
     images of up to 4096 channels together), and of constants quantised per tensor; other operands
     constant."""
@@ -33,13 +33,13 @@ def move(state: Lowering, node: Node) -> Value:
 
 
 @operator("Split")
-def split(state: Lowering, node: Node) -> tuple[Value, ...]:
+def split(state: GraphBuilder, node: Node) -> tuple[Value, ...]:
     """Along any axis; constant sizes."""
     return tuple(_moved(state, node, [0]))
 
 
 @operator("Concat")
-def concat(state: Lowering, node: Node) -> Value:
+def concat(state: GraphBuilder, node: Node) -> Value:
     """Of activations, and constants quantised per tensor, of any scales if dequantised; along any
     axis. It may cost nothing, as may Split and Slice: where convolutions, or pools in front of
     these, can read the parts."""
@@ -47,7 +47,7 @@ def concat(state: Lowering, node: Node) -> Value:
 
 
 @operator("Resize", "Upsample")
-def resize(state: Lowering, node: Node) -> Value:
+def resize(state: GraphBuilder, node: Node) -> Value:
     """``mode`` nearest or linear, constant scales or sizes, any rounding and coordinates but
     ``tf_crop_and_resize``: factors of whole numbers, and others where the result repeats itself
     regularly; linear along rows and columns, without ``antialias``."""
@@ -67,7 +67,7 @@ def resize(state: Lowering, node: Node) -> Value:
 
 
 @operator("Pad")
-def pad(state: Lowering, node: Node) -> Value:
+def pad(state: GraphBuilder, node: Node) -> Value:
     """Any axis; mode constant: zero, or another constant (in space only of up to 64
     rows and columns); the other modes where elements move in a regular order; negative pads."""
     value = state.operand(node, 0)
@@ -92,7 +92,7 @@ def _pad_value(node: Node, given: Value | None) -> float:
 
 
 def _moved(
-    state: Lowering, node: Node, moving: Iterable[int], fill: float = 0.0
+    state: GraphBuilder, node: Node, moving: Iterable[int], fill: float = 0.0
 ) -> list[Pending | Dequantised | Quantised]:
     """The node's results; ``moving`` are the inputs whose elements it moves, the others
     constants."""
@@ -118,7 +118,7 @@ def _moved(
 
 
 def arrange(
-    state: Lowering, node: Node, parts: list[Dequantised], moving: list[int], fill: float = 0.0
+    state: GraphBuilder, node: Node, parts: list[Dequantised], moving: list[int], fill: float = 0.0
 ) -> list[Pending | Dequantised]:
     """The results of ``node``, whose inputs ``moving`` stand for ``parts``, and ``fill`` for what
     is none of their elements. Of one constant alone constants. Parts stored in an order that
@@ -133,7 +133,7 @@ def arrange(
 
 
 def _arranged(
-    state: Lowering, node: Node, parts: list[Dequantised], moving: list[int], fill: float
+    state: GraphBuilder, node: Node, parts: list[Dequantised], moving: list[int], fill: float
 ) -> list[Pending | Dequantised]:
     """As ``arrange``: the node runs on positions."""
     others = [p for p in parts if p.tensor not in state.constants]
@@ -164,7 +164,7 @@ def _arranged(
 
 
 @operator("QLinearConcat", domain=MICROSOFT)
-def qlinear_concat(state: Lowering, node: Node) -> Value:
+def qlinear_concat(state: GraphBuilder, node: Node) -> Value:
     """As Concat."""
     moving = list(range(2, len(node.raw.inputs), 3))
     parts = [

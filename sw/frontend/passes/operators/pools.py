@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from systole.sw.frontend.passes.layout import View
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.layout import OnnxView
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.operators.window import counts, image_result, pair, window
 from systole.sw.frontend.passes.values import Dequantised, Node, Pending, Quantised, Value
@@ -16,7 +16,7 @@ from systole.sw.ir.graph import Conv, Pool
 
 
 @operator("MaxPool")
-def max_pool(state: Lowering, node: Node) -> Value:
+def max_pool(state: GraphBuilder, node: Node) -> Value:
     """1-D and 2-D, any stride, dilation, padding, ``auto_pad``, ``ceil_mode``; of a dequantised or
     an int8/uint8 activation."""
     if node.int("storage_order", 0):
@@ -24,7 +24,7 @@ def max_pool(state: Lowering, node: Node) -> Value:
     return maximum(state, node, lambda x: pool(state, node, x, "max"))
 
 
-def maximum(state: Lowering, node: Node, of: Callable[[Dequantised], Pending]) -> Value:
+def maximum(state: GraphBuilder, node: Node, of: Callable[[Dequantised], Pending]) -> Value:
     """A maximum ``of`` the first operand, which may be int8 or uint8 itself."""
     value = state.operand(node, 0)
     if not isinstance(value, Quantised):
@@ -35,13 +35,13 @@ def maximum(state: Lowering, node: Node, of: Callable[[Dequantised], Pending]) -
 
 
 @operator("AveragePool")
-def average_pool(state: Lowering, node: Node) -> Value:
+def average_pool(state: GraphBuilder, node: Node) -> Value:
     """1-D and 2-D, any stride, dilation, padding, ``auto_pad``, ``count_include_pad``;
     ``ceil_mode``, without windows that overhang counted padding."""
     return pool(state, node, state.activation(node, 0), "average")
 
 
-def pool(state: Lowering, node: Node, x: Dequantised, kind: str) -> Pending:
+def pool(state: GraphBuilder, node: Node, x: Dequantised, kind: str) -> Pending:
     x, (n, c, *image) = state.image(node, x)
     rank = len(x.view.shape) - 2
     kernel = node.ints("kernel_shape", None, 1, rank)
@@ -67,20 +67,20 @@ def pool(state: Lowering, node: Node, x: Dequantised, kind: str) -> Pending:
 
 
 @operator("GlobalAveragePool")
-def global_average_pool(state: Lowering, node: Node) -> Value:
+def global_average_pool(state: GraphBuilder, node: Node) -> Value:
     """Of (N, C, H, W) and (N, C, W): of up to 63 rows and columns, or of as many elements as such
     an image has."""
     return over_image(state, node, state.activation(node, 0), "average")
 
 
 @operator("GlobalMaxPool")
-def global_max_pool(state: Lowering, node: Node) -> Value:
+def global_max_pool(state: GraphBuilder, node: Node) -> Value:
     """Of (N, C, H, W) and (N, C, W); of a dequantised or an int8/uint8 activation."""
     return maximum(state, node, lambda x: over_image(state, node, x, "max"))
 
 
 @operator("ReduceMean")
-def reduce_mean(state: Lowering, node: Node) -> Value:
+def reduce_mean(state: GraphBuilder, node: Node) -> Value:
     """Of 3 or 4 dimensions, over any of (N, C, H, W) but N and C, over those between the first and
     the last, or over C alone."""
     x = state.activation(node, 0)
@@ -91,12 +91,12 @@ def reduce_mean(state: Lowering, node: Node) -> Value:
 
 
 @operator("ReduceMax")
-def reduce_max(state: Lowering, node: Node) -> Value:
+def reduce_max(state: GraphBuilder, node: Node) -> Value:
     """As ReduceMean, but not over C alone; of a dequantised or an int8/uint8 activation."""
     return maximum(state, node, lambda x: _reduced(state, node, x, "max", _axes(state, node, x)))
 
 
-def _axes(state: Lowering, node: Node, x: Dequantised) -> tuple[int, ...]:
+def _axes(state: GraphBuilder, node: Node, x: Dequantised) -> tuple[int, ...]:
     """The dimensions of ``x`` that are reduced."""
     axes = node.ints("axes", None)
     if axes is None:
@@ -115,14 +115,14 @@ def _axes(state: Lowering, node: Node, x: Dequantised) -> tuple[int, ...]:
     return made
 
 
-def _channel_axis(state: Lowering, node: Node, x: Dequantised) -> int | None:
+def _channel_axis(state: GraphBuilder, node: Node, x: Dequantised) -> int | None:
     """The dimension of ``x`` that is stored as channels, if one is."""
     view = state.bound(node, x, None)
-    channels = View.contiguous(state.tensors[x.tensor].shape).dims[1]
+    channels = OnnxView.contiguous(state.tensors[x.tensor].shape).dims[1]
     return next((i for i, dim in enumerate(view.dims) if dim and dim == channels), None)
 
 
-def _channel_mean(state: Lowering, node: Node, x: Dequantised) -> Pending:
+def _channel_mean(state: GraphBuilder, node: Node, x: Dequantised) -> Pending:
     """The mean over all channels, a convolution with weights of one."""
     x, (n, c, h, w) = state.image(node, x)
     op = Conv(
@@ -143,7 +143,7 @@ def _channel_mean(state: Lowering, node: Node, x: Dequantised) -> Pending:
 
 
 def _reduced(
-    state: Lowering, node: Node, x: Dequantised, kind: str, axes: tuple[int, ...]
+    state: GraphBuilder, node: Node, x: Dequantised, kind: str, axes: tuple[int, ...]
 ) -> Pending:
     rank = len(x.view.shape)
     perm = tuple(range(rank))
@@ -169,7 +169,7 @@ def _kept(node: Node, pending: Pending, axes: tuple[int, ...]) -> Pending:
     return replace(pending, view=pending.view.reshape(shape))
 
 
-def over_image(state: Lowering, node: Node, x: Dequantised, kind: str) -> Pending:
+def over_image(state: GraphBuilder, node: Node, x: Dequantised, kind: str) -> Pending:
     x, (n, c, h, w) = state.image(node, x)
     op = _pool(node, x, kind, (h, w), (1, 1), (0, 0, 0, 0), (1, 1))
     return image_result(op, (n, c, 1, 1), len(x.view.shape) - 2)

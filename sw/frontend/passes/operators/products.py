@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from systole.sw.frontend.passes.layout import View, merge
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.layout import OnnxView, merge
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.matrices import activation_product
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.operators.window import (
@@ -71,7 +71,7 @@ def bias(node: Node, value: Value | None, scale: np.ndarray) -> np.ndarray:
 
 
 def convolution(
-    state: Lowering, node: Node, x: Dequantised, w: Value | None, b: Value | None
+    state: GraphBuilder, node: Node, x: Dequantised, w: Value | None, b: Value | None
 ) -> Pending:
     array, w_scale = weights(node, w, 0)
     x, (n, c, *image) = state.image(node, x)
@@ -108,7 +108,7 @@ def convolution(
 
 
 def matrix_product(
-    state: Lowering,
+    state: GraphBuilder,
     node: Node,
     x: Dequantised,
     array: np.ndarray,
@@ -123,11 +123,11 @@ def matrix_product(
     lead = x.view.shape[:-1]
     if x.view.shape[-1] != features:
         raise node.fail(f"operand has {x.view.shape[-1]} columns, the constant {features} rows")
-    flat = View(lead, x.view.dims[:-1]).reshape((math.prod(lead),)).dims
-    layout = View((1, features, 1, math.prod(lead)), ((), x.view.dims[-1], (), flat[0]))
+    flat = OnnxView(lead, x.view.dims[:-1]).reshape((math.prod(lead),)).dims
+    layout = OnnxView((1, features, 1, math.prod(lead)), ((), x.view.dims[-1], (), flat[0]))
     view = state.bound(node, x, layout)
     n, _, h, w = stored = state.tensors[x.tensor].shape
-    axes = View.contiguous(stored).dims
+    axes = OnnxView.contiguous(stored).dims
     across, along = merge(*view.dims[:-1]), view.dims[-1]
     if along == axes[1] and across == merge(axes[0], axes[2], axes[3]):
         kernel = array.T.reshape(outputs, features, 1, 1)
@@ -158,19 +158,19 @@ def matrix_product(
         pads=(0, 0, 0, 0),
         dilations=(1, 1),
     )
-    result = View.contiguous(shape).transpose((0, 2, 3, 1)).reshape((*(rows or lead), outputs))
+    result = OnnxView.contiguous(shape).transpose((0, 2, 3, 1)).reshape((*(rows or lead), outputs))
     return Pending(op, shape, result)
 
 
 @operator("Conv")
-def conv(state: Lowering, node: Node) -> Value:
+def conv(state: GraphBuilder, node: Node) -> Value:
     """1-D and 2-D, any group, stride, dilation, padding, ``auto_pad``; constant weights."""
     x = state.activation(node, 0)
     return convolution(state, node, x, state.operand(node, 1), state.operand(node, 2))
 
 
 @operator("MatMul")
-def matmul(state: Lowering, node: Node) -> Value:
+def matmul(state: GraphBuilder, node: Node) -> Value:
     """Activation (..., K) times a constant (K, N), or times an activation (..., K, N), batches
     broadcast; the latter on square arrays (rows = cols). A constant quantised per tensor may stand
     for the first activation."""
@@ -180,7 +180,7 @@ def matmul(state: Lowering, node: Node) -> Value:
     return activation_product(state, node, x, state.real(node, w, 1))
 
 
-def product(state: Lowering, node: Node, x: Dequantised, w: Value | None) -> Pending:
+def product(state: GraphBuilder, node: Node, x: Dequantised, w: Value | None) -> Pending:
     array, w_scale = weights(node, w, -1)
     if array.ndim != 2:
         raise node.fail(f"constant of rank {array.ndim}; 2 is needed")
@@ -189,7 +189,7 @@ def product(state: Lowering, node: Node, x: Dequantised, w: Value | None) -> Pen
 
 
 @operator("Gemm")
-def gemm(state: Lowering, node: Node) -> Value:
+def gemm(state: GraphBuilder, node: Node) -> Value:
     """Activation times a constant plus a constant; transA, transB; any alpha > 0; beta 0 or 1."""
     return general_product(
         state, node, state.activation(node, 0), state.operand(node, 1), state.operand(node, 2)
@@ -197,7 +197,7 @@ def gemm(state: Lowering, node: Node) -> Value:
 
 
 def general_product(
-    state: Lowering, node: Node, x: Dequantised, w: Value | None, c: Value | None
+    state: GraphBuilder, node: Node, x: Dequantised, w: Value | None, c: Value | None
 ) -> Pending:
     alpha, beta = np.float32(node.float("alpha", 1.0)), node.float("beta", 1.0)
     if not (np.isfinite(alpha) and alpha > 0):
@@ -216,7 +216,7 @@ def general_product(
 
 
 @operator("ConvTranspose")
-def conv_transpose(state: Lowering, node: Node) -> Value:
+def conv_transpose(state: GraphBuilder, node: Node) -> Value:
     """1-D and 2-D, any group, stride, dilation, padding, ``output_padding``, ``output_shape``,
     ``auto_pad``; constant weights."""
     array, w_scale = weights(node, state.operand(node, 1), 1)

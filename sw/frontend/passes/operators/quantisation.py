@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.values import Const, Node, QuantConst, Quantised, Value
 
 
 @operator("QuantizeLinear")
-def quantize_linear(state: Lowering, node: Node) -> Value:
+def quantize_linear(state: GraphBuilder, node: Node) -> Value:
     """Per tensor, to int8 or uint8; of a float input, an activation, an operator's result, or a
     constant (weights, also per channel)."""
     value = state.operand(node, 0)
@@ -20,7 +20,7 @@ def quantize_linear(state: Lowering, node: Node) -> Value:
 
 
 @operator("DequantizeLinear")
-def dequantize_linear(state: Lowering, node: Node) -> Value:
+def dequantize_linear(state: GraphBuilder, node: Node) -> Value:
     """Per tensor for int8 and uint8 activations; per tensor or per channel for constants."""
     value = state.operand(node, 0)
     if isinstance(value, Const):
@@ -30,7 +30,7 @@ def dequantize_linear(state: Lowering, node: Node) -> Value:
 
 
 def quant_const(
-    state: Lowering, node: Node, array: np.ndarray, scale_index: int, axis: int
+    state: GraphBuilder, node: Node, array: np.ndarray, scale_index: int, axis: int
 ) -> QuantConst:
     scale = state.scale(node, scale_index)
     zero = state.const(node, scale_index + 1, "zero point")
@@ -51,7 +51,7 @@ def quant_const(
     return QuantConst(array, scale.reshape(-1), zero.reshape(-1), axis)
 
 
-def _quantise_const(state: Lowering, node: Node, array: np.ndarray) -> Const:
+def _quantise_const(state: GraphBuilder, node: Node, array: np.ndarray) -> Const:
     scale = state.scale(node, 1)
     zero = state.const(node, 2, "zero point")
     zero = np.zeros((), np.uint8) if zero is None else zero

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.values import Node, Value
 
-Handler = Callable[[Lowering, Node], Value]
+Handler = Callable[[GraphBuilder, Node], Value]
 OPERATORS: dict[tuple[str, str], Handler] = {}
 """By domain and operator type."""
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from systole.sw.frontend.passes.layout import LayoutError, View
-from systole.sw.frontend.passes.lower import Lowering
+from systole.sw.frontend.passes.layout import LayoutError, OnnxView
+from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.values import (
     Affine,
@@ -24,7 +24,7 @@ from systole.sw.frontend.passes.values import (
 
 
 def relayout(
-    state: Lowering, node: Node, value: Value | None, change: Callable[[View], View]
+    state: GraphBuilder, node: Node, value: Value | None, change: Callable[[OnnxView], OnnxView]
 ) -> Value:
     """An activation or a constant seen in another shape. No data move, unless it was transposed
     before."""
@@ -40,16 +40,16 @@ def relayout(
         if value is None:
             raise node.fail(f"{e} without moving data") from None
     try:
-        shape = change(View.contiguous(value.view.shape)).shape
+        shape = change(OnnxView.contiguous(value.view.shape)).shape
     except LayoutError as e:
         raise node.fail(str(e)) from None
     return state.rearranged(node, value, state.positions(value).reshape(shape))
 
 
-def _constant(node: Node, value: QuantConst, change: Callable[[View], View]) -> QuantConst:
+def _constant(node: Node, value: QuantConst, change: Callable[[OnnxView], OnnxView]) -> QuantConst:
     shape, axis = value.array.shape, value.axis
     try:
-        made = change(View.contiguous(shape)).shape
+        made = change(OnnxView.contiguous(shape)).shape
     except LayoutError as e:
         raise node.fail(str(e)) from None
     if max(value.scale.size, value.zero.size) > 1:
@@ -65,7 +65,7 @@ def _constant(node: Node, value: QuantConst, change: Callable[[View], View]) -> 
 
 
 @operator("Identity", "Dropout")
-def identity(state: Lowering, node: Node) -> Value:
+def identity(state: GraphBuilder, node: Node) -> Value:
     """Removed."""
     value = state.operand(node, 0)
     if value is None:
@@ -74,7 +74,7 @@ def identity(state: Lowering, node: Node) -> Value:
 
 
 @operator("Transpose")
-def transpose(state: Lowering, node: Node) -> Value:
+def transpose(state: GraphBuilder, node: Node) -> Value:
     """Of any axes. It moves no data by itself: an operator that cannot read the transposed order
     has them moved before it, where they move in a regular order (see Slice), or where channels and
     positions change places (window engine, at most 63 rows)."""
@@ -96,14 +96,14 @@ def _perm(node: Node, rank: int) -> tuple[int, ...]:
 
 
 @operator("Reshape")
-def reshape(state: Lowering, node: Node) -> Value:
+def reshape(state: GraphBuilder, node: Node) -> Value:
     """To a constant shape."""
     wanted = state.const(node, 1, "shape")
     if wanted is None:
         raise node.fail("shape is missing")
     wanted = [int(d) for d in wanted.reshape(-1)]
 
-    def change(view: View) -> View:
+    def change(view: OnnxView) -> OnnxView:
         dims = list(wanted)
         for i, dim in enumerate(dims):
             if dim == 0 and not node.int("allowzero", 0) and i < len(view.shape):
@@ -119,10 +119,10 @@ def reshape(state: Lowering, node: Node) -> Value:
 
 
 @operator("Flatten")
-def flatten(state: Lowering, node: Node) -> Value:
+def flatten(state: GraphBuilder, node: Node) -> Value:
     """Any axis."""
 
-    def change(view: View) -> View:
+    def change(view: OnnxView) -> OnnxView:
         rank, axis = len(view.shape), node.int("axis", 1)
         if not -rank <= axis <= rank:
             raise node.fail(f"axis = {axis} outside {-rank}..{rank}")
@@ -133,14 +133,14 @@ def flatten(state: Lowering, node: Node) -> Value:
 
 
 @operator("Squeeze", "Unsqueeze")
-def squeeze(state: Lowering, node: Node) -> Value:
+def squeeze(state: GraphBuilder, node: Node) -> Value:
     """Axes as input or attribute."""
     axes = node.ints("axes", None)
     if axes is None:
         given = state.const(node, 1, "axes")
         axes = None if given is None else tuple(int(a) for a in given.reshape(-1))
 
-    def change(view: View) -> View:
+    def change(view: OnnxView) -> OnnxView:
         shape = list(view.shape)
         if node.op_type == "Squeeze":
             gone = range(len(shape)) if axes is None else _axes(node, axes, len(shape))

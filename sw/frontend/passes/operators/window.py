@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from systole.sw.frontend.passes.layout import View
+from systole.sw.frontend.passes.layout import OnnxView
 from systole.sw.frontend.passes.values import Node, Pending
 from systole.sw.ir.graph import Conv, ConvTranspose, Pool
 
@@ -15,7 +15,7 @@ def pair(values: tuple[int, ...]) -> tuple[int, int]:
 def image_result(
     op: Conv | ConvTranspose | Pool, shape: tuple[int, int, int, int], rank: int
 ) -> Pending:
-    view = View.contiguous(shape)
+    view = OnnxView.contiguous(shape)
     return Pending(op, shape, view if rank == 2 else view.reshape((*shape[:2], shape[3])))
 
 

@@ -25,7 +25,7 @@ from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation.calibrate import Feeds
 from systole.sw.quantisation.measure import LayerNoise, classes, layer_noise
 from systole.sw.quantisation.pipeline import QuantisationOptions, quantise, quantise_model
-from systole.sw.quantisation.prepare import input_shapes, prepare
+from systole.sw.quantisation.prepare import input_shapes, input_types, prepare
 from systole.sw.quantisation.samples import (
     Chosen,
     Preprocessing,
@@ -191,7 +191,9 @@ def main(
         )
         with progress.status("preparing the model"):
             prepared = prepare(model, options.dims, preprocessing.size)
-        everything, truth = read_samples(calibrate, input_shapes(prepared), preprocessing)
+        everything, truth = read_samples(
+            calibrate, input_shapes(prepared), preprocessing, input_types(prepared)
+        )
         if labels is not None:
             truth = read_labels(labels)
         if truth is not None:

@@ -32,7 +32,7 @@ from systole.sw.golden import oracle
 from systole.sw.ir.graph import ModelError, Port, Tensor
 from systole.sw.quantisation.pipeline import QuantisationOptions as Quantisation
 from systole.sw.quantisation.pipeline import quantise
-from systole.sw.quantisation.prepare import input_shapes, prepare
+from systole.sw.quantisation.prepare import input_shapes, input_types, prepare
 from systole.sw.quantisation.samples import Chosen, Preprocessing, read_samples
 from systole.sw.report.layers import LayerReport, layers, table, utilisation
 from systole.sw.report.timeline import write_timeline
@@ -346,7 +346,7 @@ def check_writable(path: Path | None) -> None:
 def calibrated(model: Path, samples: Path, dims: Mapping[str, int], folder: Path) -> Path:
     """A float model quantised as ``python -m sw.quantize`` does by default, in ``folder``."""
     prepared = prepare(model, dims)
-    found, _ = read_samples(samples, input_shapes(prepared), Preprocessing())
+    found, _ = read_samples(samples, input_shapes(prepared), Preprocessing(), input_types(prepared))
     _, quantised = quantise(prepared, Chosen(found, SAMPLES), Quantisation(dims=dims))
     path = folder / model.name
     path.write_bytes(quantised.SerializeToString())

@@ -164,8 +164,8 @@ def _dead_channels(model: onnx.ModelProto) -> dict[str, list[dict]]:
         # Shape () as onnxruntime's own ranges have.
         usual = np.array(np.median(peaks[peaks > 0]) if peaks.any() else 1.0, np.float32)
         overrides[name] = [
-            {"axis": axis, "rmin": -usual, "rmax": usual} if peak == 0 else {"axis": axis}
-            for peak in peaks
+            {"axis": axis, "rmin": -peak, "rmax": peak}
+            for peak in (np.array(p or usual, np.float32) for p in peaks)
         ]
     return overrides
 

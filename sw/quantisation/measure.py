@@ -15,6 +15,9 @@ from systole.sw.quantisation.prepare import session
 
 DEQUANTISED = "_DequantizeLinear_Output"
 """What onnxruntime's quantiser appends to a tensor's name."""
+UNMASKED = 1e30
+"""Attention masks put scores beyond this, to float32's lowest number or infinity; such elements
+count neither as signal nor as noise."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def layer_noise(
             expected.run(list(pairs), dict(feeds)),
             actual.run(list(pairs.values()), dict(feeds)),
         ):
-            a = np.asarray(a, np.float64)
+            a, b = (np.asarray(x, np.float64) for x in (a, b))
+            masked = ~(np.abs(a) < UNMASKED)
+            a, b = np.where(masked, 0.0, a), np.where(masked, 0.0, b)
             signal[tensor] += float((a**2).sum())
             noise[tensor] += float(((a - b) ** 2).sum())
     result = []

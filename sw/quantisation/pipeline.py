@@ -14,7 +14,8 @@ from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation.calibrate import METHODS, Feeds, activation_ranges, to_qdq
 from systole.sw.quantisation.correct import add_biases, correct_biases
 from systole.sw.quantisation.equalise import equalise
-from systole.sw.quantisation.prepare import input_shapes, prepare
+from systole.sw.quantisation.floating import finite_masks, floating_nodes, masking_nodes
+from systole.sw.quantisation.prepare import input_shapes, input_types, prepare, session
 from systole.sw.quantisation.samples import ArraySamples
 
 CORRECTION_SAMPLES = 64
@@ -49,7 +50,7 @@ def quantise_model(
     :class:`sw.frontend.inputs.InputError` about the samples and options."""
     options = options or QuantisationOptions()
     model = prepare(model_path, options.dims)
-    samples = ArraySamples(calibration, input_shapes(model))
+    samples = ArraySamples(calibration, input_shapes(model), types=input_types(model))
     return quantise(model, samples, options)[1]
 
 
@@ -65,14 +66,27 @@ def quantise(
         add_biases(model)
     if options.equalise:
         equalise(model, samples)
-    ranges = activation_ranges(model, samples, options.method, options.percentile)
+    ranges = activation_ranges(finite_masks(model), samples, options.method, options.percentile)
+    excluded |= floating_nodes(model) | {node.name for node in masking_nodes(model, ranges)}
     quantised = to_qdq(model, ranges, excluded)
     if options.bias_correction:
         few = [samples[i] for i in range(0, len(samples), -(-len(samples) // CORRECTION_SAMPLES))]
         correct_biases(model, quantised, few)
     quantised.producer_name = "systole"
-    onnx.checker.check_model(quantised)
+    _check_runs(quantised, samples[0])
     return model, quantised
+
+
+def _check_runs(quantised: onnx.ModelProto, sample: Feeds) -> None:
+    """Raises :class:`ModelError` if onnxruntime's quantiser made something that does not run."""
+    try:
+        onnx.checker.check_model(quantised)
+        session(quantised).run(None, dict(sample))
+    except Exception as e:  # onnxruntime's errors have no class of their own in common
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ModelError(
+            f"onnxruntime's quantiser made a model that does not run: {reason}"
+        ) from None
 
 
 def excluded_nodes(model: onnx.ModelProto, exclude: Sequence[str]) -> set[str]:

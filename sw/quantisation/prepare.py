@@ -1,21 +1,23 @@
 """A float ONNX file made ready to quantise.
 
-1. Read; refuse what is quantised already or not float32.
+1. Read; refuse what is quantised already. float16 and bfloat16 become float32.
 2. Bind the open dimensions of the inputs; bring the opset to 13, the first with per-channel QDQ.
 3. onnxruntime's basic graph optimisations, offline: constants folded, Identity and Dropout gone.
 4. :func:`sw.quantisation.fold.fold`: batch normalisation and other affine steps into the weights.
-5. Infer shapes; name every node.
+5. Infer shapes, as onnxruntime sees them; name every node; give every layer a bias of its own.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation.fold import fold
@@ -23,6 +25,12 @@ from systole.sw.quantisation.fold import fold
 OPSET = 13
 IR_VERSION = 8
 """The least that opset 13 and initialisers that are no inputs need."""
+
+NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+INPUT_TYPES = (*(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL),)
+"""Element types of inputs: real ones are quantised; token ids, indices and masks stay."""
+BIASED = ("Conv", "ConvTranspose", "Gemm")
+"""Operators whose third operand is a bias."""
 
 NOT_WANTED = ("ConstantSharing", "TransposeOptimizer")
 """Optimisations that would tie unrelated biases together, or move layout changes through layers."""
@@ -52,6 +60,14 @@ def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
+def input_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """Element types of a prepared model's inputs, by name."""
+    return {
+        value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for value in model.graph.input
+    }
+
+
 def prepare(
     path: str | Path,
     dims: Mapping[str, int] | None = None,
@@ -68,15 +84,18 @@ def prepare(
     inputs = [i for i in model.graph.input if i.name not in initialisers]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    _check_float(model, path)
+    _check_not_quantised(model, path)
+    _to_float32(model)
+    _check_types(model, path)
     _bind(model, dict(dims or {}), image_size)
     model.ir_version = max(model.ir_version, IR_VERSION)
     model = _upgrade(model, path)
     model = _optimise(model, path)
     fold(model)
     del model.graph.value_info[:]
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    _infer_shapes(model)
     _name_nodes(model.graph)
+    _unshare_biases(model.graph)
     return model
 
 
@@ -92,19 +111,58 @@ def _read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _check_float(model: onnx.ModelProto, path: Path) -> None:
+def _check_not_quantised(model: onnx.ModelProto, path: Path) -> None:
     for node in model.graph.node:
         kind = node.op_type
-        if kind in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QGemm") or (
+        if kind == "DynamicQuantizeLinear":
+            raise ModelError(
+                f"{path} is quantised at run time: it holds {kind} {node.name!r}, whose scales "
+                "depend on the input; quantise the float model it was made of instead"
+            )
+        if kind in ("QuantizeLinear", "DequantizeLinear", "QGemm") or (
             kind.startswith("QLinear") or kind.endswith("Integer")
         ):
             raise ModelError(f"{path} is quantised already: it holds {kind} {node.name!r}")
-    tensors = [(f"input {i.name!r}", i.type.tensor_type.elem_type) for i in model.graph.input]
-    for what, element in tensors:
-        if element != TensorProto.FLOAT:
-            raise ModelError(f"{path}: {what} is {_type(element)}; a float32 model is needed")
+
+
+def _to_float32(model: onnx.ModelProto) -> None:
+    """float16 and bfloat16 become float32, in place: inputs, outputs, constants and casts."""
+    _graph_to_float32(model.graph)
+    del model.graph.value_info[:]
+
+
+def _graph_to_float32(graph: onnx.GraphProto) -> None:
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in NARROW:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for tensor in graph.initializer:
+        _tensor_to_float32(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _tensor_to_float32(attribute.t)
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                _graph_to_float32(attribute.g)
+            elif attribute.name in ("to", "dtype", "output_dtype") and attribute.i in NARROW:
+                attribute.i = TensorProto.FLOAT
+
+
+def _tensor_to_float32(tensor: TensorProto) -> None:
+    if tensor.data_type in NARROW:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def _check_types(model: onnx.ModelProto, path: Path) -> None:
+    for value in model.graph.input:
+        element = value.type.tensor_type.elem_type
+        if element not in INPUT_TYPES:
+            known = ", ".join(_type(each) for each in INPUT_TYPES)
+            raise ModelError(
+                f"{path}: input {value.name!r} is {_type(element)}; it must be one of {known}"
+            )
     for tensor in model.graph.initializer:
-        if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
+        if tensor.data_type == TensorProto.DOUBLE:
             raise ModelError(
                 f"{path}: initialiser {tensor.name!r} is {_type(tensor.data_type)}; a float32 "
                 "model is needed"
@@ -182,6 +240,40 @@ def _optimise(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     del optimised.opset_import[:]
     optimised.opset_import.extend(keep)
     return optimised
+
+
+def _infer_shapes(model: onnx.ModelProto) -> None:
+    """Writes the type and shape of every value into the model, in place: onnxruntime's, which knows
+    the operators of its own domains too."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    own = {value.name for value in model.graph.output}
+    exposed.graph.output.extend(
+        onnx.ValueInfoProto(name=name)
+        for node in model.graph.node
+        for name in node.output
+        if name and name not in own
+    )
+    for value in session(exposed).get_outputs():
+        if value.name not in own and value.type.startswith("tensor("):
+            element = TensorProto.DataType.Value(value.type[7:-1].upper())
+            model.graph.value_info.append(
+                helper.make_tensor_value_info(value.name, element, value.shape)
+            )
+
+
+def _unshare_biases(graph: onnx.GraphProto) -> None:
+    """A bias that several layers read becomes one for each: their scales differ once quantised."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if node.op_type in BIASED and bias in constants and uses[bias] > 1:
+            own = TensorProto()
+            own.CopyFrom(constants[bias])
+            own.name = f"{bias}/{node.name}"
+            graph.initializer.append(own)
+            node.input[2] = own.name
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -18,6 +18,8 @@ from systole.sw.frontend.inputs import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the model's inputs, by name."""
+Types = Mapping[str, np.dtype]
+"""Element types of the model's inputs, by name; float32 where one is not named."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 LAYOUTS = ("nchw", "nhwc")
@@ -89,8 +91,9 @@ class ArraySamples(Sequence):
         arrays: Mapping[str, np.ndarray],
         shapes: Shapes,
         preprocessing: Preprocessing | None = None,
+        types: Types | None = None,
     ):
-        self._shapes = dict(shapes)
+        self._shapes, self._types = dict(shapes), dict(types or {})
         self._preprocessing = preprocessing or Preprocessing()
         self._arrays = {}
         for name, shape in shapes.items():
@@ -105,6 +108,9 @@ class ArraySamples(Sequence):
                 )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise InputError(f"array {name} holds values that are not finite")
+            wanted = self._types.get(name, np.dtype(np.float32))
+            if wanted.kind != "f" and array.dtype.kind not in "iub":
+                raise InputError(f"array {name} is {array.dtype}; the model takes {wanted}")
             self._arrays[name] = array
         lengths = {len(a) for a in self._arrays.values()}
         if len(lengths) != 1:
@@ -116,10 +122,13 @@ class ArraySamples(Sequence):
         return len(next(iter(self._arrays.values())))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {
-            name: self._preprocessing.apply(array[index].reshape(self._shapes[name]), 1.0)
-            for name, array in self._arrays.items()
-        }
+        return {name: self._sample(name, array[index]) for name, array in self._arrays.items()}
+
+    def _sample(self, name: str, stored: np.ndarray) -> np.ndarray:
+        array, wanted = stored.reshape(self._shapes[name]), self._types.get(name)
+        if wanted is not None and wanted.kind != "f":
+            return array.astype(wanted)
+        return self._preprocessing.apply(array, 1.0)
 
 
 class PictureSamples(Sequence):
@@ -190,7 +199,7 @@ def fits(array: np.ndarray, shape: tuple[int, ...]) -> bool:
 
 
 def read_samples(
-    path: Path, shapes: Shapes, preprocessing: Preprocessing
+    path: Path, shapes: Shapes, preprocessing: Preprocessing, types: Types | None = None
 ) -> tuple[Sequence, np.ndarray | None]:
     """The samples in ``path`` (folder of pictures, ``.npz``, ``.npy``) and their labels, if any.
 
@@ -201,7 +210,7 @@ def read_samples(
     arrays = _read_arrays(path)
     labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in shapes else None
     if len(shapes) == 1 and (name := next(iter(shapes))) not in arrays:
-        found = [k for k, a in arrays.items() if a.dtype.kind in "fiu" and fits(a, shapes[name])]
+        found = [k for k, a in arrays.items() if a.dtype.kind in "fiub" and fits(a, shapes[name])]
         if len(found) > 1:
             found = [k for k in found if k == "x"] or found
         if len(found) == 1:
@@ -209,7 +218,7 @@ def read_samples(
         elif len(arrays) == 1:
             arrays = {name: next(iter(arrays.values()))}
     try:
-        return ArraySamples(arrays, shapes, preprocessing), labels
+        return ArraySamples(arrays, shapes, preprocessing, types), labels
     except InputError as e:
         raise InputError(f"{path}: {e}") from None
 

@@ -5,7 +5,9 @@ Whatever the operator, it is run on positions instead of values; the picks are f
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,6 +35,10 @@ Shape = tuple[int, int, int, int]
 Fit = tuple[tuple[int, int], list[list[Pick]], bool, bool]
 """Steps, phases, ``flat`` and ``joined`` of a Select."""
 
+MAX_KEPT = 10_000
+_FITS: dict[tuple, Fit | None] = {}
+"""Results of :func:`fit` by what they depend on."""
+
 
 def identity(name: str, shape: Shape, scale: float) -> Pick:
     """The pick that takes all of tensor ``name`` as it stands."""
@@ -55,24 +61,46 @@ def fit(
     """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
     (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
     (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
-    picks. Fewest picks of a channel come first, then fewest phases; joined images last."""
+    picks. Fewest picks of a channel come first, then fewest phases; joined images last.
+
+    A network makes the same movements again and again, and placement asks for them with every
+    attempt: results are kept by what they depend on."""
+    places = np.ascontiguousarray(index, np.int64)
+    shapes = tuple(shape for _, _, shape in sources)
+    key = (places.shape, hashlib.sha256(places.tobytes()).digest(), shapes, zero_fill)
+    if key not in _FITS:
+        if len(_FITS) >= MAX_KEPT:
+            _FITS.clear()
+        _FITS[key] = _fit(places, shapes, zero_fill)
+    known = _FITS[key]
+    if known is None:
+        return None
+    steps, phases, flat, joined = known
+    bound = [
+        [replace(pick, x=sources[int(pick.x)][0], scale=sources[int(pick.x)][1]) for pick in phase]
+        for phase in phases
+    ]
+    return steps, bound, flat, joined
+
+
+def _fit(index: np.ndarray, sources: Sequence[Shape], zero_fill: bool) -> Fit | None:
+    """:func:`fit`, with sources known by their shape alone; the picks name them by number."""
     for joined in (False, True):
         forms = []
         for flat in (False, True):
-            seen = [(name, scale, _seen(shape, flat, joined)) for name, scale, shape in sources]
-            shapes = [shape for _, _, shape in seen]
+            shapes = [_seen(shape, flat, joined) for shape in sources]
             places = index.reshape(_seen(index.shape, flat, joined))
-            if forms and (shapes, places.shape) == forms[0][3:]:
+            if forms and (shapes, places.shape) == forms[0][2:]:
                 continue
             if joined and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
                 continue
             cells = _cells(places, shapes)
             if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
-                forms.append((flat, cells, seen, shapes, places.shape))
+                forms.append((flat, cells, shapes, places.shape))
         for most, count in CHANNEL_PICKS:
-            for flat, cells, seen, _, _ in forms:
+            for flat, cells, shapes, _ in forms:
                 for sy, sx in _steps(cells.shape[2:], count):
-                    phases = _phases(cells, (sy, sx), seen, zero_fill, most)
+                    phases = _phases(cells, (sy, sx), shapes, zero_fill, most)
                     if phases is not None:
                         return (sy, sx), phases, flat, joined
     return None
@@ -102,7 +130,7 @@ def cost(found: Fit, shape: Shape) -> int:
 def _phases(
     cells: np.ndarray,
     steps: tuple[int, int],
-    sources: Sequence[tuple[str, float, Shape]],
+    sources: Sequence[Shape],
     zero_fill: bool,
     most: int,
 ) -> list[list[Pick]] | None:
@@ -146,7 +174,7 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
 
 
 def _phase(
-    cells: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool, most: int
+    cells: np.ndarray, sources: Sequence[Shape], zero_fill: bool, most: int
 ) -> list[Pick] | None:
     """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
@@ -172,18 +200,21 @@ def _phase(
                 return None
             channels[o] = first + offset
     return [
-        Pick(sources[s][0], channels, strides, offsets, sources[s][1])
+        Pick(str(s), channels, strides, offsets)
         for (s, strides, offsets), channels in groups.items()
     ]
 
 
 def _cover(
-    pattern: np.ndarray, sources: Sequence[tuple[str, float, Shape]], most: int
+    pattern: np.ndarray, sources: Sequence[Shape], most: int
 ) -> list[tuple[tuple, int]] | None:
     """Picks (source, strides, offsets) with their channels that together give a channel (source,
     channel, rows, columns): each the largest that starts with the first element left."""
     source, channel, rows, columns = pattern
     left = source >= 0
+    # A pick takes elements of one channel only.
+    if len(set(zip(source[left].tolist(), channel[left].tolist(), strict=True))) > most:
+        return None
     out: list[tuple[tuple, int]] = []
     while left.any():
         if len(out) == most:
@@ -191,7 +222,7 @@ def _cover(
         i, j = (int(v) for v in np.unravel_index(np.argmax(left), left.shape))
         s, own = int(source[i, j]), int(channel[i, j])
         mine = left & (source == s) & (channel == own)
-        height, width = sources[s][2][2:]
+        height, width = sources[s][2:]
         best: tuple[int, tuple, np.ndarray] | None = None
         for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
             for sx, ox, xs in _lines(columns[i], mine[i], j, width):

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from systole.sw.frontend.passes.lower import Node
 from systole.sw.frontend.passes.operators.registry import MICROSOFT
-from systole.sw.frontend.passes.read import read
+from systole.sw.frontend.passes.read import infer_shapes, read
 from systole.sw.golden import oracle
 from systole.sw.ir.graph import ModelError
 
@@ -45,7 +45,7 @@ class Dataflow:
             if name not in self.values:
                 raise ModelError(f"output {name!r} is a constant")
         self._check_well_formed()
-        self.types = self._infer_types(path)
+        self.types = infer_shapes(self.model, Path(path))
         """onnxruntime's type of each value, such as ``tensor(int8)``."""
 
     def _used(self, node: ir.Node) -> list[str]:
@@ -91,32 +91,6 @@ class Dataflow:
                 if array.dtype.kind == "f" and not (np.isfinite(array) & (array > 0)).all():
                     bad = array[~(np.isfinite(array) & (array > 0))].flat[0]
                     raise label.fail(f"scale {value.name!r} = {bad}: must be positive and finite")
-
-    def _infer_types(self, path: str | os.PathLike) -> dict[str, str]:
-        """Element types of all values, by onnxruntime, which must accept the model; shapes are
-        written into the graph."""
-        try:
-            ir.external_data.load_to_model(self.model)
-            proto = ir.to_proto(self.model)
-            del proto.graph.output[:]
-            names = [v.name for n in self.nodes for v in n.outputs if v.name]
-            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-            session = oracle.session(proto, optimise=False)
-        except Exception as e:
-            raise ModelError(
-                f"{path}: onnxruntime does not accept the model: {first_line(e)}"
-            ) from None
-        types = {}
-        for info in [*session.get_inputs(), *session.get_outputs()]:
-            types[info.name] = info.type
-            value = self.values[info.name]
-            if any(d == 0 for d in info.shape):
-                raise ModelError(f"tensor {info.name!r} has shape {info.shape}: it is empty")
-            if info.type.startswith("tensor("):
-                element = onnx.TensorProto.DataType.Value(info.type[7:-1].upper())
-                value.type = ir.TensorType(ir.DataType(element))
-                value.shape = ir.Shape(info.shape)
-        return types
 
     def check_runs(self, path: str | os.PathLike) -> None:
         """onnxruntime finds some conflicts of shapes only when it runs a model: run it on zeros.

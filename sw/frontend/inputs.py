@@ -80,7 +80,7 @@ def _check(path: Path, port: Port, tensor: Tensor, arrays: dict[str, np.ndarray]
         have = ", ".join(arrays) or "none"
         raise InputError(f"input {path}: no array named {port.name} (it holds {have})")
     array = arrays[port.name]
-    if array.shape == tensor.onnx_shape[1:]:
+    if array.shape != tensor.onnx_shape and array.shape == tensor.onnx_shape[1:]:
         array = array[None]
     if array.shape != tensor.onnx_shape:
         raise InputError(

@@ -1,8 +1,9 @@
 """Pass 1, read: an ONNX file to a checked, constant-folded onnx-ir model.
 
-1. Parse; refuse external data that is missing, short or outside the model's folder.
+1. Parse, without the file's notes of shapes; refuse external data that is missing, short or outside
+   the model's folder.
 2. Fix the input shapes: dimensions get the values asked for; an unknown first dimension (the
-   batch) becomes 1.
+   batch) becomes 1. All other shapes follow from these.
 3. Inline functions, fold constants (quantised weights stay quantised) and what shapes decide, lift
    constants.
 4. Sort topologically; refuse cycles and values that nothing defines.
@@ -11,18 +12,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from systole.sw.golden import oracle
 from systole.sw.ir.graph import ModelError
+from systole.sw.ir.model_file import MAX_ELEMENTS, load_proto
 
 T = TypeVar("T")
+MAX_BATCH = 1024
+"""Images of an input: commands are written out for each."""
 FOLD_LIMIT = 1 << 24
 """Elements of the largest constant that is folded."""
 
@@ -33,11 +42,9 @@ def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.M
     """The model in ``path``, ready to lower; ``dims`` are values of its open dimensions, by
     their name or as ``INPUT:AXIS``. Raises :class:`ModelError`."""
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
-    model = _attempt(f"{path}: not a readable ONNX model", lambda: ir.load(path))
-    if not model.graph.outputs:
-        raise ModelError(f"{path}: not an ONNX model: its graph has no outputs")
+    proto = load_proto(path, external_data=False)
+    model = _attempt(f"{path}: not a readable ONNX model", lambda: ir.from_proto(proto))
+    ir.external_data.set_base_dir(model.graph, path.parent)
     _check_external(model, path)
     _check_defined(model.graph)
     _attempt(f"{path}: its functions cannot be inlined", lambda: common.InlinePass()(model))
@@ -47,18 +54,70 @@ def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.M
         f"{path}: its nodes cannot be sorted",
         lambda: common.TopologicalSortPass()(model),
     )
-    _attempt(
-        f"{path}: its constants cannot be folded",
-        lambda: optimizer.fold_constants(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=FOLD_LIMIT,
-            output_size_limit=FOLD_LIMIT,
-        ),
-    )
+    _fold(model, path)
+    if any(node.op_type in ("Shape", "Size") for node in model.graph):
+        # Behind operators that only onnxruntime knows.
+        infer_shapes(model, path)
+        _fold(model, path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _fold(model: ir.Model, path: Path) -> None:
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # onnx prints what fails
+        _attempt(
+            f"{path}: its constants cannot be folded",
+            lambda: optimizer.fold_constants(
+                model,
+                onnx_shape_inference=True,
+                input_size_limit=FOLD_LIMIT,
+                output_size_limit=FOLD_LIMIT,
+            ),
+        )
+
+
+def infer_shapes(model: ir.Model, path: Path) -> dict[str, str]:
+    """Writes onnxruntime's shape of every input and result into the model; onnxruntime's types by
+    name, such as ``tensor(int8)``. Raises :class:`ModelError` where it does not accept the model,
+    and where a tensor is empty or too large."""
+    values = {v.name: v for v in (*model.graph.inputs, *_results(model))}
+    try:
+        ir.external_data.load_to_model(model)
+        proto = ir.to_proto(model)
+        del proto.graph.output[:]
+        proto.graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in _results(model))
+        session = oracle.session(proto, optimise=False)
+    except Exception as e:  # onnxruntime's errors have no class of their own in common
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ModelError(f"{path}: onnxruntime does not accept the model: {reason}") from None
+    types = {}
+    for info in [*session.get_inputs(), *session.get_outputs()]:
+        types[info.name] = info.type
+        value, shape = values[info.name], info.shape
+        if any(d == 0 for d in shape):
+            raise ModelError(f"tensor {info.name!r} has shape {shape}: it is empty")
+        if all(isinstance(d, int) for d in shape):
+            check_size("tensor", info.name, shape)
+        if info.type.startswith("tensor("):
+            element = onnx.TensorProto.DataType.Value(info.type[7:-1].upper())
+            value.type = ir.TensorType(ir.DataType(element))
+            value.shape = ir.Shape(shape)
+    return types
+
+
+def _results(model: ir.Model) -> list[ir.Value]:
+    return [value for node in model.graph for value in node.outputs if value.name]
+
+
+def check_size(kind: str, name: str, shape: Sequence[int]) -> None:
+    """Raises :class:`ModelError` if a tensor of this shape is too large."""
+    elements = math.prod(shape)
+    if elements > MAX_ELEMENTS:
+        raise ModelError(
+            f"{kind} {name!r} needs {elements:,} elements, shape {list(shape)}; at most "
+            f"{MAX_ELEMENTS:,} are possible"
+        )
 
 
 def _attempt(what: str, action: Callable[[], T]) -> T:
@@ -108,6 +167,11 @@ def _check_defined(graph: ir.Graph) -> None:
             raise ModelError(f"output {value.name!r} is defined by no node, input or initialiser")
 
 
+def _shown(dim: object) -> object:
+    """A dimension for people; one without number and name is open."""
+    return "open" if dim in (None, ir.SymbolicDim(None)) else dim
+
+
 def _fix_shapes(graph: ir.Graph, given: Mapping[str, int]) -> None:
     known: set[str] = set()
     for value in graph.inputs:
@@ -122,10 +186,15 @@ def _fix_shapes(graph: ir.Graph, given: Mapping[str, int]) -> None:
                 dims[i] = next((given[n] for n in names if n in given), 1 if i == 0 else dim)
             if not isinstance(dims[i], int) or dims[i] < 1:
                 raise ModelError(
-                    f"input {value.name!r}: dimension {i} is {dims[i]}; it must be a fixed "
+                    f"input {value.name!r}: dimension {i} is {_shown(dims[i])}; it must be a fixed "
                     f"positive number: bind an open one with --dim {names[0]}=N (only the first, "
                     "the batch, may stay open and becomes 1)"
                 )
+        check_size("input", value.name, dims)
+        if len(dims) > 2 and dims[0] > MAX_BATCH:
+            raise ModelError(
+                f"input {value.name!r}: a batch of {dims[0]:,}; at most {MAX_BATCH:,} are possible"
+            )
         value.shape = ir.Shape(dims)
     unknown = sorted(set(given) - known)
     if unknown:

@@ -6,10 +6,12 @@ Whatever the operator, it is run on positions instead of values; the picks are f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from systole.isa.commands import COMMANDS, Opcode
+from systole.sw.frontend.passes.layout import Shape, four
 from systole.sw.ir.graph import Pick, Select
 
 LIMITS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
@@ -29,9 +31,17 @@ BLOCK = 16
 MAX_STRIDE = LIMITS["stride_x"].high
 MAX_OFFSET = LIMITS["x0"].high
 
-Shape = tuple[int, int, int, int]
-Fit = tuple[tuple[int, int], list[list[Pick]], bool, bool]
-"""Steps, phases, ``flat`` and ``joined`` of a Select."""
+Source = tuple[str, float, Shape]
+"""Name, scale and shape of a tensor that elements come from."""
+
+
+class Fit(NamedTuple):
+    """The fields of a Select that carries out a movement."""
+
+    steps: tuple[int, int]
+    phases: list[list[Pick]]
+    flat: bool
+    joined: bool
 
 
 def identity(name: str, shape: Shape, scale: float) -> Pick:
@@ -49,19 +59,17 @@ def is_identity(op: Select, shape: Shape, source: Shape) -> bool:
     return same and pick.strides == (1, 1) and pick.offsets == (0, 0)
 
 
-def fit(
-    index: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool
-) -> Fit | None:
+def fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit | None:
     """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
     (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
     (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
     picks. Fewest picks of a channel come first, then fewest phases; joined images last."""
     for joined in (False, True):
-        forms = []
+        forms: list[tuple[bool, np.ndarray, list[Source], list[Shape], tuple[int, ...]]] = []
         for flat in (False, True):
             seen = [(name, scale, _seen(shape, flat, joined)) for name, scale, shape in sources]
             shapes = [shape for _, _, shape in seen]
-            places = index.reshape(_seen(index.shape, flat, joined))
+            places = index.reshape(_seen(four(index.shape), flat, joined))
             if forms and (shapes, places.shape) == forms[0][3:]:
                 continue
             if joined and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
@@ -74,7 +82,7 @@ def fit(
                 for sy, sx in _steps(cells.shape[2:], count):
                     phases = _phases(cells, (sy, sx), seen, zero_fill, most)
                     if phases is not None:
-                        return (sy, sx), phases, flat, joined
+                        return Fit((sy, sx), phases, flat, joined)
     return None
 
 
@@ -86,9 +94,9 @@ def _seen(shape: Shape, flat: bool, joined: bool) -> Shape:
     return (n, c, 1, h * w) if flat else (n, c, h, w)
 
 
-def cost(found: Fit, shape: Shape) -> int:
+def cost(fit: Fit, shape: Shape) -> int:
     """Words that the array streams for a Select with an output of ``shape``, about."""
-    (sy, sx), phases, _, _ = found
+    (sy, sx), phases = fit.steps, fit.phases
     size = shape[2] * shape[3] // (sy * sx) + 1
     blocks = 0
     for pick in (p for picks in phases for p in picks):
@@ -102,7 +110,7 @@ def cost(found: Fit, shape: Shape) -> int:
 def _phases(
     cells: np.ndarray,
     steps: tuple[int, int],
-    sources: Sequence[tuple[str, float, Shape]],
+    sources: Sequence[Source],
     zero_fill: bool,
     most: int,
 ) -> list[list[Pick]] | None:
@@ -146,7 +154,7 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
 
 
 def _phase(
-    cells: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool, most: int
+    cells: np.ndarray, sources: Sequence[Source], zero_fill: bool, most: int
 ) -> list[Pick] | None:
     """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
@@ -164,21 +172,28 @@ def _phase(
         key = pattern.tobytes()
         if key not in covers:
             covers[key] = _cover(pattern, sources, most)
-        if covers[key] is None or len(groups) > MAX_PICKS:
+        cover = covers[key]
+        if cover is None or len(groups) > MAX_PICKS:
             return None
-        for place, offset in covers[key]:
+        for place, offset in cover:
             channels = groups.setdefault(place, np.full(cells.shape[1], -1))
             if channels[o] >= 0:  # the same places of two channels: not in one pick
                 return None
             channels[o] = first + offset
     return [
-        Pick(sources[s][0], channels, strides, offsets, sources[s][1])
+        Pick(
+            x=sources[s][0],
+            channels=channels,
+            strides=strides,
+            offsets=offsets,
+            scale=sources[s][1],
+        )
         for (s, strides, offsets), channels in groups.items()
     ]
 
 
 def _cover(
-    pattern: np.ndarray, sources: Sequence[tuple[str, float, Shape]], most: int
+    pattern: np.ndarray, sources: Sequence[Source], most: int
 ) -> list[tuple[tuple, int]] | None:
     """Picks (source, strides, offsets) with their channels that together give a channel (source,
     channel, rows, columns): each the largest that starts with the first element left."""
@@ -192,7 +207,7 @@ def _cover(
         s, own = int(source[i, j]), int(channel[i, j])
         mine = left & (source == s) & (channel == own)
         height, width = sources[s][2][2:]
-        best: tuple[int, tuple, np.ndarray] | None = None
+        best: tuple[int, tuple, tuple[np.ndarray, ...]] | None = None
         for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
             for sx, ox, xs in _lines(columns[i], mine[i], j, width):
                 box = np.ix_(ys, xs)
@@ -223,6 +238,6 @@ def _lines(
             strides.add(rise // run)
     for stride in sorted(strides):
         offset = int(places[first]) - first * stride
-        made = np.arange(len(places)) * stride + offset
-        if stride <= MAX_STRIDE and np.abs(made[[0, -1]]).max() <= MAX_OFFSET:
-            yield stride, offset, np.flatnonzero((made >= 0) & (made < size))
+        taken = np.arange(len(places)) * stride + offset
+        if stride <= MAX_STRIDE and np.abs(taken[[0, -1]]).max() <= MAX_OFFSET:
+            yield stride, offset, np.flatnonzero((taken >= 0) & (taken < size))

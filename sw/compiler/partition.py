@@ -33,7 +33,7 @@ from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.frontend.dataflow import CONVERSIONS, Dataflow
-from systole.sw.frontend.load import PASSES
+from systole.sw.frontend.load import apply_passes
 from systole.sw.frontend.passes.lower import GraphBuilder, Node
 from systole.sw.frontend.passes.operators import OPERATORS
 from systole.sw.ir.graph import Graph, ModelError, Port, Tensor
@@ -372,8 +372,7 @@ class _Partitioner(Dataflow):
         graph = None
         try:
             graph = _Located(self.extract(nodes, inputs, outputs)).run(_HANDLERS)
-            for each in PASSES:
-                graph = each(graph)
+            graph = apply_passes(graph)
             return AcceleratorSegment(graph, *self._compile(graph))
         except ModelError as e:
             if e.node in self.producer:
@@ -429,9 +428,7 @@ class _Partitioner(Dataflow):
             result = [Port(op.output, op.output, "int8")]
             single = replace(graph, tensors=tensors, ops=[op], inputs=ports, outputs=result)
             try:
-                for each in PASSES:
-                    single = each(single)
-                self._compile(single)
+                self._compile(apply_passes(single))
             except ModelError as e:
                 found = [i for i in nodes if self.labels[i].name == op.name]
                 if found:

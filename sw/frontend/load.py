@@ -27,7 +27,12 @@ PASSES = (drop_unused, fuse_clamps, fuse_residuals, fuse_activations, check_limi
 def load(path: str | os.PathLike) -> Graph:
     """The graph of the model in ``path``. Raises :class:`sw.ir.graph.ModelError`, whatever is wrong
     with the file, in one sentence."""
-    graph = GraphBuilder(read(path)).run(OPERATORS)
+    return apply_passes(GraphBuilder(read(path)).run(OPERATORS))
+
+
+def apply_passes(graph: Graph) -> Graph:
+    """The graph after all :data:`PASSES`. Raises :class:`sw.ir.graph.ModelError` for what exceeds
+    the limits of the commands."""
     for each in PASSES:
         graph = each(graph)
     return graph

@@ -19,7 +19,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-PAGES = (FOLDER / "ten-minutes.md",)
+PAGES = (ROOT / "README.md", FOLDER / "ten-minutes.md")
 
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 VOLATILE = re.compile(r"[\d,]+\.\d+|[\d,]+(?= cycles/s)|(?<=host us )[\d,]+")

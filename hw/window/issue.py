@@ -112,6 +112,7 @@ class TokenIssue(wiring.Component):
         self._weight_first = Signal()  # weights are read again: the tap's come next
         # IM2COL: bytes of the word being collected before and after the segment.
         self._fill, self._stop = Signal(range(config.rows)), Signal(range(2 * config.rows))
+        self._unrotated = Signal(signed(len(self._fill) + 1))
         self._flush_is_end = Signal()
         # Whether the next command may follow.
         self._same, self._empty = Signal(), Signal()
@@ -132,7 +133,10 @@ class TokenIssue(wiring.Component):
         self._compare_modes(m)
         _, stored, again = self._weights_of(walk.current)
         m.d.comb += [self.stored.eq(stored), self._again.eq(again)]
-        m.d.comb += self._stop.eq(self._fill + walk.count)
+        m.d.comb += [
+            self._stop.eq(self._fill + walk.count),
+            self._unrotated.eq(walk.byte - self._fill),
+        ]
 
         with m.FSM():
             with m.State("BEGIN"), m.If(setup.ready & self._free & (self._empty | self._same)):
@@ -300,9 +304,8 @@ class TokenIssue(wiring.Component):
     def _describe_segment(self, m: Module) -> None:
         """The part of a token that says how IM2COL collects the walk's segment."""
         segment, walk, rows = self._following.segment, self._walk, self.config.rows
-        unrotated = Signal(signed(len(self._fill) + 1))
+        unrotated = self._unrotated
         m.d.comb += [
-            unrotated.eq(walk.byte - self._fill),
             segment.reload.eq(walk.reload),
             segment.fetch.eq(walk.fetch),
             segment.limit.eq(walk.limit),

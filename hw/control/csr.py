@@ -9,10 +9,10 @@ from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.axi import Axi4Lite
 from systole.hw.bus.interfaces import INDEX_BITS
-from systole.hw.control.fetch import FAULT_REPORT, NO_ENGINE
+from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import COUNTERS, ENGINES
 from systole.isa import CSRS, DEVICE_ID, VERSION, Config, Control, Engine, Fault, Irq
-from systole.isa.csr import CSR_ADDR_BITS
+from systole.isa.csr import CSR_ADDR_BITS, NO_ENGINE
 
 RESP_OKAY = 0
 RESP_SLVERR = 2

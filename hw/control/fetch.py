@@ -89,7 +89,8 @@ class Fetch(wiring.Component):
         # Words of the command still to come; 0 while it is full.
         self._missing = Signal(self._head.present.shape())
         self._target = Signal(len(Engine))  # the engine that the command is for
-        self._end, self._legal = Signal(), Signal()
+        self._end = Signal()
+        self._legal = Signal()
         self._pushed = Signal()
 
     def elaborate(self, platform: object) -> Module:

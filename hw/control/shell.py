@@ -84,7 +84,8 @@ class Shell(wiring.Component):
         flight_entry = data.StructLayout({"index": INDEX_BITS, "signal": ENGINES})
         self._flight = SyncFIFO(width=flight_entry.size, depth=IN_FLIGHT)
         self._oldest = data.View(flight_entry, self._flight.r_data)
-        self._accepted, self._retired = Signal(), Signal()
+        self._accepted = Signal()
+        self._retired = Signal()
         self._missing = Signal(ENGINES)  # tokens that the head waits for; 0 when it may start
         self._stalled_now = Signal()
 

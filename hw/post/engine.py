@@ -100,8 +100,11 @@ class PostEngine(wiring.Component):
         self._ask = Signal()  # an operand is to be read
         self._issue = Signal()  # the current word goes on its way
         # The word of ``a`` or ``b`` that has been read, in this cycle and the one before.
-        self._taken, self._a_next, self._b_next = Signal(), Signal(), Signal()
-        self._a_comes, self._b_comes = Signal(), Signal()
+        self._taken = Signal()
+        self._a_next = Signal()
+        self._b_next = Signal()
+        self._a_comes = Signal()
+        self._b_comes = Signal()
         self._operand = Signal(8 * lanes)
 
     def elaborate(self, platform: object) -> Module:

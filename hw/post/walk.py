@@ -57,7 +57,8 @@ class PostWalk(wiring.Component):
                 "last_group": Out(1),
             }
         )
-        self._row_ends, self._word_ends = Signal(), Signal()
+        self._row_ends = Signal()
+        self._word_ends = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

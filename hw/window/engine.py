@@ -75,7 +75,8 @@ class WindowEngine(wiring.Component):
         self._en = self._write_back.en
         self._take = Signal()  # the token at hand goes on its way
         # The token whose word is there, and the word.
-        self._token, self._token_valid = Signal(token_layout(config)), Signal()
+        self._token = Signal(token_layout(config))
+        self._token_valid = Signal()
         self._word = Signal(8 * config.rows)
 
     def elaborate(self, platform: object) -> Module:

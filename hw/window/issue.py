@@ -98,24 +98,30 @@ class TokenIssue(wiring.Component):
         self._walk = TapWalk(config)
         # The token register and what goes into it next.
         self._following = Signal(token_layout(config))
-        self._push, self._free = Signal(), Signal()
+        self._push = Signal()
+        self._free = Signal()
         # The command at hand.
-        self._im2col, self._again = Signal(), Signal()
+        self._im2col = Signal()
+        self._again = Signal()
         self._blocks_left = Signal(self.current.cmd.blocks.shape())
         self._weight_addr = Signal(ADDRESS_BITS)
         self._block_weights = Signal(ADDRESS_BITS)
         self._params_addr = Signal(ADDRESS_BITS)
         self._index = Signal(INDEX_BITS)  # of the tap, or of the column in the region's row
-        self._slot_x, self._slot_y = Signal(3), Signal(3)  # the weights' place in the window
+        # the weights' place in the window
+        self._slot_x = Signal(3)
+        self._slot_y = Signal(3)
         self._params_index = Signal(range(PARAM_BYTES))
         self._params_held = Signal()  # parameters wait in the pipeline to be taken over
         self._weight_first = Signal()  # weights are read again: the tap's come next
         # IM2COL: bytes of the word being collected before and after the segment.
-        self._fill, self._stop = Signal(range(config.rows)), Signal(range(2 * config.rows))
+        self._fill = Signal(range(config.rows))
+        self._stop = Signal(range(2 * config.rows))
         self._unrotated = Signal(signed(len(self._fill) + 1))
         self._flush_is_end = Signal()
         # Whether the next command may follow.
-        self._same, self._empty = Signal(), Signal()
+        self._same = Signal()
+        self._empty = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -79,7 +79,8 @@ class WalkSetup(wiring.Component):
             }
         )
         # Products: factors lose a bit a cycle, addends gain one.
-        self._addend, self._kernel_addend = Signal(ADDRESS_BITS), Signal(12)
+        self._addend = Signal(ADDRESS_BITS)
+        self._kernel_addend = Signal(12)
         self._kernel_left = Signal(6)
         self._factors, self._products = [], []
         for name, bits in (("y0", 16), ("stride_y", 8), ("dilation_y", 8)):
@@ -285,7 +286,8 @@ class TapWalk(wiring.Component):
         self._x, self._tap_x, self._pixel_x = (
             Signal(column, name=n) for n in ("x", "tap_x", "pixel_x")
         )
-        self._y, self._pixel_y = Signal(COORDINATE_BITS), Signal(COORDINATE_BITS)
+        self._y = Signal(COORDINATE_BITS)
+        self._pixel_y = Signal(COORDINATE_BITS)
         self._row, self._pixel_row, self._block_row = (
             Signal(ADDRESS_BITS, name=n) for n in ("row", "pixel_row", "block_row")
         )
@@ -294,13 +296,17 @@ class TapWalk(wiring.Component):
             Signal(column, name=n) for n in ("next_tap_x", "next_pixel_x")
         )
         self._next_y = Signal(COORDINATE_BITS)
-        self._next_row_addr, self._next_block_row = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
+        self._next_row_addr = Signal(ADDRESS_BITS)
+        self._next_block_row = Signal(ADDRESS_BITS)
         # Steps left of the loops over kx, ky, ox, oy beyond the current one.
         self._left = Signal(8)  # bytes of the run
-        self._kx_left, self._ky_left = Signal(6), Signal(6)
-        self._ox_left, self._oy_left = Signal(REGION_BITS), Signal(REGION_BITS)
+        self._kx_left = Signal(6)
+        self._ky_left = Signal(6)
+        self._ox_left = Signal(REGION_BITS)
+        self._oy_left = Signal(REGION_BITS)
         # Fast: words (rows) of the region before the next that completes a window.
-        self._column_wait, self._row_wait = Signal(3), Signal(3)
+        self._column_wait = Signal(3)
+        self._row_wait = Signal(3)
         self._more = Signal()  # the window has another part
         # IM2COL: the newest word held, and how many are.
         held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
@@ -312,7 +318,8 @@ class TapWalk(wiring.Component):
         self._prefetch = Signal()  # the step only fetches
         self._segment_end = Signal()
         self._im2col = Signal()
-        self._word, self._following_word = Signal(COORDINATE_BITS), Signal(COORDINATE_BITS)
+        self._word = Signal(COORDINATE_BITS)
+        self._following_word = Signal(COORDINATE_BITS)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

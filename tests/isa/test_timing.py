@@ -13,8 +13,8 @@ from systole.hw.conv.array import SystolicArray
 from systole.hw.post.combine import PostCombine
 from systole.hw.post.engine import IN_FLIGHT as POST_IN_FLIGHT
 from systole.hw.post.table import PostTable
-from systole.hw.window.engine import IN_FLIGHT as WINDOW_IN_FLIGHT
 from systole.hw.window.lines import WindowReduce
+from systole.hw.window.writeback import IN_FLIGHT as WINDOW_IN_FLIGHT
 from systole.isa import COMMANDS, CSRS, Config, Engine, Opcode, PostOp, PostSource, WindowOp, timing
 from systole.isa.commands import MAX_KERNEL, MAX_RUN, MAX_STRIDE, unpack
 from systole.isa.csr import ENGINE_STATE, EngineState

@@ -9,6 +9,8 @@ import math
 import tomllib
 from pathlib import Path
 
+from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
+
 
 class ConfigError(ValueError):
     """An illegal configuration; the message names the field, its value and the limit."""
@@ -110,7 +112,9 @@ class Config:
             f"must be a multiple of rows * banks = {self.rows * self.banks}",
         )
         need(
-            64 <= words <= 1 << 20, "scratchpad_bytes", "must hold 64..1048576 words of rows bytes"
+            64 <= words <= 1 << ADDRESS_BITS,
+            "scratchpad_bytes",
+            f"must hold 64..{1 << ADDRESS_BITS} words of rows bytes",
         )
         need(
             self.weight_bytes == self.weight_words * self.cols
@@ -119,16 +123,20 @@ class Config:
             f"must be a multiple of rows * cols = {self.rows * self.cols}",
         )
         need(
-            2 * self.rows <= self.weight_words <= 1 << 20,
+            2 * self.rows <= self.weight_words <= 1 << ADDRESS_BITS,
             "weight_bytes",
-            f"must hold 2..{(1 << 20) // self.rows} tiles of rows * cols bytes",
+            f"must hold 2..{(1 << ADDRESS_BITS) // self.rows} tiles of rows * cols bytes",
         )
         need(
             self.accumulator_bytes == self.acc_words * 4 * self.cols and self.acc_words % 2 == 0,
             "accumulator_bytes",
             f"must be a multiple of 8 * cols = {8 * self.cols}",
         )
-        need(32 <= self.acc_words <= 1 << 16, "accumulator_bytes", "must hold 32..65536 words")
+        need(
+            32 <= self.acc_words <= 1 << ACC_ADDRESS_BITS,
+            "accumulator_bytes",
+            f"must hold 32..{1 << ACC_ADDRESS_BITS} words",
+        )
 
     # Derived widths ------------------------------------------------------------------------------
 
@@ -141,6 +149,11 @@ class Config:
     def groups(self) -> int:
         """Passes of the post-processing over one accumulator word: ``cols / lanes``."""
         return self.cols // self.lanes
+
+    @property
+    def word_groups(self) -> int:
+        """Groups of ``lanes`` channels in a scratchpad word: ``rows / lanes``."""
+        return self.rows // self.lanes
 
     @property
     def cell_rows(self) -> int:

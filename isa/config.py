@@ -40,19 +40,25 @@ class Config:
     """
 
     rows: int = 16
+    """Rows of the array: input channels of one pass, and the int8 lanes of a scratchpad word."""
     cols: int = 16
+    """Columns of the array: output channels of one pass."""
     cell: int = 4
     """Processing elements chained between two pipeline registers, in both directions, at most
     (the largest divisor of ``rows`` and of ``cols`` is taken). 1 is the classic systolic array;
     more means a shorter wavefront at a lower clock."""
     scratchpad_bytes: int = 256 * 1024
+    """Activations, parameters and tables on chip."""
     weight_bytes: int = 64 * 1024
+    """The weight buffer, in front of the array."""
     accumulator_bytes: int = 128 * 1024
-    """Both halves together."""
+    """int32 sums behind the array; both halves together."""
     banks: int = 4
     """Scratchpad banks (power of two), interleaved by word address."""
     axi_data_bits: int = 128
+    """Width of the AXI4 data bus; one beat a cycle in each direction."""
     axi_addr_bits: int = 40
+    """Width of the AXI4 addresses."""
     axi_burst_beats: int = 64
     """Longest burst issued; also bounded by AXI's 4 KiB boundary."""
     axi_outstanding: int = 8

@@ -25,7 +25,6 @@ from systole.isa import (
     TRACE_EVENT,
     VERSION,
     commands,
-    config,
     csr,
     params,
     trace,
@@ -136,34 +135,6 @@ def _command(command: Command) -> Iterator[str]:
         yield from _fields(command.own_fields, sum(f.bits for f in HEADER))
 
 
-def _configuration() -> Iterator[str]:
-    default = config.Config()
-    docs = _attribute_docs(config.Config)
-    yield "## Configuration"
-    yield ""
-    yield _doc(config.Config, 0)
-    yield ""
-    yield from _table(
-        ("field", "default", "meaning"),
-        ((f"`{k}`", v, _cell(docs.get(k, ""))) for k, v in default.to_dict().items()),
-    )
-    yield "Derived:"
-    yield ""
-    derived = {k: v for k, v in vars(config.Config).items() if isinstance(v, property)}
-    yield from _table(
-        ("name", "by default", "meaning"),
-        (
-            (
-                f"`{k}`",
-                f"{v.fget(default):#010x}" if k == "hash" else v.fget(default),
-                _cell(v.__doc__),
-            )
-            for k, v in derived.items()
-            if v.__doc__
-        ),
-    )
-
-
 def _lines() -> Iterator[str]:
     yield "# Command set and registers"
     yield ""
@@ -214,7 +185,6 @@ def _lines() -> Iterator[str]:
     yield ""
     yield from _fields(TRACE_EVENT)
     yield from _enum(trace.TraceKind)
-    yield from _configuration()
 
 
 def document() -> str:

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from systole.isa import config
 from systole.isa.config import Config
 from systole.isa.tools.document import _attribute_docs, _cell, _table
 
@@ -26,7 +27,7 @@ EXAMPLE = DOCS / "example.toml"
 def _limits() -> dict[str, list[str]]:
     """What ``Config`` requires of each field, in the words of its errors, numbers as by default."""
     source = textwrap.dedent(inspect.getsource(Config.__post_init__))
-    names = {"self": Config()}
+    names = {**vars(config), "self": Config()}
     limits: dict[str, list[str]] = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 3:

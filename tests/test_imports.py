@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.sources import MODULES, tree, within
+
 BASE = ("isa", "sw.files", "sw.ir")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "isa": (),
@@ -49,22 +49,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 """Rooms, from the ground up, and what each may import besides itself; of a name all below it."""
 
 
-def modules() -> dict[str, Path]:
-    """All modules of the sources by name, packages by their own."""
-    found = {}
-    for top in ("isa", "hw", "sw", "sim"):
-        for path in (ROOT / top).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
-
-
 def imports(module: str) -> Iterator[str]:
     """Modules of the project that a module imports, in functions too."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("systole."):
             package = node.module.removeprefix("systole.")
             for alias in node.names:
@@ -75,10 +62,6 @@ def imports(module: str) -> Iterator[str]:
 def room_of(module: str) -> str:
     """The longest name of a room that a module lies in."""
     return max((r for r in ALLOWED if within(module, r)), key=len)
-
-
-def within(module: str, room: str) -> bool:
-    return module == room or module.startswith(f"{room}.")
 
 
 def test_no_circles():

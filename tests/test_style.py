@@ -21,8 +21,11 @@ MOST_POSITIONAL = 5
 ROWS_OF_VALUES = ("reshape", "transpose", "add_row")
 """Methods whose arguments are one sequence: axes of an array, cells of a table."""
 
-ROOMS = sorted(m for m, path in MODULES.items() if path.stem == "__init__" and m.count(".") < 2)
-"""The source folders and the folders in them, each with all that no other of these holds."""
+ROOMS = sorted(
+    m for m, path in MODULES.items() if m == "api" or (path.stem == "__init__" and m.count(".") < 2)
+)
+"""The source folders and the folders in them, each with all that no other of these holds; and the
+public interface."""
 
 
 def modules_of(room: str) -> list[str]:

@@ -198,6 +198,9 @@ def main(
     ] = False,
 ) -> None:
     """Write docs/isa.md from the declarations."""
+    if not PATH.parent.is_dir():
+        typer.echo(f"error: {PATH.parent} does not exist; it is in a checkout only", err=True)
+        raise typer.Exit(2)
     text = document()
     if not check:
         PATH.write_text(text, encoding="utf-8")

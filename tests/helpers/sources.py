@@ -17,11 +17,12 @@ def _modules() -> dict[str, Path]:
         for path in (ROOT / top).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
             paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return paths
+    return paths | {"api": ROOT / "systole" / "api.py"}
 
 
 MODULES = _modules()
-"""All modules of the sources by name (``hw.bus.axi``), packages by their own."""
+"""All modules of the sources by name (``hw.bus.axi``), packages by their own; and the public
+interface, ``api``."""
 
 
 @functools.cache

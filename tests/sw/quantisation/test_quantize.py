@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from systole.sw.cli.quantize import Options, main, quantise_model
+from systole.sw.cli.quantize import main
 from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.load import load
 from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation.calibrate import activation_ranges
 from systole.sw.quantisation.measure import layer_noise
-from systole.sw.quantisation.pipeline import quantise
+from systole.sw.quantisation.pipeline import QuantisationOptions, quantise, quantise_model
 from systole.sw.quantisation.prepare import input_shapes, prepare, session
 from systole.sw.quantisation.samples import ArraySamples, Preprocessing, read_samples
 
@@ -196,7 +196,7 @@ def test_small_network(small, pictures):
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_methods(small, pictures, method):
-    quantised = quantise_model(small, {"x": pictures}, Options(method=method))
+    quantised = quantise_model(small, {"x": pictures}, QuantisationOptions(method=method))
     assert snr(outputs(small, pictures), outputs(quantised, pictures)) > 15
 
 
@@ -211,12 +211,12 @@ def test_percentile_cuts_outliers(small, pictures):
 
 def test_exclude(small, pictures):
     for exclude in ("Conv", "t0", "t2"):
-        quantised = quantise_model(small, {"x": pictures}, Options(exclude=[exclude]))
+        quantised = quantise_model(small, {"x": pictures}, QuantisationOptions(exclude=[exclude]))
         node = next(n for n in quantised.graph.node if n.op_type == "Conv")
         floats = {i.name for i in quantised.graph.initializer if i.data_type == TensorProto.FLOAT}
         assert (node.input[1] in floats) == (exclude != "t2")
     with pytest.raises(ModelError, match="--exclude nothing: no such node"):
-        quantise_model(small, {"x": pictures}, Options(exclude=["nothing"]))
+        quantise_model(small, {"x": pictures}, QuantisationOptions(exclude=["nothing"]))
 
 
 def test_dead_channels_keep_their_bias(tmp_path):
@@ -238,9 +238,9 @@ def test_zero_range(tmp_path, method):
     net.add("Conv", np.ones((3, 2, 1, 1), np.float32), np.zeros(3, np.float32)).add("Relu")
     path = net.conv(2, 3, 1).save(tmp_path / "net.onnx")
     x = np.random.default_rng(3).uniform(-1, 0, (8, 2, 4, 4)).astype(np.float32)
-    quantised = quantise_model(path, {"x": x}, Options(method=method))
+    quantised = quantise_model(path, {"x": x}, QuantisationOptions(method=method))
     np.testing.assert_allclose(outputs(quantised, x), outputs(path, x), atol=0.01)
-    silent = quantise_model(path, {"x": 0 * x}, Options(method=method))
+    silent = quantise_model(path, {"x": 0 * x}, QuantisationOptions(method=method))
     np.testing.assert_allclose(outputs(silent, 0 * x), outputs(path, 0 * x), atol=0.01)
 
 
@@ -297,7 +297,7 @@ def test_equalisation(tmp_path, pictures):
     plain = quantise_model(path, {"x": pictures})
     model = prepare(path)
     samples = ArraySamples({"x": pictures}, input_shapes(model))
-    reference, equalised = quantise(model, samples, Options(equalise=True))
+    reference, equalised = quantise(model, samples, QuantisationOptions(equalise=True))
     expected = outputs(path, pictures)
     np.testing.assert_allclose(outputs(reference, pictures), expected, rtol=1e-3, atol=1e-3)
     before = snr(expected, outputs(plain, pictures))
@@ -316,7 +316,7 @@ def test_equalisation_of_dense_layers_and_leaky_relu(tmp_path):
     x = np.random.default_rng(6).normal(size=(30, 12)).astype(np.float32)
     expected = outputs(path, x)
     plain = outputs(quantise_model(path, {"x": x}), x)
-    equalised = outputs(quantise_model(path, {"x": x}, Options(equalise=True)), x)
+    equalised = outputs(quantise_model(path, {"x": x}, QuantisationOptions(equalise=True)), x)
     assert snr(expected, equalised) > snr(expected, plain) + 6
 
 
@@ -331,7 +331,8 @@ def test_bias_correction(tmp_path, pictures):
     expected = outputs(path, shifted)
     errors = {
         correct: outputs(
-            quantise_model(path, {"x": shifted}, Options(bias_correction=correct)), shifted
+            quantise_model(path, {"x": shifted}, QuantisationOptions(bias_correction=correct)),
+            shifted,
         )
         - expected
         for correct in (False, True)
@@ -348,7 +349,7 @@ def test_report_order(tmp_path, pictures):
     path = badly_scaled(tmp_path / "net.onnx")
     model = prepare(path)
     samples = ArraySamples({"x": pictures}, input_shapes(model))
-    reference, quantised = quantise(model, samples, Options())
+    reference, quantised = quantise(model, samples, QuantisationOptions())
     rows = layer_noise(reference, quantised, samples)
     assert [r.snr_db for r in rows] == sorted(r.snr_db for r in rows)
     # One row for each Conv, its Relu included; the last one suffers from those before.
@@ -559,7 +560,9 @@ def test_trained(name):
     x, y = TRAINED[name]()
     model = prepare(path)
     samples = ArraySamples(dict.fromkeys(input_shapes(model), x), input_shapes(model))
-    _, quantised = quantise(model, [samples[i] for i in range(0, len(x), len(x) // 45)], Options())
+    _, quantised = quantise(
+        model, [samples[i] for i in range(0, len(x), len(x) // 45)], QuantisationOptions()
+    )
     runs = session(model), session(quantised)
     before, after = (
         np.array([int(r.run(None, samples[i])[0].argmax()) for i in range(len(x))]) for r in runs
@@ -582,5 +585,5 @@ def test_trained_without_labels(name, file, array):
         x = data[array][:20]
     model = prepare(path)
     samples = ArraySamples(dict.fromkeys(input_shapes(model), x), input_shapes(model))
-    _, quantised = quantise(model, samples, Options())
+    _, quantised = quantise(model, samples, QuantisationOptions())
     assert snr(outputs(model, x), outputs(quantised, x)) > 15

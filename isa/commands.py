@@ -123,6 +123,11 @@ class Field:
 ENGINE_BITS = 6
 """Width of the wait and signal masks; bits of an engine that does not exist must be zero."""
 
+ADDRESS_BITS = 20
+"""Width of the word addresses of scratchpad and weight buffer. Address arithmetic wraps around."""
+ACC_ADDRESS_BITS = 16
+"""Width of the word addresses of the accumulators."""
+
 TABLE_BYTES = 256
 """Length of POST's table: one byte for every int8."""
 
@@ -159,6 +164,10 @@ class Command:
         ends = accumulate(f.bits for f in self.fields)
         return {f.name: (f, end - f.bits) for f, end in zip(self.fields, ends)}
 
+    def high(self, field: str) -> int:
+        """The largest value of a field. Raises ``KeyError`` for an unknown field."""
+        return self.places[field][0].high
+
     @cached_property
     def bits(self) -> int:
         return sum(f.bits for f in self.fields)
@@ -190,17 +199,17 @@ def _transfer(local: str) -> tuple[Field, ...]:
         Field("count2", 16, "groups of runs (>= 1)"),
         Field("dram1", 32, "bytes from one run to the next in DRAM"),
         Field("dram2", 32, "bytes from one group to the next in DRAM"),
-        Field("local", 20, f"first word in the {local}"),
-        Field("local1", 20, "words from one run to the next"),
-        Field("local2", 20, "words from one group to the next"),
+        Field("local", ADDRESS_BITS, f"first word in the {local}"),
+        Field("local1", ADDRESS_BITS, "words from one run to the next"),
+        Field("local2", ADDRESS_BITS, "words from one group to the next"),
     )
 
 
 def _window(kernel_doc: str) -> tuple[Field, ...]:
     return (
-        Field("src", 20, "scratchpad word of the input's (0, 0), block 0"),
+        Field("src", ADDRESS_BITS, "scratchpad word of the input's (0, 0), block 0"),
         Field("src_pitch", 16, "words from one input row to the next"),
-        Field("src_block", 20, "words from one input channel block to the next"),
+        Field("src_block", ADDRESS_BITS, "words from one input channel block to the next"),
         Field("in_w", 16, "input columns present; others read as ``pad``"),
         Field("in_h", 16, "input rows present; others read as ``pad``"),
         Field("x0", 16, "input column of output 0, tap 0", signed=True),
@@ -219,9 +228,9 @@ def _window(kernel_doc: str) -> tuple[Field, ...]:
 
 def _output() -> tuple[Field, ...]:
     return (
-        Field("out", 20, "scratchpad word of output (0, 0), block 0"),
+        Field("out", ADDRESS_BITS, "scratchpad word of output (0, 0), block 0"),
         Field("out_pitch", 16, "words from one output row to the next"),
-        Field("out_block", 20, "words from one output channel block to the next"),
+        Field("out_block", ADDRESS_BITS, "words from one output channel block to the next"),
     )
 
 
@@ -276,8 +285,8 @@ COMMANDS: dict[Opcode, Command] = {
                     Field(
                         "accumulate", 1, "0: the first tile overwrites the accumulators; 1: adds"
                     ),
-                    Field("weights", 20, "weight word of the first tile"),
-                    Field("acc", 16, "accumulator word of output (0, 0)"),
+                    Field("weights", ADDRESS_BITS, "weight word of the first tile"),
+                    Field("acc", ACC_ADDRESS_BITS, "accumulator word of output (0, 0)"),
                     Field("blocks", 12, "input channel blocks (>= 1)"),
                 ),
                 _window("kernel"),
@@ -298,7 +307,11 @@ COMMANDS: dict[Opcode, Command] = {
                 (
                     Field("source", 1, "where ``a`` comes from", enum=PostSource),
                     Field("op", 2, "what is done with ``a`` and ``b``", enum=PostOp),
-                    Field("acc", 16, "accumulator word of output (0, 0); outputs are consecutive"),
+                    Field(
+                        "acc",
+                        ACC_ADDRESS_BITS,
+                        "accumulator word of output (0, 0); outputs are consecutive",
+                    ),
                     Field("groups", 8, "groups of ``lanes`` channels to process (>= 1)"),
                     Field("lane", 6, "first group's position in its scratchpad word, in groups"),
                     Field("out_w", 16, "output columns (>= 1)"),
@@ -307,14 +320,22 @@ COMMANDS: dict[Opcode, Command] = {
                 _output(),
                 (
                     Field("out_step", 8, "words from one output column to the next (>= 1)"),
-                    Field("a", 20, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"),
+                    Field("a", ADDRESS_BITS, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"),
                     Field("a_pitch", 16, "words from one row of ``a`` to the next"),
-                    Field("a_block", 20, "words from one channel block of ``a`` to the next"),
-                    Field("b", 20, "op not NONE: word of ``b`` (0, 0), block 0"),
+                    Field(
+                        "a_block", ADDRESS_BITS, "words from one channel block of ``a`` to the next"
+                    ),
+                    Field("b", ADDRESS_BITS, "op not NONE: word of ``b`` (0, 0), block 0"),
                     Field("b_pitch", 16, "words from one row of ``b`` to the next"),
-                    Field("b_block", 20, "words from one channel block of ``b`` to the next"),
+                    Field(
+                        "b_block", ADDRESS_BITS, "words from one channel block of ``b`` to the next"
+                    ),
                     Field("b_step", 1, "words from one column of ``b`` to the next"),
-                    Field("params", 20, "source ACCUMULATOR: scratchpad word of the parameters"),
+                    Field(
+                        "params",
+                        ADDRESS_BITS,
+                        "source ACCUMULATOR: scratchpad word of the parameters",
+                    ),
                 ),
                 _requantise(),
                 (
@@ -327,7 +348,7 @@ COMMANDS: dict[Opcode, Command] = {
                     Field("mb", 24, "op ADD, SUB: multiplier of ``b``"),
                     Field("shift", 6, "op not NONE: right shift, rounding half to even (>= 1)"),
                     Field("lut", 1, "1: results go through the table"),
-                    Field("table", 20, "lut: scratchpad word of the table"),
+                    Field("table", ADDRESS_BITS, "lut: scratchpad word of the table"),
                 ),
             ),
             "For every group g (outermost) and output (oy, ox): takes ``lanes`` channels, "
@@ -358,8 +379,14 @@ COMMANDS: dict[Opcode, Command] = {
                 _window("window"),
                 _output(),
                 (
-                    Field("weights", 20, "DEPTHWISE: scratchpad word of the first tap's weights"),
-                    Field("params", 20, "DEPTHWISE, SUM: scratchpad word of the parameters"),
+                    Field(
+                        "weights",
+                        ADDRESS_BITS,
+                        "DEPTHWISE: scratchpad word of the first tap's weights",
+                    ),
+                    Field(
+                        "params", ADDRESS_BITS, "DEPTHWISE, SUM: scratchpad word of the parameters"
+                    ),
                 ),
                 _requantise(),
             ),
@@ -377,6 +404,13 @@ COMMANDS: dict[Opcode, Command] = {
         ),
     )
 }
+
+MAX_KERNEL = COMMANDS[Opcode.WINDOW].high("kernel_w")
+"""Largest kernel height and width of CONV and WINDOW."""
+MAX_STRIDE = COMMANDS[Opcode.WINDOW].high("stride_x")
+"""Largest stride and dilation of CONV and WINDOW; IM2COL's count bytes."""
+MAX_RUN = COMMANDS[Opcode.WINDOW].high("run")
+"""Most bytes that IM2COL copies for a tap."""
 
 
 def encode(
@@ -412,13 +446,18 @@ def encode(
     return [number >> (64 * i) & 0xFFFF_FFFF_FFFF_FFFF for i in range(command.words)]
 
 
+def unpack(fields: Sequence[Field], number: int) -> dict[str, int]:
+    """The bits of ``fields``, packed from bit 0 of ``number``, by name, as unsigned numbers."""
+    out = {}
+    for f in fields:
+        out[f.name] = number & ((1 << f.bits) - 1)
+        number >>= f.bits
+    return out
+
+
 def header_of(head: int) -> dict[str, int]:
     """The header's fields, by name, in a command's first word."""
-    out = {}
-    for f in HEADER:
-        out[f.name] = head & ((1 << f.bits) - 1)
-        head >>= f.bits
-    return out
+    return unpack(HEADER, head)
 
 
 _PRESENT_AT = sum(f.bits for f in HEADER[:-1])

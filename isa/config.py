@@ -9,6 +9,8 @@ import math
 import tomllib
 from pathlib import Path
 
+from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
+
 
 class ConfigError(ValueError):
     """An illegal configuration; the message names the field, its value and the limit."""
@@ -38,19 +40,25 @@ class Config:
     """
 
     rows: int = 16
+    """Rows of the array: input channels of one pass, and the int8 lanes of a scratchpad word."""
     cols: int = 16
+    """Columns of the array: output channels of one pass."""
     cell: int = 4
     """Processing elements chained between two pipeline registers, in both directions, at most
     (the largest divisor of ``rows`` and of ``cols`` is taken). 1 is the classic systolic array;
     more means a shorter wavefront at a lower clock."""
     scratchpad_bytes: int = 256 * 1024
+    """Activations, parameters and tables on chip."""
     weight_bytes: int = 64 * 1024
+    """The weight buffer, in front of the array."""
     accumulator_bytes: int = 128 * 1024
-    """Both halves together."""
+    """int32 sums behind the array; both halves together."""
     banks: int = 4
     """Scratchpad banks (power of two), interleaved by word address."""
     axi_data_bits: int = 128
+    """Width of the AXI4 data bus; one beat a cycle in each direction."""
     axi_addr_bits: int = 40
+    """Width of the AXI4 addresses."""
     axi_burst_beats: int = 64
     """Longest burst issued; also bounded by AXI's 4 KiB boundary."""
     axi_outstanding: int = 8
@@ -110,7 +118,9 @@ class Config:
             f"must be a multiple of rows * banks = {self.rows * self.banks}",
         )
         need(
-            64 <= words <= 1 << 20, "scratchpad_bytes", "must hold 64..1048576 words of rows bytes"
+            64 <= words <= 1 << ADDRESS_BITS,
+            "scratchpad_bytes",
+            f"must hold 64..{1 << ADDRESS_BITS} words of rows bytes",
         )
         need(
             self.weight_bytes == self.weight_words * self.cols
@@ -119,16 +129,20 @@ class Config:
             f"must be a multiple of rows * cols = {self.rows * self.cols}",
         )
         need(
-            2 * self.rows <= self.weight_words <= 1 << 20,
+            2 * self.rows <= self.weight_words <= 1 << ADDRESS_BITS,
             "weight_bytes",
-            f"must hold 2..{(1 << 20) // self.rows} tiles of rows * cols bytes",
+            f"must hold 2..{(1 << ADDRESS_BITS) // self.rows} tiles of rows * cols bytes",
         )
         need(
             self.accumulator_bytes == self.acc_words * 4 * self.cols and self.acc_words % 2 == 0,
             "accumulator_bytes",
             f"must be a multiple of 8 * cols = {8 * self.cols}",
         )
-        need(32 <= self.acc_words <= 1 << 16, "accumulator_bytes", "must hold 32..65536 words")
+        need(
+            32 <= self.acc_words <= 1 << ACC_ADDRESS_BITS,
+            "accumulator_bytes",
+            f"must hold 32..{1 << ACC_ADDRESS_BITS} words",
+        )
 
     # Derived widths ------------------------------------------------------------------------------
 
@@ -141,6 +155,11 @@ class Config:
     def groups(self) -> int:
         """Passes of the post-processing over one accumulator word: ``cols / lanes``."""
         return self.cols // self.lanes
+
+    @property
+    def word_groups(self) -> int:
+        """Groups of ``lanes`` channels in a scratchpad word: ``rows / lanes``."""
+        return self.rows // self.lanes
 
     @property
     def cell_rows(self) -> int:

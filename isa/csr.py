@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from systole.isa.commands import Engine
+from systole.isa.commands import Engine, Field
 
 
 class Control(enum.IntFlag):
@@ -58,6 +58,9 @@ class Fault(enum.IntEnum):
     """No command ended for WATCHDOG cycles."""
 
 
+NO_ENGINE = 15
+"""Value of FAULT_ENGINE when no engine failed: a fault of the fetch or trace unit, or none."""
+
 TOKEN_BITS = 8
 """Width of each token counter."""
 
@@ -73,21 +76,33 @@ class EngineState(enum.IntEnum):
     """The command at the head of the queue waits for tokens."""
 
 
+ENGINE_STATE = (
+    Field("state", 2, "see EngineState", enum=EngineState),
+    Field("reserved", 6, "0"),
+    Field("missing", 8, "engines whose tokens are missing, one bit each"),
+    Field("head", 16, "low bits of the index of the command at the head of the queue"),
+)
+"""Fields of an engine's STATE register, packed from bit 0."""
+
+
 @dataclass(frozen=True)
 class Csr:
-    """One register: byte offset, access (``ro``, ``rw``, ``w1c``) and meaning."""
+    """One register: byte offset, access (``ro``, ``rw``, ``w1c``), meaning, and the bits of a plain
+    ``rw`` register that keep what is written; the others read as 0."""
 
     name: str
     offset: int
     access: str
     doc: str
+    mask: int = 0
 
 
 def _build() -> dict[str, Csr]:
     out: dict[str, Csr] = {}
 
-    def add(name: str, access: str, doc: str) -> None:
-        out[name] = Csr(name, 4 * len(out), access, doc)
+    def add(name: str, access: str, doc: str, aligned: int = 1) -> None:
+        mask = -aligned & 0xFFFF_FFFF if access == "rw" and name != "CONTROL" else 0
+        out[name] = Csr(name, 4 * len(out), access, doc, mask)
 
     add("ID", "ro", "0x53595354")
     add("VERSION", "ro", "version of the command set and of this map")
@@ -95,13 +110,23 @@ def _build() -> dict[str, Csr]:
     add("CONTROL", "rw", "see Control")
     add("STATUS", "ro", "see Status")
     add("IRQ", "w1c", "see Irq; write 1 to clear")
-    add("DRAM_BASE_LO", "rw", "address of the DRAM window, a multiple of 4096")
+    add("DRAM_BASE_LO", "rw", "address of the DRAM window, a multiple of 4096", aligned=4096)
     add("DRAM_BASE_HI", "rw", "its upper 32 bits")
     add("DRAM_LIMIT", "rw", "bytes in the DRAM window")
-    add("PROGRAM", "rw", "byte offset of the commands in the DRAM window, a multiple of 64")
+    add(
+        "PROGRAM",
+        "rw",
+        "byte offset of the commands in the DRAM window, a multiple of 64",
+        aligned=64,
+    )
     add("PROGRAM_WORDS", "rw", "64-bit words in the program, END included")
     add("WATCHDOG", "rw", "cycles without a command ending before WATCHDOG faults; 0: never")
-    add("TRACE_ADDR", "rw", "byte offset of the trace buffer in the DRAM window, a multiple of 64")
+    add(
+        "TRACE_ADDR",
+        "rw",
+        "byte offset of the trace buffer in the DRAM window, a multiple of 64",
+        aligned=64,
+    )
     add("TRACE_EVENTS", "rw", "events the trace buffer holds")
     add("TRACE_COUNT", "ro", "events written since START; all of them when DONE")
     add("TRACE_DROPPED", "ro", "events lost since START: the buffer or the trace queue was full")

@@ -18,7 +18,9 @@ group starts at a word of its own.
 
 from __future__ import annotations
 
-from systole.isa.commands import Field
+from itertools import accumulate
+
+from systole.isa.commands import Field, unpack
 
 REQUANT_PARAMS = (
     Field("bias", 32, "added to the accumulator, modulo 2^32", signed=True),
@@ -29,3 +31,25 @@ REQUANT_PARAMS = (
 
 PARAM_BYTES = 8
 """Bytes of one channel's parameters."""
+
+PARAM_AT = dict(
+    zip(
+        (f.name for f in REQUANT_PARAMS),
+        accumulate((f.bits for f in REQUANT_PARAMS), initial=0),
+        strict=False,
+    )
+)
+"""First bit of each of ``REQUANT_PARAMS`` by name."""
+
+
+def pack_param(bias: int, multiplier: int, shift: int) -> int:
+    """The 64 bits of one channel's parameters; each value modulo the size of its field."""
+    values = {"bias": bias, "multiplier": multiplier, "shift": shift}
+    return sum((values[f.name] & ((1 << f.bits) - 1)) << PARAM_AT[f.name] for f in REQUANT_PARAMS)
+
+
+def unpack_param(number: int) -> tuple[int, int, int]:
+    """Bias, multiplier and shift in the 64 bits of one channel's parameters."""
+    values = unpack(REQUANT_PARAMS, number)
+    bias = values["bias"]
+    return bias - (bias >> 31 << 32), values["multiplier"], values["shift"]

@@ -31,12 +31,15 @@ from pathlib import Path
 
 import platformdirs
 
+import systole
 from systole.isa import Config
 from systole.isa.csr import CSR_ADDR_BITS
 from systole.sw.runtime.device import DeviceError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+IMPORT_ROOT = Path(systole.__file__).absolute().parents[1]
+"""The folder that ``systole`` is imported from: the checkout, or site-packages."""
 TESTBENCH = HERE / "tb"
 TOP = "systole_tb"
 KEEP = 32
@@ -391,12 +394,12 @@ def _cocotb_environment(top: str) -> dict[str, str]:
         raise SimulatorMissingError(
             "cocotb needs Python's shared library: apt install libpython3-dev."
         )
-    path = [p for p in sys.path if p and p != str(ROOT)]
+    path = [p for p in sys.path if p and p != str(IMPORT_ROOT)]
     return {
         "COCOTB_TOPLEVEL": top,
         "TOPLEVEL_LANG": "verilog",
         "PYGPI_PYTHON_BIN": sys.executable,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *path]),
+        "PYTHONPATH": os.pathsep.join([str(IMPORT_ROOT), *path]),
         "PATH": os.environ.get("PATH", "") + os.pathsep + str(cocotb_tools.config.libs_dir),
         "GPI_USERS": f"{libpython};{cocotb_tools.config.pygpi_entry_point()}",
         # The simulator's output, too: what it prints is in its log before it answers.

@@ -1,8 +1,7 @@
 """``python -m sw.bench``; the command itself is :mod:`sw.cli.bench`."""
 
-import typer
-
 from systole.sw.cli.bench import main
+from systole.sw.cli.common import run_command
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -1,8 +1,7 @@
 """``python -m sw.check``; the command itself is :mod:`sw.cli.check`."""
 
-import typer
-
 from systole.sw.cli.check import main
+from systole.sw.cli.common import run_command
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

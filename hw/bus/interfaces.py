@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
-from amaranth.hdl import signed, unsigned
+from amaranth.hdl import Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.isa import COMMANDS, Config, Field, Opcode
+from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
 
 INDEX_BITS = 24
 """Width of a command's index in the program."""
@@ -27,7 +29,77 @@ def command_layout(opcode: Opcode) -> data.StructLayout:
     return layout_of(COMMANDS[opcode].fields)
 
 
-class CommandPort(wiring.Signature):
+class Bus(wiring.Signature):
+    """A signature whose interfaces are of a class that names its members, for editors and type
+    checkers."""
+
+    interface: ClassVar[type[wiring.PureInterface]]
+
+    def create(
+        self, *, path: tuple[str | int, ...] | None = None, src_loc_at: int = 0
+    ) -> wiring.PureInterface:
+        """A new interface of this signature."""
+        return self.interface(self, path=path, src_loc_at=1 + src_loc_at)
+
+
+class CommandInterface(wiring.PureInterface):
+    """The members of :class:`CommandPort`."""
+
+    cmd: stream.Interface
+    retire: Signal
+    stalled: Signal
+    fault: Signal
+    fault_code: Signal
+    fault_address: Signal
+
+
+class ReadInterface(wiring.PureInterface):
+    """The members of :class:`ScratchpadRead`."""
+
+    valid: Signal
+    ready: Signal
+    addr: Signal
+    data: Signal
+
+
+class WriteInterface(wiring.PureInterface):
+    """The members of :class:`ScratchpadWrite`; those of :class:`WeightWrite` are all but
+    ``mask``."""
+
+    valid: Signal
+    ready: Signal
+    addr: Signal
+    data: Signal
+    mask: Signal
+
+
+class AccumulatorInterface(wiring.PureInterface):
+    """The members of :class:`AccumulatorRead`."""
+
+    en: Signal
+    addr: Signal
+    data: Signal
+
+
+class MemoryReadInterface(wiring.PureInterface):
+    """The members of :class:`MemoryRead`."""
+
+    req: stream.Interface
+    beats: stream.Interface
+    denied: Signal
+
+
+class MemoryWriteInterface(wiring.PureInterface):
+    """The members of :class:`MemoryWrite`."""
+
+    req: stream.Interface
+    beats: stream.Interface
+    done: Signal
+    error: Signal
+    denied: Signal
+
+
+class CommandPort(Bus):
     """From an engine's shell (queue, tokens) to its core; the shell is the ``Out`` side.
 
     ``cmd`` is a stream of commands whose tokens have been taken. A core may accept the next command
@@ -37,6 +109,8 @@ class CommandPort(wiring.Signature):
     scratchpad bank conflict, the AXI bus) keeps it from progressing. ``fault`` pulses together with
     ``fault_code`` and ``fault_address`` when the oldest command in flight fails; the core then goes
     quiet and waits for reset."""
+
+    interface = CommandInterface
 
     def __init__(self, opcode: Opcode):
         super().__init__(
@@ -51,60 +125,75 @@ class CommandPort(wiring.Signature):
         )
 
 
-class ScratchpadRead(wiring.Signature):
+class ScratchpadRead(Bus):
     """A read client of the scratchpad; the client is the ``Out`` side.
 
     ``valid``/``ready`` hand over ``addr`` (``ready`` may depend on ``valid`` and ``addr`` in the
     same cycle). ``data`` holds the word in exactly the next cycle, and only then."""
+
+    interface = ReadInterface
 
     def __init__(self, config: Config):
         super().__init__(
             {
                 "valid": Out(1),
                 "ready": In(1),
-                "addr": Out(20),
+                "addr": Out(ADDRESS_BITS),
                 "data": In(8 * config.rows),
             }
         )
 
 
-class ScratchpadWrite(wiring.Signature):
+class ScratchpadWrite(Bus):
     """A write client of the scratchpad; the client is the ``Out`` side.
 
     A word is written when ``valid`` and ``ready``; a read accepted in the next cycle sees it.
     ``mask`` has one bit for every ``lanes`` bytes (one bit in all when ``rows`` divides ``cols``).
     """
 
+    interface = WriteInterface
+
     def __init__(self, config: Config):
         super().__init__(
             {
                 "valid": Out(1),
                 "ready": In(1),
-                "addr": Out(20),
+                "addr": Out(ADDRESS_BITS),
                 "data": Out(8 * config.rows),
-                "mask": Out(config.rows // config.lanes),
+                "mask": Out(config.word_groups),
             }
         )
 
 
-class WeightWrite(wiring.Signature):
+class WeightWrite(Bus):
     """A write client of the weight buffer; the client is the ``Out`` side. As ScratchpadWrite."""
+
+    interface = WriteInterface
 
     def __init__(self, config: Config):
         super().__init__(
-            {"valid": Out(1), "ready": In(1), "addr": Out(20), "data": Out(8 * config.cols)}
+            {
+                "valid": Out(1),
+                "ready": In(1),
+                "addr": Out(ADDRESS_BITS),
+                "data": Out(8 * config.cols),
+            }
         )
 
 
-class AccumulatorRead(wiring.Signature):
+class AccumulatorRead(Bus):
     """POST's read port into the accumulators; POST is the ``Out`` side. ``data`` holds the word in
     exactly the cycle after ``en``: ``cols`` int32, lane 0 lowest. Never stalls."""
 
+    interface = AccumulatorInterface
+
     def __init__(self, config: Config):
-        super().__init__({"en": Out(1), "addr": Out(16), "data": In(32 * config.cols)})
+        super().__init__(
+            {"en": Out(1), "addr": Out(ACC_ADDRESS_BITS), "data": In(32 * config.cols)}
+        )
 
 
-class MemoryRead(wiring.Signature):
+class MemoryRead(Bus):
     """A client of the AXI read manager; the client is the ``Out`` side.
 
     ``req`` asks for ``bytes`` bytes from byte ``addr`` of the DRAM window: any length, any
@@ -114,6 +203,8 @@ class MemoryRead(wiring.Signature):
     outside the DRAM window answers nothing: ``denied`` pulses instead of bursts being issued. The
     client must not ask for beats that it cannot take in the end (beats of all clients share one
     ordered channel)."""
+
+    interface = MemoryReadInterface
 
     def __init__(self, config: Config):
         super().__init__(
@@ -129,13 +220,15 @@ class MemoryRead(wiring.Signature):
         )
 
 
-class MemoryWrite(wiring.Signature):
+class MemoryWrite(Bus):
     """A client of the AXI write manager; the client is the ``Out`` side.
 
     ``req`` as for MemoryRead; then ``beats`` must bring exactly the beats that the request spans,
     with byte strobes. ``done`` pulses once for every request, in order, when all its write
     responses have arrived, ``error`` with it if any was not OKAY. ``denied`` pulses instead for a
     request outside the DRAM window, for which no beats are taken."""
+
+    interface = MemoryWriteInterface
 
     def __init__(self, config: Config):
         super().__init__(

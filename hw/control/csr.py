@@ -3,16 +3,16 @@ watchdog, interrupt."""
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, C, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.axi import Axi4Lite
 from systole.hw.bus.interfaces import INDEX_BITS
-from systole.hw.control.fetch import FAULT_REPORT, NO_ENGINE
+from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import COUNTERS, ENGINES
 from systole.isa import CSRS, DEVICE_ID, VERSION, Config, Control, Engine, Fault, Irq
-from systole.isa.csr import CSR_ADDR_BITS
+from systole.isa.csr import CSR_ADDR_BITS, NO_ENGINE
 
 RESP_OKAY = 0
 RESP_SLVERR = 2
@@ -23,17 +23,9 @@ RESET_CYCLES = 2
 COUNTERS_FIRST = CSRS[f"{Engine(0).name}_BUSY"].offset // 4
 """Word address of the engines' counters, which come last, ``COUNTERS`` an engine."""
 
-PLAIN = {
-    "DRAM_BASE_LO": 0xFFFF_F000,
-    "DRAM_BASE_HI": 0xFFFF_FFFF,
-    "DRAM_LIMIT": 0xFFFF_FFFF,
-    "PROGRAM": 0xFFFF_FFC0,
-    "PROGRAM_WORDS": 0xFFFF_FFFF,
-    "WATCHDOG": 0xFFFF_FFFF,
-    "TRACE_ADDR": 0xFFFF_FFC0,
-    "TRACE_EVENTS": 0xFFFF_FFFF,
-}
+PLAIN = {name: csr.mask for name, csr in CSRS.items() if csr.mask}
 """Plain registers and the bits they keep; the others read as 0."""
+WRITABLE = [name for name, csr in CSRS.items() if csr.access != "ro"]
 
 
 class RegisterBus(wiring.Component):
@@ -154,20 +146,42 @@ class ControlStatus(wiring.Component):
                 "faults": In(FAULT_REPORT).array(REPORTERS),
             }
         )
+        self._registers = RegisterBus(addr_bits=CSR_ADDR_BITS, words=len(CSRS))
+        self._chosen = Signal(len(WRITABLE))  # the register that is written
+        self._written = dict(zip(WRITABLE, self._chosen, strict=True))
+        self._plain = {name: Signal(32, name=name.lower()) for name in PLAIN}
+        self._irq_enable = Signal()
+        self._start_order = Signal()
+        self._reset_order = Signal()
+        self._resetting = Signal()
+        self._reset_over = Signal()
+        self._done = Signal()
+        self._failure = Signal(FAULT_REPORT, init={"engine": NO_ENGINE})
+        self._irq = Signal(Irq)
+        self._irq_set = Signal(Irq)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.registers = bus = RegisterBus(addr_bits=CSR_ADDR_BITS, words=len(CSRS))
-        wiring.connect(m, wiring.flipped(self.bus), bus.bus)
+        m.submodules.registers = self._registers
+        wiring.connect(m, wiring.flipped(self.bus), self._registers.bus)
+        self._write_plain(m)
+        self._write_control(m)
+        self._soft_reset(m)
+        # Until the fetch unit starts, it still shows the end of the last program.
+        counters = self._counters(m, counting=self.running & (~self.drained | self.fetch_start))
+        self._run(m)
+        self._interrupt(m)
+        self._read(m, counters)
+        return m
 
-        writable = [name for name, csr in CSRS.items() if csr.access != "ro"]
-        chosen = Signal(len(writable))
+    def _write_plain(self, m: Module) -> None:
+        bus, plain = self._registers, self._plain
         with m.If(bus.write):
-            m.d.comb += chosen.eq(Cat(bus.write_word == CSRS[n].offset // 4 for n in writable))
-        written = dict(zip(writable, chosen, strict=True))
-        plain = {name: Signal(32, name=name.lower()) for name in PLAIN}
+            m.d.comb += self._chosen.eq(
+                Cat(bus.write_word == CSRS[name].offset // 4 for name in WRITABLE)
+            )
         for name, register in plain.items():
-            with m.If(written[name]):
+            with m.If(self._written[name]):
                 new = (register & ~bus.write_mask) | (bus.write_data & bus.write_mask)
                 m.d.sync += register.eq(new & PLAIN[name])
         m.d.comb += [
@@ -179,92 +193,76 @@ class ControlStatus(wiring.Component):
             self.trace_limit.eq(plain["TRACE_EVENTS"]),
         ]
 
-        # CONTROL: its bits all lie in the first byte.
-        irq_enable = Signal()
+    def _write_control(self, m: Module) -> None:
+        """CONTROL: its bits all lie in the first byte."""
+        bus = self._registers
         order = Signal(Control)
-        m.d.comb += order.eq(
-            Mux(written["CONTROL"] & bus.write_mask[0], bus.write_data[: len(order)], 0)
-        )
-        with m.If(written["CONTROL"] & bus.write_mask[0]):
+        written = self._written["CONTROL"] & bus.write_mask[0]
+        m.d.comb += [
+            order.eq(Mux(written, bus.write_data[: len(order)], 0)),
+            self._start_order.eq((order & Control.START).any()),
+            self._reset_order.eq((order & Control.SOFT_RESET).any()),
+        ]
+        with m.If(written):
             m.d.sync += [
                 self.trace_enable.eq((order & Control.TRACE).any()),
-                irq_enable.eq((order & Control.IRQ_ENABLE).any()),
+                self._irq_enable.eq((order & Control.IRQ_ENABLE).any()),
             ]
-        start_order = (order & Control.START).any()
-        reset_order = (order & Control.SOFT_RESET).any()
 
-        # Soft reset. Clients' requests just being taken show in ``axi_idle`` one cycle later.
-        resetting = Signal()
-        settled = Signal()
-        reset_left = Signal(range(RESET_CYCLES + 1))
-        reset_over = Signal()
+    def _soft_reset(self, m: Module) -> None:
+        """Drain AXI, then reset. Clients' requests just being taken show in ``axi_idle`` one cycle
+        later."""
+        resetting, settled = self._resetting, Signal()
+        left = Signal(range(RESET_CYCLES + 1))
         m.d.comb += [
             self.drain.eq(resetting),
-            self.reset.eq(reset_left != 0),
-            reset_over.eq(reset_left == 1),
+            self.reset.eq(left != 0),
+            self._reset_over.eq(left == 1),
             self.halt.eq(self.fault | resetting),
         ]
-        with m.If(reset_order & ~resetting):
+        with m.If(self._reset_order & ~resetting):
             m.d.sync += [resetting.eq(1), settled.eq(0)]
-        with m.Elif(reset_over):
-            m.d.sync += [resetting.eq(0), reset_left.eq(0)]
+        with m.Elif(self._reset_over):
+            m.d.sync += [resetting.eq(0), left.eq(0)]
         with m.Elif(self.reset):
-            m.d.sync += reset_left.eq(reset_left - 1)
+            m.d.sync += left.eq(left - 1)
         with m.Elif(resetting):
             m.d.sync += settled.eq(1)
             with m.If(settled & self.axi_idle):
-                m.d.sync += reset_left.eq(RESET_CYCLES)
+                m.d.sync += left.eq(RESET_CYCLES)
 
-        # A program's run, from START to DONE, FAULT or soft reset.
-        m.d.comb += self.start.eq(start_order & ~reset_order & ~self.running & ~self.halt)
+    def _run(self, m: Module) -> None:
+        """A program's run, from START to DONE, FAULT or soft reset."""
+        report = self._report(m, watchdog=self._plain["WATCHDOG"])
+        m.d.comb += self.start.eq(
+            self._start_order & ~self._reset_order & ~self.running & ~self.halt
+        )
         m.d.sync += self.fetch_start.eq(self.start)
-        # Until the fetch unit starts, it still shows the end of the last program.
-        counters = self._counters(m, counting=self.running & (~self.drained | self.fetch_start))
-        report = self._report(m, watchdog=plain["WATCHDOG"])
-        done = Signal()
-        failure = Signal(FAULT_REPORT, init={"engine": NO_ENGINE})
-        irq = Signal(Irq)
-        irq_set = Signal(Irq)
         with m.If(self.start):
-            m.d.sync += [self.running.eq(1), done.eq(0)]
-        with m.Elif((reset_order & ~resetting) | reset_over):
+            m.d.sync += [self.running.eq(1), self._done.eq(0)]
+        with m.Elif((self._reset_order & ~self._resetting) | self._reset_over):
             m.d.sync += [
                 self.running.eq(0),
-                done.eq(0),
+                self._done.eq(0),
                 self.fault.eq(0),
-                failure.eq(FAULT_REPORT.const({"engine": NO_ENGINE})),
+                self._failure.eq(FAULT_REPORT.const({"engine": NO_ENGINE})),
             ]
         with m.Elif(report.valid & ~self.halt):
-            m.d.comb += irq_set.eq(Irq.FAULT)
-            m.d.sync += [self.running.eq(0), self.fault.eq(1), failure.eq(report)]
+            m.d.comb += self._irq_set.eq(Irq.FAULT)
+            m.d.sync += [self.running.eq(0), self.fault.eq(1), self._failure.eq(report)]
         with m.Elif(self.finished & self.running & ~self.fetch_start):
-            m.d.comb += irq_set.eq(Irq.DONE)
-            m.d.sync += [self.running.eq(0), done.eq(1)]
-        irq_clear = Mux(written["IRQ"], bus.write_data & bus.write_mask, 0)[: len(irq)]
-        m.d.sync += irq.eq((irq & ~irq_clear) | irq_set)
-        m.d.comb += self.irq.eq(irq_enable & irq.any())
+            m.d.comb += self._irq_set.eq(Irq.DONE)
+            m.d.sync += [self.running.eq(0), self._done.eq(1)]
 
-        # In the order of the bits of Status and Control; START reads as 0.
-        status = Cat(self.running, done, self.fault)
-        control = Cat(C(0), resetting, self.trace_enable, irq_enable)
-        values = {
-            "ID": DEVICE_ID,
-            "VERSION": VERSION,
-            "CONFIG_HASH": self.config.hash,
-            "CONTROL": control,
-            "STATUS": status,
-            "IRQ": irq,
-            "TRACE_COUNT": self.trace_count,
-            "TRACE_DROPPED": self.trace_dropped,
-            "FAULT_CODE": failure.code,
-            "FAULT_INDEX": failure.index,
-            "FAULT_ENGINE": failure.engine,
-            "FAULT_ADDRESS": failure.address,
-            **{f"{e.name}_STATE": self.states[e] for e in Engine},
-            **plain,
-            **counters,
-        }
-        # The engines' counters: one lookup for all of them.
+    def _interrupt(self, m: Module) -> None:
+        bus, irq = self._registers, self._irq
+        clear = Mux(self._written["IRQ"], bus.write_data & bus.write_mask, 0)[: len(irq)]
+        m.d.sync += irq.eq((irq & ~clear) | self._irq_set)
+        m.d.comb += self.irq.eq(self._irq_enable & irq.any())
+
+    def _read(self, m: Module, counters: dict[str, Value]) -> None:
+        """Read a register, or one of the engines' counters: one lookup for all of these."""
+        bus = self._registers
         place = Signal(range(len(CSRS)))
         m.d.comb += [
             place.eq(bus.read_word - COUNTERS_FIRST),
@@ -274,14 +272,33 @@ class ControlStatus(wiring.Component):
             with m.If(bus.read_word >= COUNTERS_FIRST):
                 m.d.sync += bus.read_data.eq(Array(self.counters)[place // COUNTERS])
             with m.Else(), m.Switch(bus.read_word):
-                for name, value in values.items():
+                for name, value in (self._values() | self._plain | counters).items():
                     with m.Case(CSRS[name].offset // 4):
                         m.d.sync += bus.read_data.eq(value)
                 with m.Default():
                     m.d.sync += bus.read_data.eq(0)
-        return m
 
-    def _counters(self, m: Module, *, counting: object) -> dict[str, object]:
+    def _values(self) -> dict[str, ValueLike]:
+        """What the other registers read as."""
+        failure = self._failure
+        return {
+            "ID": DEVICE_ID,
+            "VERSION": VERSION,
+            "CONFIG_HASH": self.config.hash,
+            # In the order of the bits of Control and Status; START reads as 0.
+            "CONTROL": Cat(C(0), self._resetting, self.trace_enable, self._irq_enable),
+            "STATUS": Cat(self.running, self._done, self.fault),
+            "IRQ": self._irq,
+            "TRACE_COUNT": self.trace_count,
+            "TRACE_DROPPED": self.trace_dropped,
+            "FAULT_CODE": failure.code,
+            "FAULT_INDEX": failure.index,
+            "FAULT_ENGINE": failure.engine,
+            "FAULT_ADDRESS": failure.address,
+            **{f"{e.name}_STATE": self.states[e] for e in Engine},
+        }
+
+    def _counters(self, m: Module, *, counting: Value) -> dict[str, Value]:
         """The registers that count for the machine as a whole; the cycle counter counts while
         ``counting``."""
         commands = Signal(32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, C, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -10,19 +10,14 @@ from amaranth.lib.wiring import In, Out
 from systole.hw.bus.interfaces import INDEX_BITS, MemoryRead
 from systole.isa import COMMANDS, Config, Engine, Fault, Opcode
 from systole.isa.commands import ENGINE_BITS, HEADER
+from systole.isa.csr import NO_ENGINE
+from systole.isa.timing import FETCH_BUFFER_BYTES, FETCH_REQUEST_WORDS
 
 WORD_BITS = 64
 LONGEST = max(c.words for c in COMMANDS.values())
 """Words of the longest command."""
 REST_BITS = WORD_BITS - sum(f.bits for f in HEADER)
 """Bits of a command's first word behind the header."""
-REQUEST_WORDS = 32
-"""Words asked for at a time."""
-BUFFER_BYTES = 1024
-"""Bytes of program that may be on their way or waiting: hides some 100 cycles of memory latency at
-the highest rate at which commands can be handed out."""
-NO_ENGINE = 15
-"""FAULT_ENGINE of the fetch unit."""
 
 FAULT_REPORT = data.StructLayout(
     {"valid": 1, "code": 4, "index": INDEX_BITS, "engine": 4, "address": 32}
@@ -74,20 +69,55 @@ class Fetch(wiring.Component):
                 "fault": Out(FAULT_REPORT),
             }
         )
+        self._prefetch, self._unpack = Prefetch(config), Unpack(config)
+        self._running = Signal()
+        self._left = Signal(32)  # words of the program still to come
+        self._index = Signal(INDEX_BITS)
+        self._head = Signal(
+            data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
+        )
+        # Of every engine, the words behind the first as its last command had them.
+        self._kept = {
+            e: [
+                Signal(WORD_BITS, name=f"{e.name.lower()}_{i}")
+                for i in range(1, COMMANDS[OPCODE_OF[e]].words)
+            ]
+            for e in engines_of(config)
+        }
+        self._known = Signal(len(Engine))  # engines of which there is a last command
+        self._full = Signal()  # the command is whole, or its opcode illegal
+        # Words of the command still to come; 0 while it is full.
+        self._missing = Signal(self._head.present.shape())
+        self._target = Signal(len(Engine))  # the engine that the command is for
+        self._end = Signal()
+        self._legal = Signal()
+        self._pushed = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.prefetch = prefetch = Prefetch(self.config)
-        m.submodules.unpack = unpack = Unpack(self.config)
-        wiring.connect(m, prefetch.beats, unpack.beats)
-        memory = self.memory
-        for name in ("valid", "payload"):
-            m.d.comb += getattr(memory.req, name).eq(getattr(prefetch.memory.req, name))
-            m.d.comb += getattr(prefetch.memory.beats, name).eq(getattr(memory.beats, name))
+        m.submodules.prefetch = self._prefetch
+        m.submodules.unpack = self._unpack
+        self._connect(m)
+        self._check_command(m)
         m.d.comb += [
-            prefetch.memory.req.ready.eq(memory.req.ready),
-            prefetch.memory.denied.eq(memory.denied),
-            memory.beats.ready.eq(prefetch.memory.beats.ready),
+            self.index.eq(self._index),
+            self._pushed.eq((self.push & self.ready).any()),
+            self.fault.engine.eq(NO_ENGINE),
+        ]
+        for engine, words in self._kept.items():
+            m.d.comb += self.command[engine].eq(Cat(self._head, words))
+        with m.If(self._running & ~self.halt):
+            self._hand_out(m)
+        self._take_word(m)
+        with m.If(self.start):
+            self._begin(m)
+        return m
+
+    def _connect(self, m: Module) -> None:
+        memory, prefetch, unpack = self.memory, self._prefetch, self._unpack
+        wiring.connect(m, prefetch.beats, unpack.beats)
+        wiring.connect(m, wiring.flipped(memory), prefetch.memory)
+        m.d.comb += [
             prefetch.start.eq(self.start),
             prefetch.stop.eq(self.ended | self.halt),
             prefetch.program.eq(self.program),
@@ -98,90 +128,80 @@ class Fetch(wiring.Component):
             self.idle.eq(prefetch.idle),
         ]
 
-        running = Signal()
-        left = Signal(32)
-        index = Signal(INDEX_BITS)
-        head = Signal(data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS}))
-        # Of every engine, the words behind the first as its last command had them.
-        kept = {
-            e: [
-                Signal(WORD_BITS, name=f"{e.name.lower()}_{i}")
-                for i in range(1, COMMANDS[OPCODE_OF[e]].words)
-            ]
-            for e in engines_of(self.config)
-        }
-        known = Signal(len(Engine))  # Engines of which there is a last command.
-        full = Signal()  # The command is whole, or its opcode illegal.
-        missing = Signal(head.present.shape())  # Words of it still to come; 0 while ``full``.
-
-        # The command at hand: what it is and where it goes.
-        existing = sum(1 << e for e in kept)
+    def _check_command(self, m: Module) -> None:
+        """What the command at hand is, where it goes and whether it is legal."""
+        head = self._head
+        existing = sum(1 << e for e in self._kept)
         absent = ~existing & ((1 << ENGINE_BITS) - 1)
-        target = Signal(len(Engine))
-        end, complete, excess = Signal(), Signal(), Signal()
+        complete, excess = Signal(), Signal()
         with m.Switch(head.opcode):
             for command in COMMANDS.values():
                 with m.Case(command.opcode):
                     m.d.comb += [
                         complete.eq(head.present == command.complete),
-                        excess.eq((head.present & ~C(command.complete, len(missing))).any()),
+                        excess.eq((head.present & ~C(command.complete, len(self._missing))).any()),
                     ]
                     if command.opcode is Opcode.END:
-                        m.d.comb += end.eq(1)
+                        m.d.comb += self._end.eq(1)
                     for engine in command.engines:
                         if existing >> engine & 1:
                             with m.If(head.engine == engine):
-                                m.d.comb += target.eq(1 << engine)
-        legal = Signal()
+                                m.d.comb += self._target.eq(1 << engine)
         tokens = ((head.wait | head.signal) & absent) == 0
-        with m.If(full & ~excess):
-            given = Mux(complete, target, target & known).any()
-            m.d.comb += legal.eq((complete & end) | (given & tokens))
-        pushed = Signal()
-        m.d.comb += [self.index.eq(index), pushed.eq((self.push & self.ready).any())]
-        for engine, words in kept.items():
-            m.d.comb += self.command[engine].eq(Cat(head, words))
+        with m.If(self._full & ~excess):
+            given = Mux(complete, self._target, self._target & self._known).any()
+            m.d.comb += self._legal.eq((complete & self._end) | (given & tokens))
 
-        word = unpack.word
+    def _fail(self, m: Module, code: Fault, address: Value | int = 0) -> None:
+        m.d.comb += [
+            self.fault.valid.eq(1),
+            self.fault.code.eq(code),
+            self.fault.index.eq(self._index),
+            self.fault.address.eq(address),
+        ]
+        m.d.sync += self._running.eq(0)
+
+    def _hand_out(self, m: Module) -> None:
+        """Offer the command to its engine, end the program, or fail."""
+        full, prefetch, word = self._full, self._prefetch, self._unpack.word
+        with m.If(full & ~self._legal):
+            self._fail(m, Fault.ILLEGAL_COMMAND)
+        with m.Elif(full & self._end):
+            m.d.sync += [self.ended.eq(1), self._running.eq(0), full.eq(0)]
+        with m.Elif(full):
+            m.d.comb += self.push.eq(self._target)
+            with m.If(self._pushed):
+                m.d.sync += [
+                    self._index.eq(self._index + 1),
+                    full.eq(0),
+                    self._known.eq(self._known | self._target),
+                ]
+        with m.Elif(self._left == 0):
+            self._fail(m, Fault.ILLEGAL_COMMAND)
+        with m.Elif(prefetch.denied & prefetch.idle):
+            self._fail(m, Fault.DRAM_WINDOW, self.memory.req.payload.addr)
+        with m.Elif(word.valid & word.payload.error):
+            self._fail(m, Fault.AXI_READ, self._unpack.address)
+
+    def _take_word(self, m: Module) -> None:
+        """Put the next word where it belongs: the head, or a word of the head's engine."""
+        word, head, missing, left = self._unpack.word, self._head, self._missing, self._left
+        new = data.View(head.shape(), word.payload.data)
+        opcodes = Array(i in COMMANDS for i in range(1 << len(head.opcode)))
+        more = Signal.like(missing)  # words still missing once this one has been taken
+        comes = Signal.like(missing)  # which word this is
         taken = Signal()
         m.d.comb += [
             # A word in error stays where it is until the command before it has gone.
             word.ready.eq(
-                running & ~self.halt & (~full | pushed) & (left != 0) & ~word.payload.error
+                self._running
+                & ~self.halt
+                & (~self._full | self._pushed)
+                & (left != 0)
+                & ~word.payload.error
             ),
             taken.eq(word.valid & word.ready),
         ]
-
-        def fail(code: Fault, address: object = 0) -> None:
-            m.d.comb += [
-                self.fault.valid.eq(1),
-                self.fault.code.eq(code),
-                self.fault.index.eq(index),
-                self.fault.address.eq(address),
-            ]
-            m.d.sync += running.eq(0)
-
-        m.d.comb += self.fault.engine.eq(NO_ENGINE)
-        with m.If(running & ~self.halt):
-            with m.If(full & ~legal):
-                fail(Fault.ILLEGAL_COMMAND)
-            with m.Elif(full & end):
-                m.d.sync += [self.ended.eq(1), running.eq(0), full.eq(0)]
-            with m.Elif(full):
-                m.d.comb += self.push.eq(target)
-                with m.If(pushed):
-                    m.d.sync += [index.eq(index + 1), full.eq(0), known.eq(known | target)]
-            with m.Elif(left == 0):
-                fail(Fault.ILLEGAL_COMMAND)
-            with m.Elif(prefetch.denied & prefetch.idle):
-                fail(Fault.DRAM_WINDOW, memory.req.payload.addr)
-            with m.Elif(word.valid & word.payload.error):
-                fail(Fault.AXI_READ, unpack.address)
-
-        new = data.View(head.shape(), word.payload.data)
-        opcodes = Array(i in COMMANDS for i in range(1 << len(head.opcode)))
-        more = Signal.like(missing)  # Words still missing once this one has been taken.
-        comes = Signal.like(missing)  # Which word this is.
         with m.If(taken):
             with m.If(missing == 0):
                 m.d.comb += more.eq(Mux(opcodes[new.opcode], new.present, 0))
@@ -191,30 +211,29 @@ class Fetch(wiring.Component):
             m.d.sync += [left.eq(left - 1), missing.eq(more)]
             with m.If(missing == 0):
                 m.d.sync += head.eq(new)
-            for engine, words in kept.items():
-                with m.If(target[engine]):
+            for engine, words in self._kept.items():
+                with m.If(self._target[engine]):
                     for i, register in enumerate(words):
                         with m.If(comes[i]):
                             m.d.sync += register.eq(word.payload.data)
             with m.If(more == 0):
-                m.d.sync += full.eq(1)
-                with m.If(pushed):
-                    m.d.sync += self.last_index.eq(index + 1)
+                m.d.sync += self._full.eq(1)
+                with m.If(self._pushed):
+                    m.d.sync += self.last_index.eq(self._index + 1)
                 with m.Else():
-                    m.d.sync += self.last_index.eq(index)
+                    m.d.sync += self.last_index.eq(self._index)
 
-        with m.If(self.start):
-            m.d.sync += [
-                running.eq(1),
-                self.ended.eq(0),
-                left.eq(self.words),
-                index.eq(0),
-                self.last_index.eq(0),
-                known.eq(0),
-                missing.eq(0),
-                full.eq(0),
-            ]
-        return m
+    def _begin(self, m: Module) -> None:
+        m.d.sync += [
+            self._running.eq(1),
+            self.ended.eq(0),
+            self._left.eq(self.words),
+            self._index.eq(0),
+            self.last_index.eq(0),
+            self._known.eq(0),
+            self._missing.eq(0),
+            self._full.eq(0),
+        ]
 
 
 def _beat_layout(config: Config) -> data.StructLayout:
@@ -247,7 +266,7 @@ class Prefetch(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         bits = self.config.axi_data_bits
-        depth = 8 * BUFFER_BYTES // bits
+        depth = 8 * FETCH_BUFFER_BYTES // bits
         layout = _beat_layout(self.config)
         m.submodules.buffer = buffer = SyncFIFOBuffered(width=layout.size, depth=depth)
         req, beats = self.memory.req, self.memory.beats
@@ -262,14 +281,14 @@ class Prefetch(wiring.Component):
 
         left = Signal(32)
         address = Signal(32)
-        ask = Signal(range(REQUEST_WORDS + 1))
-        ask_beats = Signal(range(REQUEST_WORDS * WORD_BITS // bits + 1))
+        ask = Signal(range(FETCH_REQUEST_WORDS + 1))
+        ask_beats = Signal(range(FETCH_REQUEST_WORDS * WORD_BITS // bits + 1))
         reserved = Signal(range(depth + 1))
         asked = Signal.like(ask_beats)  # Beats of the last request.
         begin = Signal()
         popped = Signal()
         m.d.comb += [
-            ask.eq(Mux(left < REQUEST_WORDS, left, REQUEST_WORDS)),
+            ask.eq(Mux(left < FETCH_REQUEST_WORDS, left, FETCH_REQUEST_WORDS)),
             ask_beats.eq((ask * WORD_BITS + (bits - 1)) // bits),
             # When ``denied`` pulses, the request in question was taken the cycle before.
             begin.eq(
@@ -278,7 +297,7 @@ class Prefetch(wiring.Component):
                 & ~self.denied
                 & ~self.memory.denied
                 & (left != 0)
-                & (reserved <= depth - REQUEST_WORDS * WORD_BITS // bits)
+                & (reserved <= depth - FETCH_REQUEST_WORDS * WORD_BITS // bits)
             ),
             popped.eq(self.beats.valid & self.beats.ready),
             self.idle.eq(~req.valid & (reserved == 0)),
@@ -290,7 +309,7 @@ class Prefetch(wiring.Component):
                 req.valid.eq(1),
                 req.payload.addr.eq(address),
                 req.payload.bytes.eq(ask * (WORD_BITS // 8)),
-                address.eq(address + REQUEST_WORDS * WORD_BITS // 8),
+                address.eq(address + FETCH_REQUEST_WORDS * WORD_BITS // 8),
                 left.eq(left - ask),
                 asked.eq(ask_beats),
             ]

@@ -8,10 +8,15 @@ from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import INDEX_BITS, CommandPort, command_layout
+from systole.hw.bus.interfaces import (
+    INDEX_BITS,
+    CommandPort,
+    command_layout,
+    layout_of,
+)
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.isa import TRACE_EVENT, Config, Engine, Fault, Opcode
-from systole.isa.csr import TOKEN_BITS, EngineState
+from systole.isa.csr import ENGINE_STATE, TOKEN_BITS, EngineState
 
 ENGINES = len(Engine)
 IN_FLIGHT = 8
@@ -74,110 +79,122 @@ class Shell(wiring.Component):
                 "fault": Out(FAULT_REPORT),
             }
         )
+        self._queue = SyncFIFOBuffered(width=entry.size, depth=config.queue_depth)
+        self._head = data.View(entry, self._queue.r_data)
+        flight_entry = data.StructLayout({"index": INDEX_BITS, "signal": ENGINES})
+        self._flight = SyncFIFO(width=flight_entry.size, depth=IN_FLIGHT)
+        self._oldest = data.View(flight_entry, self._flight.r_data)
+        self._accepted = Signal()
+        self._retired = Signal()
+        self._missing = Signal(ENGINES)  # tokens that the head waits for; 0 when it may start
+        self._stalled_now = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        core = self.core
-
-        m.submodules.queue = queue = SyncFIFOBuffered(
-            width=self.push.payload.shape().size, depth=self.config.queue_depth
-        )
-        head = data.View(self.push.payload.shape(), queue.r_data)
+        m.submodules.queue = self._queue
+        m.submodules.flight = self._flight
         m.d.comb += [
-            queue.w_data.eq(self.push.payload),
-            queue.w_en.eq(self.push.valid),
-            self.push.ready.eq(queue.w_rdy),
+            self._queue.w_data.eq(self.push.payload),
+            self._queue.w_en.eq(self.push.valid),
+            self.push.ready.eq(self._queue.w_rdy),
         ]
+        self._count_tokens(m)
+        self._offer_head(m)
+        self._retire_oldest(m)
+        self._report_start(m)
+        self._report_end(m)
+        self._count_cycles(m)
+        self._show_state(m)
+        self._report_fault(m)
+        return m
 
-        flight_entry = data.StructLayout({"index": INDEX_BITS, "signal": ENGINES})
-        m.submodules.flight = flight = SyncFIFO(width=flight_entry.size, depth=IN_FLIGHT)
-        oldest = data.View(flight_entry, flight.r_data)
-
-        # Tokens. ``missing`` is 0 when the head may start.
-        available = Signal(ENGINES)
-        missing = Signal(ENGINES)
-        accepted = Signal()
-        taken = Signal(ENGINES)
+    def _count_tokens(self, m: Module) -> None:
+        """A counter for the tokens of each engine."""
+        available, taken = Signal(ENGINES), Signal(ENGINES)
+        wait = self._head.command["wait"]
         m.d.comb += [
-            missing.eq(Mux(queue.r_rdy, head.command["wait"] & ~available, 0)),
-            taken.eq(Mux(accepted, head.command["wait"], 0)),
+            self._missing.eq(Mux(self._queue.r_rdy, wait & ~available, 0)),
+            taken.eq(Mux(self._accepted, wait, 0)),
         ]
         counts = [Signal(TOKEN_BITS, name=f"tokens_{e.name.lower()}") for e in Engine]
         m.d.comb += available.eq(Cat(tokens != 0 for tokens in counts))
         with m.If(self.given.any()):
             full = Cat(tokens.all() for tokens in counts)
             m.d.comb += self.overflow.eq(self.given & full & ~taken)
-        with m.If(self.clear | accepted | self.given.any()):
+        with m.If(self.clear | self._accepted | self.given.any()):
             up = self.given & ~self.overflow
             for i, tokens in enumerate(counts):
                 m.d.sync += tokens.eq(Mux(self.clear, 0, tokens + up[i] - taken[i]))
 
-        # To the core. An offer once made stands, whatever ``halt`` says.
+    def _offer_head(self, m: Module) -> None:
+        """Hand the head to the core. An offer once made stands, whatever ``halt`` says."""
+        cmd, queue, flight, head = self.core.cmd, self._queue, self._flight, self._head
         offered = Signal()
+        may_start = queue.r_rdy & ~self._missing.any() & flight.w_rdy
         m.d.comb += [
-            core.cmd.payload.eq(head.command),
-            core.cmd.valid.eq(queue.r_rdy & ~missing.any() & flight.w_rdy & (~self.halt | offered)),
-            accepted.eq(core.cmd.valid & core.cmd.ready),
-            queue.r_en.eq(accepted),
-            flight.w_en.eq(accepted),
+            cmd.payload.eq(head.command),
+            cmd.valid.eq(may_start & (~self.halt | offered)),
+            self._accepted.eq(cmd.valid & cmd.ready),
+            queue.r_en.eq(self._accepted),
+            flight.w_en.eq(self._accepted),
             flight.w_data.eq(Cat(head.index, head.command["signal"][:ENGINES])),
-            flight.r_en.eq(core.retire),
         ]
-        m.d.sync += offered.eq(core.cmd.valid & ~core.cmd.ready)
+        m.d.sync += offered.eq(cmd.valid & ~cmd.ready)
 
-        retired = Signal()
-        in_flight = flight.r_rdy
+    def _retire_oldest(self, m: Module) -> None:
+        """Give the tokens of the command that ends."""
+        in_flight = self._flight.r_rdy
         m.d.comb += [
-            retired.eq(core.retire & in_flight),
-            self.give.eq(Mux(retired, oldest.signal, 0)),
-            self.idle.eq((queue.level == 0) & ~in_flight),
+            self._flight.r_en.eq(self.core.retire),
+            self._retired.eq(self.core.retire & in_flight),
+            self.give.eq(Mux(self._retired, self._oldest.signal, 0)),
+            self.idle.eq((self._queue.level == 0) & ~in_flight),
         ]
 
-        # Events.
-        waited = Signal(START_EVENT["waited"].shape)
+    def _report_start(self, m: Module) -> None:
+        event, missing = self.start_event, self._missing
+        waited = Signal.like(event.waited)
         last_missing = Signal(ENGINES)
-        with m.If(accepted):
+        with m.If(self._accepted):
             m.d.sync += [waited.eq(0), last_missing.eq(0)]
         with m.Elif(missing.any()):
             m.d.sync += [waited.eq(waited + ~waited.all()), last_missing.eq(missing)]
-        stalled_now = Signal()
-        stalled = Signal(END_EVENT["stalled"].shape)
-        m.d.comb += stalled_now.eq(core.stalled & in_flight)
-        with m.If(retired):
-            m.d.sync += stalled.eq(stalled_now)
-        with m.Elif(stalled_now):
+        m.d.comb += event.valid.eq(self._accepted)
+        with m.If(self._accepted):
+            m.d.comb += [
+                event.index.eq(self._head.index),
+                event.waited.eq(waited),
+                event.missing.eq(last_missing),
+            ]
+
+    def _report_end(self, m: Module) -> None:
+        event = self.end_event
+        stalled = Signal.like(event.stalled)
+        m.d.comb += self._stalled_now.eq(self.core.stalled & self._flight.r_rdy)
+        with m.If(self._retired):
+            m.d.sync += stalled.eq(self._stalled_now)
+        with m.Elif(self._stalled_now):
             m.d.sync += stalled.eq(stalled + ~stalled.all())
         with m.If(self.clear):
             m.d.sync += stalled.eq(0)
-        m.d.comb += [
-            self.start_event.valid.eq(accepted),
-            self.end_event.valid.eq(retired),
-        ]
-        with m.If(accepted):
-            m.d.comb += [
-                self.start_event.index.eq(head.index),
-                self.start_event.waited.eq(waited),
-                self.start_event.missing.eq(last_missing),
-            ]
-        with m.If(retired):
-            m.d.comb += [
-                self.end_event.index.eq(oldest.index),
-                self.end_event.stalled.eq(stalled),
-            ]
+        m.d.comb += event.valid.eq(self._retired)
+        with m.If(self._retired):
+            m.d.comb += [event.index.eq(self._oldest.index), event.stalled.eq(stalled)]
 
-        # Counters: one memory with one increment a cycle.
+    def _count_cycles(self, m: Module) -> None:
+        """The counters: one memory with one increment a cycle."""
         m.submodules.counters = counters = Memory(shape=32, depth=COUNTERS, init=[])
         write = counters.write_port()
         current = counters.read_port(domain="comb")
         csr = counters.read_port(domain="comb")
         counting = Signal()
         counted = Signal(range(COUNTERS))
-        with m.If(in_flight):
-            m.d.comb += [counting.eq(self.running), counted.eq(stalled_now)]
-        with m.Elif(missing.any()):
+        with m.If(self._flight.r_rdy):
+            m.d.comb += [counting.eq(self.running), counted.eq(self._stalled_now)]
+        with m.Elif(self._missing.any()):
             m.d.comb += counting.eq(self.running)
             for i in reversed(range(ENGINES)):
-                with m.If(missing[i]):
+                with m.If(self._missing[i]):
                     m.d.comb += counted.eq(2 + i)
         clearing = Signal(range(COUNTERS + 1))
         with m.If(self.clear):
@@ -193,30 +210,33 @@ class Shell(wiring.Component):
             write.en.eq((clearing != 0) | counting),
         ]
 
+    def _show_state(self, m: Module) -> None:
+        """The STATE register."""
+        queued = self._queue.r_rdy
         state = Signal(EngineState)
-        with m.If(missing.any()):
+        with m.If(self._missing.any()):
             m.d.comb += state.eq(EngineState.WAITING)
-        with m.Elif(in_flight | queue.r_rdy):
+        with m.Elif(self._flight.r_rdy | queued):
             m.d.comb += state.eq(EngineState.BUSY)
+        register = data.View(layout_of(ENGINE_STATE), self.state)
         m.d.comb += [
-            self.state[0:2].eq(state),
-            self.state[8:16].eq(missing),
-            self.state[16:32].eq(Mux(queue.r_rdy, head.index, 0)),
+            register.state.eq(state),
+            register.missing.eq(self._missing),
+            register.head.eq(Mux(queued, self._head.index, 0)),
         ]
 
+    def _report_fault(self, m: Module) -> None:
+        """The core's fault, or that a token given was lost."""
+        core, fault = self.core, self.fault
         lost = Signal(ENGINES)
-        with m.If(retired):
-            m.d.comb += lost.eq(oldest.signal & self.overflows)
-        m.d.comb += [
-            self.fault.index.eq(oldest.index),
-            self.fault.engine.eq(self.engine),
-        ]
+        with m.If(self._retired):
+            m.d.comb += lost.eq(self._oldest.signal & self.overflows)
+        m.d.comb += [fault.index.eq(self._oldest.index), fault.engine.eq(self.engine)]
         with m.If(core.fault):
             m.d.comb += [
-                self.fault.valid.eq(1),
-                self.fault.code.eq(core.fault_code),
-                self.fault.address.eq(core.fault_address),
+                fault.valid.eq(1),
+                fault.code.eq(core.fault_code),
+                fault.address.eq(core.fault_address),
             ]
         with m.Elif(lost.any()):
-            m.d.comb += [self.fault.valid.eq(1), self.fault.code.eq(Fault.TOKEN_OVERFLOW)]
-        return m
+            m.d.comb += [fault.valid.eq(1), fault.code.eq(Fault.TOKEN_OVERFLOW)]

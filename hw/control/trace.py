@@ -8,9 +8,10 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import INDEX_BITS, MemoryWrite, layout_of
-from systole.hw.control.fetch import FAULT_REPORT, NO_ENGINE
+from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import END_EVENT, START_EVENT
 from systole.isa import TRACE_EVENT, Config, Engine, Fault, TraceKind
+from systole.isa.csr import NO_ENGINE
 from systole.isa.trace import TRACE_EVENT_BYTES
 
 EVENT = layout_of(TRACE_EVENT)

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import ScratchpadRead, command_layout
 from systole.hw.conv.array import SystolicArray
 from systole.isa import Config, Opcode
+from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
+
+if TYPE_CHECKING:
+    from amaranth.hdl._ast import Assign
 
 CONV = command_layout(Opcode.CONV)
 
 COORDINATE = signed(26)
 """Holds every column or row a CONV can name: +-2^15 + 2^16 * 2^8 + 2^6 * 2^8."""
 
-TAG = data.StructLayout({"acc": 16, "overwrite": 1, "last": 1})
+TAG = data.StructLayout({"acc": ACC_ADDRESS_BITS, "overwrite": 1, "last": 1})
 """What travels with a vector: its accumulator word, whether it overwrites it, and whether it is the
 last vector of its command."""
 
 
-def registers(prefix: str, **shapes) -> SimpleNamespace:
+COPIED = (
+    *("accumulate", "acc", "blocks", "src_block", "in_w", "in_h", "x0", "y0", "out_w", "out_h"),
+    *("kernel_w", "kernel_h", "stride_x", "stride_y", "dilation_x", "dilation_y", "pad"),
+)
+"""Fields of CONV that the activation sequencer keeps as they are."""
+LOOPS = ("blocks", "kernel_h", "kernel_w", "out_h", "out_w")
+"""Fields of CONV that count its loops, outermost first."""
+POINTS = ("vector", "row", "tile", "taps", "block")
+"""Addresses of the current vector and of the points that the loops return to, innermost first."""
+
+
+def registers(prefix: str, **shapes: ShapeLike) -> SimpleNamespace:
     """One register for each name. They hold data qualified by a valid bit elsewhere: no reset."""
     return SimpleNamespace(
         **{
@@ -32,7 +48,7 @@ def registers(prefix: str, **shapes) -> SimpleNamespace:
     )
 
 
-def fields(*names: str) -> dict:
+def fields(*names: str) -> dict[str, ShapeLike]:
     """The shapes of those fields of CONV."""
     return {name: CONV[name].shape for name in names}
 
@@ -58,7 +74,7 @@ class WeightSequencer(wiring.Component):
             {
                 "command": In(stream.Signature(CONV)),
                 "read_en": Out(1),
-                "read_addr": Out(20),
+                "read_addr": Out(ADDRESS_BITS),
                 "capture": Out(1),
                 "loaded": Out(1),
                 "swap": In(1),
@@ -73,8 +89,8 @@ class WeightSequencer(wiring.Component):
         active = Signal()
         count = registers("count", **fields("blocks", "kernel_h", "kernel_w"))
         kernel = registers("kernel", **fields("kernel_h", "kernel_w"))
-        tile_addr = Signal(20)
-        row_addr = Signal(20)
+        tile_addr = Signal(ADDRESS_BITS)
+        row_addr = Signal(ADDRESS_BITS)
         rows_left = Signal(range(rows))
         shadow_used = Signal()
 
@@ -157,130 +173,165 @@ class ActivationSequencer(wiring.Component):
                 "tag": Out(TAG),
             }
         )
-
-    def elaborate(self, platform) -> Module:
-        m = Module()
-        command = self.command.p
-
         # The next command, with all products its addresses need. Addresses are modulo 2^20.
-        copied = ("accumulate", "acc", "blocks", "src_block", "in_w", "in_h", "x0", "y0", "out_w")
-        copied += ("out_h", "kernel_w", "kernel_h", "stride_x", "stride_y", "dilation_x")
-        copied += ("dilation_y", "pad")
-        prepared = fields(*copied) | {"origin": 20, "stride_row": 20, "dilation_row": 20}
-        following = registers("following", **prepared)
-        following_valid = Signal()
-        take = Signal()
-        m.d.comb += self.command.ready.eq(~following_valid)
-        with m.If(take):
-            m.d.sync += following_valid.eq(0)
+        products = dict.fromkeys(("origin", "stride_row", "dilation_row"), ADDRESS_BITS)
+        self._prepared = fields(*COPIED) | products
+        self._following = registers("following", **self._prepared)
+        # The current command, the loop counters (down to 1), and the coordinates and address of the
+        # current vector and of the points the loops return to.
+        self._current = registers("current", **self._prepared)
+        self._count = registers("count", **fields(*LOOPS))
+        self._last = {name: Signal(name=f"last_{name}") for name in LOOPS}
+        self._x = Signal(COORDINATE)
+        self._tile_x = Signal(COORDINATE)
+        self._y = Signal(COORDINATE)
+        self._tile_y = Signal(COORDINATE)
+        self._addr = registers("addr", **dict.fromkeys(POINTS, ADDRESS_BITS))
+        self._acc = Signal(ACC_ADDRESS_BITS)
+        self._first_vector = Signal()
+        self._overwrite = Signal()
+        self._active = Signal()
+        self._take = Signal()  # the next command becomes the current one
+        self._inside = Signal()  # the vector lies inside the input
+        self._fire = Signal()  # the vector goes on its way
+        self._fired = Signal()  # the vector before went in the cycle before
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for name, signal in self._last.items():
+            m.d.comb += signal.eq(getattr(self._count, name) == 1)
+        self._prepare(m)
+        self._request(m)
+        with m.If(self._fire):
+            self._next_accumulator(m)
+            self._next_vector(m)
+        with m.If(self._take):
+            self._begin(m)
+        self._deliver(m)
+        return m
+
+    @property
+    def _last_vector(self) -> Value:
+        """It is the tile's last."""
+        return self._last["out_w"] & self._last["out_h"]
+
+    @property
+    def _last_tile(self) -> Value:
+        """It is the command's last."""
+        return self._last["kernel_w"] & self._last["kernel_h"] & self._last["blocks"]
+
+    def _prepare(self, m: Module) -> None:
+        """Take the next command while the current one streams."""
+        command, following = self.command.p, self._following
+        valid = Signal()
+        m.d.comb += self.command.ready.eq(~valid)
+        with m.If(self._take):
+            m.d.sync += valid.eq(0)
         with m.If(self.command.valid & self.command.ready):
-            m.d.sync += following_valid.eq(1)
-            m.d.sync += [getattr(following, name).eq(command[name]) for name in copied]
+            m.d.sync += valid.eq(1)
+            m.d.sync += [getattr(following, name).eq(command[name]) for name in COPIED]
             pitch = command.src_pitch
             m.d.sync += [
                 following.origin.eq(command.src + command.y0 * pitch + command.x0),
                 following.stride_row.eq(command.stride_y * pitch),
                 following.dilation_row.eq(command.dilation_y * pitch),
             ]
+        ends = self._fire & self._last_vector & self._last_tile
+        m.d.comb += self._take.eq(valid & (~self._active | ends))
 
-        # The current command, the loop counters (down to 1), and the coordinates and address of the
-        # current vector and of the points the loops return to.
-        current = registers("current", **prepared)
-        count = registers("count", **fields("blocks", "kernel_h", "kernel_w", "out_h", "out_w"))
-        active = Signal()
-        x, tile_x = Signal(COORDINATE), Signal(COORDINATE)
-        y, tile_y = Signal(COORDINATE), Signal(COORDINATE)
-        addr = registers("addr", vector=20, row=20, tile=20, taps=20, block=20)
-        acc, first_vector, overwrite = Signal(16), Signal(), Signal()
-
-        inside = Signal()
-        request, fire = Signal(), Signal()
-        fired = Signal()
-        fired_acc = Signal(16)
+    def _request(self, m: Module) -> None:
+        """Ask for the current vector unless it lies outside the input."""
+        current, request = self._current, Signal()
+        fired_acc = Signal(ACC_ADDRESS_BITS)
         # A vector reads its accumulators in the cycle in which the one before it writes its own.
         # Only a tile's first vector can meet the word of the one before it.
-        conflict = first_vector & fired & ~overwrite & (acc == fired_acc)
+        meets = self._fired & ~self._overwrite & (self._acc == fired_acc)
+        conflict = self._first_vector & meets
         m.d.comb += [
-            inside.eq((x.as_unsigned() < current.in_w) & (y.as_unsigned() < current.in_h)),
-            request.eq(active & (~first_vector | self.loaded) & ~conflict),
-            self.scratchpad.valid.eq(request & inside),
-            self.scratchpad.addr.eq(addr.vector),
-            fire.eq(request & (~inside | self.scratchpad.ready)),
-            self.swap.eq(fire & first_vector),
+            self._inside.eq(
+                (self._x.as_unsigned() < current.in_w) & (self._y.as_unsigned() < current.in_h)
+            ),
+            request.eq(self._active & (~self._first_vector | self.loaded) & ~conflict),
+            self.scratchpad.valid.eq(request & self._inside),
+            self.scratchpad.addr.eq(self._addr.vector),
+            self._fire.eq(request & (~self._inside | self.scratchpad.ready)),
+            self.swap.eq(self._fire & self._first_vector),
         ]
+        with m.If(self._fire):
+            m.d.sync += fired_acc.eq(self._acc)
 
-        last = {name: Signal(name=f"last_{name}") for name in vars(count)}
-        for name, register in vars(count).items():
-            m.d.comb += last[name].eq(register == 1)
-        last_vector = last["out_w"] & last["out_h"]
-        last_tile = last["kernel_w"] & last["kernel_h"] & last["blocks"]
+    def _next_accumulator(self, m: Module) -> None:
+        m.d.sync += self._first_vector.eq(self._last_vector)
+        with m.If(self._last_vector):
+            m.d.sync += [self._acc.eq(self._current.acc), self._overwrite.eq(0)]
+            m.d.sync += self._restart("out_w", "out_h")
+        with m.Else():
+            m.d.sync += self._acc.eq(self._acc + 1)
 
-        def restart(*names: str):
-            return [getattr(count, name).eq(getattr(current, name)) for name in names]
+    def _next_vector(self, m: Module) -> None:
+        """The five loops, the innermost first."""
+        current, last, addr = self._current, self._last, self._addr
+        columns, rows = (self._x, self._tile_x), (self._y, self._tile_y)
+        with m.If(~last["out_w"]):
+            m.d.sync += [self._advance("out_w"), self._x.eq(self._x + current.stride_x)]
+            m.d.sync += self._go_to(addr.vector + current.stride_x, "vector")
+        with m.Elif(~last["out_h"]):
+            m.d.sync += [self._advance("out_h"), self._restart("out_w")]
+            m.d.sync += [self._x.eq(self._tile_x), self._y.eq(self._y + current.stride_y)]
+            m.d.sync += self._go_to(addr.row + current.stride_row, "vector", "row")
+        with m.Elif(~last["kernel_w"]):
+            m.d.sync += self._advance("kernel_w")
+            m.d.sync += [x.eq(self._tile_x + current.dilation_x) for x in columns]
+            m.d.sync += self._y.eq(self._tile_y)
+            m.d.sync += self._go_to(addr.tile + current.dilation_x, "vector", "row", "tile")
+        with m.Elif(~last["kernel_h"]):
+            m.d.sync += [self._advance("kernel_h"), self._restart("kernel_w")]
+            m.d.sync += [x.eq(current.x0) for x in columns]
+            m.d.sync += [y.eq(self._tile_y + current.dilation_y) for y in rows]
+            target = addr.taps + current.dilation_row
+            m.d.sync += self._go_to(target, "vector", "row", "tile", "taps")
+        with m.Elif(~last["blocks"]):
+            m.d.sync += [self._advance("blocks"), self._restart("kernel_w", "kernel_h")]
+            m.d.sync += [x.eq(current.x0) for x in columns]
+            m.d.sync += [y.eq(current.y0) for y in rows]
+            m.d.sync += self._go_to(addr.block + current.src_block, *POINTS)
+        with m.Else():
+            m.d.sync += self._active.eq(0)
 
-        def advance(name: str):
-            return getattr(count, name).eq(getattr(count, name) - 1)
+    def _restart(self, *names: str) -> list[Assign]:
+        return [getattr(self._count, n).eq(getattr(self._current, n)) for n in names]
 
-        def go_to(target, *points: str):
-            return [getattr(addr, point).eq(target) for point in points]
+    def _advance(self, name: str) -> Assign:
+        return getattr(self._count, name).eq(getattr(self._count, name) - 1)
 
-        with m.If(fire):
-            m.d.sync += [fired_acc.eq(acc), first_vector.eq(last_vector)]
-            with m.If(last_vector):
-                m.d.sync += [acc.eq(current.acc), overwrite.eq(0)]
-                m.d.sync += restart("out_w", "out_h")
-            with m.Else():
-                m.d.sync += acc.eq(acc + 1)
-            with m.If(~last["out_w"]):
-                m.d.sync += [advance("out_w"), x.eq(x + current.stride_x)]
-                m.d.sync += go_to(addr.vector + current.stride_x, "vector")
-            with m.Elif(~last["out_h"]):
-                m.d.sync += [advance("out_h"), restart("out_w")]
-                m.d.sync += [x.eq(tile_x), y.eq(y + current.stride_y)]
-                m.d.sync += go_to(addr.row + current.stride_row, "vector", "row")
-            with m.Elif(~last["kernel_w"]):
-                m.d.sync += advance("kernel_w")
-                m.d.sync += [p.eq(tile_x + current.dilation_x) for p in (x, tile_x)]
-                m.d.sync += y.eq(tile_y)
-                m.d.sync += go_to(addr.tile + current.dilation_x, "vector", "row", "tile")
-            with m.Elif(~last["kernel_h"]):
-                m.d.sync += [advance("kernel_h"), restart("kernel_w")]
-                m.d.sync += [p.eq(current.x0) for p in (x, tile_x)]
-                m.d.sync += [p.eq(tile_y + current.dilation_y) for p in (y, tile_y)]
-                to = addr.taps + current.dilation_row
-                m.d.sync += go_to(to, "vector", "row", "tile", "taps")
-            with m.Elif(~last["blocks"]):
-                m.d.sync += [advance("blocks"), restart("kernel_w", "kernel_h")]
-                m.d.sync += [p.eq(current.x0) for p in (x, tile_x)]
-                m.d.sync += [p.eq(current.y0) for p in (y, tile_y)]
-                m.d.sync += go_to(addr.block + current.src_block, *vars(addr))
-            with m.Else():
-                m.d.sync += active.eq(0)
+    def _go_to(self, target: Value, *points: str) -> list[Assign]:
+        return [getattr(self._addr, point).eq(target) for point in points]
 
-        m.d.comb += take.eq(following_valid & (~active | (fire & last_vector & last_tile)))
-        with m.If(take):
-            m.d.sync += [active.eq(1), first_vector.eq(1)]
-            m.d.sync += [getattr(current, f).eq(getattr(following, f)) for f in prepared]
-            m.d.sync += [getattr(count, f).eq(getattr(following, f)) for f in vars(count)]
-            m.d.sync += [p.eq(following.x0) for p in (x, tile_x)]
-            m.d.sync += [p.eq(following.y0) for p in (y, tile_y)]
-            m.d.sync += go_to(following.origin, *vars(addr))
-            m.d.sync += [acc.eq(following.acc), overwrite.eq(~following.accumulate)]
+    def _begin(self, m: Module) -> None:
+        """The first vector of the next command."""
+        following = self._following
+        m.d.sync += [self._active.eq(1), self._first_vector.eq(1)]
+        m.d.sync += [getattr(self._current, f).eq(getattr(following, f)) for f in self._prepared]
+        m.d.sync += [getattr(self._count, f).eq(getattr(following, f)) for f in LOOPS]
+        m.d.sync += [x.eq(following.x0) for x in (self._x, self._tile_x)]
+        m.d.sync += [y.eq(following.y0) for y in (self._y, self._tile_y)]
+        m.d.sync += self._go_to(following.origin, *POINTS)
+        m.d.sync += [self._acc.eq(following.acc), self._overwrite.eq(~following.accumulate)]
 
-        # One cycle later the scratchpad's word is here; two cycles later the vector enters the
-        # array.
+    def _deliver(self, m: Module) -> None:
+        """One cycle after the request the scratchpad's word is here; two cycles after it the vector
+        enters the array."""
         fetched = registers("fetched", inside=1, pad=8, tag=TAG)
-        m.d.sync += [fired.eq(fire), self.valid.eq(fired)]
-        with m.If(fire):
+        m.d.sync += [self._fired.eq(self._fire), self.valid.eq(self._fired)]
+        with m.If(self._fire):
             m.d.sync += [
-                fetched.inside.eq(inside),
-                fetched.pad.eq(current.pad),
-                fetched.tag.acc.eq(acc),
-                fetched.tag.overwrite.eq(overwrite),
-                fetched.tag.last.eq(last_vector & last_tile),
+                fetched.inside.eq(self._inside),
+                fetched.pad.eq(self._current.pad),
+                fetched.tag.acc.eq(self._acc),
+                fetched.tag.overwrite.eq(self._overwrite),
+                fetched.tag.last.eq(self._last_vector & self._last_tile),
             ]
-        with m.If(fired):
+        with m.If(self._fired):
             pad = fetched.pad.replicate(self.config.rows)
             m.d.sync += self.x.eq(Mux(fetched.inside, self.scratchpad.data, pad))
             m.d.sync += self.tag.eq(fetched.tag)
-        return m

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.arithmetic.requantise import Requantise
-from systole.hw.bus.interfaces import AccumulatorRead, CommandPort, ScratchpadRead, ScratchpadWrite
+from systole.hw.bus.interfaces import (
+    AccumulatorInterface,
+    AccumulatorRead,
+    CommandInterface,
+    CommandPort,
+    ReadInterface,
+    ScratchpadRead,
+    ScratchpadWrite,
+    WriteInterface,
+    command_layout,
+)
 from systole.hw.post.combine import PostCombine
+from systole.hw.post.parameters import ParameterPrefetch
 from systole.hw.post.table import PostTable
+from systole.hw.post.walk import PostWalk
 from systole.isa import Config, Opcode, PostOp, PostSource
+from systole.isa.commands import ADDRESS_BITS
 from systole.isa.params import PARAM_BYTES
+from systole.isa.timing import post_keeps_operand, post_overlaps
 
 IN_FLIGHT = 16
 """Words between being issued and being written: more than the longest way takes (15 cycles)."""
@@ -38,7 +52,18 @@ class PostEngine(wiring.Component):
     ``PostTable.load_words``).
 
     ``lane`` must be below ``rows / lanes``.
+
+    ::
+
+        accumulators -> requantise -----------------> combine -> table -> results -> write
+        scratchpad ---> waiting a or b, addends ------^                              ^
+        walk ---------> issued: where each word goes --------------------------------'
     """
+
+    command: CommandInterface
+    scratchpad_read: ReadInterface
+    scratchpad_write: WriteInterface
+    accumulators: AccumulatorInterface
 
     def __init__(self, config: Config):
         self.config = config
@@ -50,277 +75,263 @@ class PostEngine(wiring.Component):
                 "accumulators": Out(AccumulatorRead(config)),
             }
         )
+        lanes = config.lanes
+        self._walk = PostWalk(config)
+        self._parameters = ParameterPrefetch(config)
+        self._table = PostTable(config)
+        self._requantise = Requantise(lanes=lanes)
+        self._combine = PostCombine(lanes=lanes)
+        # One entry for every word issued and not yet written, so that no other queue overflows.
+        self._target = data.StructLayout(
+            {"addr": ADDRESS_BITS, "place": range(max(config.word_groups, 2)), "last": 1}
+        )
+        self._issued = SyncFIFO(width=self._target.size, depth=IN_FLIGHT)
+        self._results = SyncFIFO(width=8 * lanes, depth=IN_FLIGHT)
+        self._addends = SyncFIFO(width=8 * lanes, depth=Requantise.LATENCY + 2)
+        # The command whose words are issued.
+        self._cmd = Signal(command_layout(Opcode.POST))
+        self._from_scratchpad = self._cmd.source == PostSource.SCRATCHPAD
+        self._combines = self._cmd.op != PostOp.NONE
+        self._keeps_b = Signal()  # source SCRATCHPAD with one word of ``b`` for the whole image
+        self._active = Signal()  # words of the command are still to be issued
+        self._accept = Signal()
+        self._start = Signal()  # a group starts
+        self._going = Signal()  # the current group may issue words
+        self._ask = Signal()  # an operand is to be read
+        self._issue = Signal()  # the current word goes on its way
+        # The word of ``a`` or ``b`` that has been read, in this cycle and the one before.
+        self._taken = Signal()
+        self._a_next = Signal()
+        self._b_next = Signal()
+        self._a_comes = Signal()
+        self._b_comes = Signal()
+        self._operand = Signal(8 * lanes)
 
-    def elaborate(self, platform) -> Module:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
-        config = self.config
-        lanes, places = config.lanes, config.rows // config.lanes
-        read, write, accumulators = (
-            self.scratchpad_read,
-            self.scratchpad_write,
-            self.accumulators,
-        )
-        m.submodules.requantise = requantise = Requantise(lanes=lanes)
-        m.submodules.combine = combine = PostCombine(lanes=lanes)
-        m.submodules.table = table = PostTable(config)
-        where = data.StructLayout({"addr": 20, "place": range(max(places, 2)), "last": 1})
-        # One entry for every word issued and not yet written. The others cannot overflow then.
-        m.submodules.issued = issued = SyncFIFO(width=where.size, depth=IN_FLIGHT)
-        m.submodules.results = results = SyncFIFO(width=8 * lanes, depth=IN_FLIGHT)
-        m.submodules.addends = addends = SyncFIFO(width=8 * lanes, depth=Requantise.LATENCY + 2)
+        m.submodules.walk = self._walk
+        m.submodules.parameters = self._parameters
+        m.submodules.requantise = self._requantise
+        m.submodules.combine = self._combine
+        m.submodules.table = self._table
+        m.submodules.issued = self._issued
+        m.submodules.results = self._results
+        m.submodules.addends = self._addends
+        self._accept_command(m)
+        self._read_ahead(m)
+        self._start_group(m)
+        self._issue_word(m)
+        self._share_read_port(m)
+        self._receive_operand(m)
+        self._requantise_sums(m)
+        self._combine_operands(m)
+        self._queue_result(m)
+        self._write_result(m)
+        return m
 
-        # Commands ------------------------------------------------------------------------------
-        offered = self.command.cmd
+    def _accept_command(self, m: Module) -> None:
+        offered, cmd, walk = self.command.cmd, self._cmd, self._walk
         head = offered.p
-        cmd = Signal(head.shape())
-        active = Signal()  # words of cmd are still to be issued
-        overlaps = Signal()  # cmd may be followed before its words are written
-        head_overlaps = (
-            (head.source == PostSource.ACCUMULATOR) & (head.op == PostOp.NONE) & ~head.lut
-        )
-        accept = Signal()
+        overlaps = Signal()  # the command may be followed before its words are written
+        head_overlaps = post_overlaps(head.source, head.op, head.lut)
         m.d.comb += [
-            offered.ready.eq(~active & (~issued.r_rdy | (overlaps & head_overlaps))),
-            accept.eq(offered.valid & offered.ready),
+            offered.ready.eq(~self._active & (~self._issued.r_rdy | (overlaps & head_overlaps))),
+            self._accept.eq(offered.valid & offered.ready),
+            walk.head.eq(head),
+            walk.cmd.eq(cmd),
+            walk.accept.eq(self._accept),
+            walk.step.eq(self._issue),
         ]
-        from_scratchpad = cmd.source == PostSource.SCRATCHPAD
-        combines = cmd.op != PostOp.NONE
-
-        # Walk over words -------------------------------------------------------------------------
-        issue = Signal()  # the current word goes on its way; the walk advances
-        columns, rows = Signal(16), Signal(16)  # left, the current one included
-        groups = Signal(8)
-        place = Signal(range(max(places, 2)))
-        acc = Signal(16)
-        row_ends, group_ends, command_ends = Signal(), Signal(), Signal()
-        word_ends = place == places - 1
-        m.d.comb += [
-            row_ends.eq(columns == 1),
-            group_ends.eq(row_ends & (rows == 1)),
-            command_ends.eq(group_ends & (groups == 1)),
-        ]
-        with m.If(accept):
+        with m.If(self._accept):
             m.d.sync += [
                 cmd.eq(head),
                 overlaps.eq(head_overlaps),
-                columns.eq(head.out_w),
-                rows.eq(head.out_h),
-                groups.eq(head.groups),
-                place.eq(head.lane),
-                acc.eq(head.acc),
+                self._keeps_b.eq(
+                    (head.source == PostSource.SCRATCHPAD)
+                    & (head.op != PostOp.NONE)
+                    & post_keeps_operand(head.b_step, head.b_pitch)
+                ),
             ]
-        with m.If(issue):
-            m.d.sync += [
-                columns.eq(Mux(row_ends, cmd.out_w, columns - 1)),
-                acc.eq(Mux(group_ends, cmd.acc, acc + 1)),
-            ]
-            with m.If(row_ends):
-                m.d.sync += rows.eq(Mux(group_ends, cmd.out_h, rows - 1))
-            with m.If(group_ends):
-                m.d.sync += [groups.eq(groups - 1), place.eq(Mux(word_ends, 0, place + 1))]
 
-        def walk(name: str, first: Value, step: Value | int, pitch: Value, block: Value) -> Signal:
-            """The address of a tensor's current word, by running sums."""
-            word, row, base = (Signal(20, name=f"{name}_{n}") for n in ("word", "row", "base"))
-            with m.If(accept):
-                m.d.sync += [word.eq(first), row.eq(first), base.eq(first)]
-            with m.If(issue):
-                with m.If(~row_ends):
-                    m.d.sync += word.eq(word + step)
-                with m.Elif(~group_ends):
-                    m.d.sync += [word.eq(row + pitch), row.eq(row + pitch)]
-                with m.Else():
-                    next_base = (base + Mux(word_ends, block, 0))[:20]
-                    m.d.sync += [word.eq(next_base), row.eq(next_base), base.eq(next_base)]
-            return word
-
-        out_word = walk("out", head.out, cmd.out_step, cmd.out_pitch, cmd.out_block)
-        a_word = walk("a", head.a, 1, cmd.a_pitch, cmd.a_block)
-        b_word = walk("b", head.b, cmd.b_step, cmd.b_pitch, cmd.b_block)
-
-        # Parameters, read ahead ------------------------------------------------------------------
-        count = config.param_words
-        start = Signal()  # a group starts
-        params_addr = Signal(20)
-        params_left = Signal(range(count + 1))  # words to ask for
-        params_index = Signal(range(max(count, 2)))  # of the word that comes next
-        params_come, params_ready = Signal(), Signal()
-        params = Signal(8 * config.rows * count)
-        ahead = Signal()  # the reading for the offered command has begun
-        ask_params, ask_data = Signal(), Signal()
-        m.d.comb += ask_params.eq(params_left != 0)
-        params_free = ~ask_params & ~params_come & ~params_ready
-        wanted = offered.valid & (head.source == PostSource.ACCUMULATOR) & ~ahead
-        with m.If(ask_params & read.ready):
-            m.d.sync += [params_addr.eq(params_addr + 1), params_left.eq(params_left - 1)]
-        m.d.sync += params_come.eq(ask_params & read.ready)
-        with m.If(params_come):
-            for i in range(count):
-                with m.If(params_index == i):
-                    m.d.sync += params.word_select(i, 8 * config.rows).eq(read.data)
-            m.d.sync += params_index.eq(params_index + 1)
-            with m.If(params_index == count - 1):
-                m.d.sync += [params_index.eq(0), params_ready.eq(1)]
-        with m.If(start & ~from_scratchpad):
-            m.d.sync += params_ready.eq(0)
-            with m.If(groups != 1):
-                m.d.sync += params_left.eq(count)
-        with m.If(wanted & params_free):
-            m.d.sync += [params_addr.eq(head.params), params_left.eq(count), ahead.eq(1)]
-        with m.If(accept):
-            m.d.sync += ahead.eq(0)
-
-        # Table, read ahead -----------------------------------------------------------------------
+    def _read_ahead(self, m: Module) -> None:
+        """Read parameters and table before they are needed."""
+        offered, table, parameters = self.command.cmd, self._table, self._parameters
+        head = offered.p
         table_ahead = Signal()  # the reading for the offered command has begun
+        lookups_to_come = self._cmd.lut & (self._active | self._issued.r_rdy)
         m.d.comb += [
-            table.load.eq(
-                offered.valid
-                & head.lut
-                & ~table_ahead
-                & ~(cmd.lut & (active | issued.r_rdy))  # lookups to come
-            ),
+            parameters.offered.eq(offered.valid & (head.source == PostSource.ACCUMULATOR)),
+            parameters.first.eq(head.params),
+            parameters.accept.eq(self._accept),
+            parameters.take.eq(self._start & ~self._from_scratchpad),
+            parameters.last_group.eq(self._walk.last_group),
+            table.load.eq(offered.valid & head.lut & ~table_ahead & ~lookups_to_come),
             table.table.eq(head.table),
-            table.read.data.eq(read.data),
         ]
-        with m.If(accept):
+        with m.If(self._accept):
             m.d.sync += table_ahead.eq(0)
         with m.Elif(table.load):
             m.d.sync += table_ahead.eq(1)
 
-        # Issue -----------------------------------------------------------------------------------
+    def _start_group(self, m: Module) -> None:
+        """Start a group when the command, its parameters and its table are there, and issue its
+        words while there is room for the results."""
+        walk = self._walk
         streaming = Signal()  # the current group has started
-        going = Signal()
-        second = Signal()  # source SCRATCHPAD with ``b``: ``a`` has been read, ``b`` not yet
-        still = Signal()  # source SCRATCHPAD with one word of ``b`` for the whole image
-        held = Signal()  # which has been read for this group
-        pair = from_scratchpad & combines & ~still
-        reads = from_scratchpad | combines
-        a_next, b_next = Signal(), Signal()
-        with m.If(accept):
-            m.d.sync += still.eq(
-                (head.source == PostSource.SCRATCHPAD)
-                & (head.op != PostOp.NONE)
-                & (head.b_pitch == 0)
-                & (head.b_step == 0)
-            )
+        prepared = self._parameters.ready & ~self._requantise.loading
         m.d.comb += [
-            start.eq(
-                active
+            self._start.eq(
+                self._active
                 & ~streaming
-                & (from_scratchpad | (params_ready & ~requantise.loading))
-                & (~cmd.lut | table.loaded)
+                & (self._from_scratchpad | prepared)
+                & (~self._cmd.lut | self._table.loaded)
             ),
-            going.eq((start | streaming) & issued.w_rdy),
-            table.read.ready.eq(read.ready & ~ask_params),
-            ask_data.eq(going & reads & ~ask_params & ~table.read.valid),
-            a_next.eq(from_scratchpad & Mux(still, held, ~second)),
-            b_next.eq(combines & ~a_next),
-            issue.eq(Mux(reads, ask_data & read.ready & ~Mux(still, b_next, pair & a_next), going)),
-            read.valid.eq(ask_params | table.read.valid | ask_data),
-            read.addr.eq(Mux(a_next, a_word, b_word)),
-            accumulators.en.eq(issue & ~from_scratchpad),
-            accumulators.addr.eq(acc),
-            issued.w_en.eq(issue),
-            issued.w_data.eq(Cat(out_word, place, command_ends)),
+            self._going.eq((self._start | streaming) & self._issued.w_rdy),
         ]
-        with m.If(ask_params):
-            m.d.comb += read.addr.eq(params_addr)
-        with m.Elif(table.read.valid):
-            m.d.comb += read.addr.eq(table.read.addr)
-        with m.If(start):
+        with m.If(self._start):
             m.d.sync += streaming.eq(1)
-        with m.If(issue & group_ends):
+        with m.If(self._issue & walk.group_ends):
             m.d.sync += streaming.eq(0)
-        with m.If(issue & command_ends):
-            m.d.sync += active.eq(0)
-        with m.If(accept):
-            m.d.sync += active.eq(1)
-        taken = ask_data & read.ready
-        with m.If(pair & taken):
-            m.d.sync += second.eq(~second)
-        with m.If(still & taken):
-            m.d.sync += held.eq(~(issue & group_ends))
+        with m.If(self._issue & walk.command_ends):
+            m.d.sync += self._active.eq(0)
+        with m.If(self._accept):
+            m.d.sync += self._active.eq(1)
 
-        # Arrival: data of the reads accepted in the cycle before ----------------------------------
-        acc_comes, a_comes, b_comes = Signal(), Signal(), Signal()
-        m.d.sync += [
-            acc_comes.eq(accumulators.en),
-            a_comes.eq(taken & a_next),
-            b_comes.eq(taken & b_next),
+    def _issue_word(self, m: Module) -> None:
+        """Ask for the current word's operands; it is issued with the last of them."""
+        walk, keeps_b = self._walk, self._keeps_b
+        second = Signal()  # ``a`` has been read, ``b`` not yet
+        held = Signal()  # the one ``b`` has been read for this group
+        pair = self._from_scratchpad & self._combines & ~keeps_b
+        reads = self._from_scratchpad | self._combines
+        more = Mux(keeps_b, self._b_next, pair & self._a_next)
+        m.d.comb += [
+            self._ask.eq(
+                self._going & reads & ~self._parameters.read.valid & ~self._table.read.valid
+            ),
+            self._taken.eq(self._ask & self.scratchpad_read.ready),
+            self._a_next.eq(self._from_scratchpad & Mux(keeps_b, held, ~second)),
+            self._b_next.eq(self._combines & ~self._a_next),
+            self._issue.eq(Mux(reads, self._taken & ~more, self._going)),
+            self.accumulators.en.eq(self._issue & ~self._from_scratchpad),
+            self.accumulators.addr.eq(walk.acc),
+            self._issued.w_en.eq(self._issue),
+            self._issued.w_data.eq(Cat(walk.out_word, walk.place, walk.command_ends)),
         ]
-        part = Signal(8 * lanes)
-        if places == 1:
-            m.d.comb += part.eq(read.data)
+        with m.If(pair & self._taken):
+            m.d.sync += second.eq(~second)
+        with m.If(keeps_b & self._taken):
+            m.d.sync += held.eq(~(self._issue & walk.group_ends))
+
+    def _share_read_port(self, m: Module) -> None:
+        """The scratchpad's read port: parameters go first, then the table, then operands."""
+        read, walk = self.scratchpad_read, self._walk
+        parameters, table = self._parameters.read, self._table.read
+        m.d.comb += [
+            parameters.ready.eq(read.ready),
+            parameters.data.eq(read.data),
+            table.ready.eq(read.ready & ~parameters.valid),
+            table.data.eq(read.data),
+            read.valid.eq(parameters.valid | table.valid | self._ask),
+            read.addr.eq(Mux(self._a_next, walk.a_word, walk.b_word)),
+        ]
+        with m.If(parameters.valid):
+            m.d.comb += read.addr.eq(parameters.addr)
+        with m.Elif(table.valid):
+            m.d.comb += read.addr.eq(table.addr)
+
+    def _receive_operand(self, m: Module) -> None:
+        """The operand read in the cycle before: its group of lanes."""
+        word, lanes = self.scratchpad_read.data, self.config.lanes
+        m.d.sync += [
+            self._a_comes.eq(self._taken & self._a_next),
+            self._b_comes.eq(self._taken & self._b_next),
+        ]
+        if self.config.word_groups == 1:
+            m.d.comb += self._operand.eq(word)
         else:
-            read_place = Signal.like(place)
-            with m.If(taken):
-                m.d.sync += read_place.eq(place)
-            m.d.comb += part.eq(read.data.word_select(read_place, 8 * lanes))
-        if config.groups == 1:
-            m.d.comb += requantise.acc.eq(accumulators.data)
+            read_place = Signal.like(self._walk.place)
+            with m.If(self._taken):
+                m.d.sync += read_place.eq(self._walk.place)
+            m.d.comb += self._operand.eq(word.word_select(read_place, 8 * lanes))
+
+    def _requantise_sums(self, m: Module) -> None:
+        """The accumulators read in the cycle before: their group of lanes, requantised."""
+        requantise, cmd, sums = self._requantise, self._cmd, self.accumulators
+        lanes, arrive = self.config.lanes, Signal()
+        m.d.sync += arrive.eq(sums.en)
+        if self.config.groups == 1:
+            m.d.comb += requantise.acc.eq(sums.data)
         else:
-            group, read_group = Signal(range(config.groups)), Signal(range(config.groups))
-            with m.If(accept):
-                m.d.sync += group.eq(0)
-            with m.If(issue & group_ends):
-                m.d.sync += group.eq(group + 1)
-            with m.If(accumulators.en):
-                m.d.sync += read_group.eq(group)
-            m.d.comb += requantise.acc.eq(accumulators.data.word_select(read_group, 32 * lanes))
+            read_group = Signal.like(self._walk.group)
+            with m.If(sums.en):
+                m.d.sync += read_group.eq(self._walk.group)
+            m.d.comb += requantise.acc.eq(sums.data.word_select(read_group, 32 * lanes))
         m.d.comb += [
             requantise.en.eq(1),
-            requantise.i_valid.eq(acc_comes),
-            requantise.load.eq(start & ~from_scratchpad),
-            requantise.params.eq(params[: 8 * PARAM_BYTES * lanes]),
+            requantise.i_valid.eq(arrive),
+            requantise.load.eq(self._start & ~self._from_scratchpad),
+            requantise.params.eq(self._parameters.params[: 8 * PARAM_BYTES * lanes]),
             requantise.zero.eq(cmd.zero),
             requantise.low.eq(cmd.low),
             requantise.high.eq(cmd.high),
         ]
 
-        # ``b`` waits for the requantisation; ``a`` for its ``b``, or one ``b`` for all ``a`` ------
-        waiting = Signal(8 * lanes)
-        with m.If(Mux(still, b_comes, a_comes)):
-            m.d.sync += waiting.eq(part)
+    def _combine_operands(self, m: Module) -> None:
+        """Bring ``a`` and ``b`` together: ``b`` waits for the requantisation, or ``a`` for its
+        ``b``, or the one ``b`` for all ``a``."""
+        combine, addends, head = self._combine, self._addends, self.command.cmd.p
+        sums, sums_valid = self._requantise.o, self._requantise.o_valid
+        from_scratchpad, keeps_b = self._from_scratchpad, self._keeps_b
+        operand, waiting = self._operand, Signal(8 * self.config.lanes)
+        with m.If(Mux(keeps_b, self._b_comes, self._a_comes)):
+            m.d.sync += waiting.eq(operand)
+        complete = Mux(keeps_b, self._a_comes, self._b_comes)
         m.d.comb += [
-            addends.w_en.eq(b_comes & ~from_scratchpad),
-            addends.w_data.eq(part),
-            addends.r_en.eq(requantise.o_valid & combines),
-            combine.setup.eq(accept),
+            addends.w_en.eq(self._b_comes & ~from_scratchpad),
+            addends.w_data.eq(operand),
+            addends.r_en.eq(sums_valid & self._combines),
+            combine.setup.eq(self._accept),
             combine.shift.eq(head.shift),
-            combine.cmd.eq(cmd),
-            combine.i_valid.eq(
-                combines & Mux(from_scratchpad, Mux(still, a_comes, b_comes), requantise.o_valid)
-            ),
-            combine.a.eq(Mux(from_scratchpad, Mux(still, part, waiting), requantise.o)),
-            combine.b.eq(Mux(from_scratchpad, Mux(still, waiting, part), addends.r_data)),
+            combine.cmd.eq(self._cmd),
+            combine.i_valid.eq(self._combines & Mux(from_scratchpad, complete, sums_valid)),
+            combine.a.eq(Mux(from_scratchpad, Mux(keeps_b, operand, waiting), sums)),
+            combine.b.eq(Mux(from_scratchpad, Mux(keeps_b, waiting, operand), addends.r_data)),
         ]
 
-        # Results ---------------------------------------------------------------------------------
-        result, result_comes = Signal(8 * lanes), Signal()
-        with m.If(combines):
-            m.d.comb += [result_comes.eq(combine.o_valid), result.eq(combine.o)]
-        with m.Elif(from_scratchpad):
-            m.d.comb += [result_comes.eq(a_comes), result.eq(part)]
+    def _queue_result(self, m: Module) -> None:
+        """Choose the command's result, look it up if it has a table, and queue it."""
+        table, results, lut = self._table, self._results, self._cmd.lut
+        result, result_comes = Signal(8 * self.config.lanes), Signal()
+        with m.If(self._combines):
+            m.d.comb += [result_comes.eq(self._combine.o_valid), result.eq(self._combine.o)]
+        with m.Elif(self._from_scratchpad):
+            m.d.comb += [result_comes.eq(self._a_comes), result.eq(self._operand)]
         with m.Else():
-            m.d.comb += [result_comes.eq(requantise.o_valid), result.eq(requantise.o)]
+            m.d.comb += [
+                result_comes.eq(self._requantise.o_valid),
+                result.eq(self._requantise.o),
+            ]
         m.d.comb += [
-            table.i_valid.eq(result_comes & cmd.lut),
+            table.i_valid.eq(result_comes & lut),
             table.i.eq(result),
-            results.w_en.eq(Mux(cmd.lut, table.o_valid, result_comes)),
-            results.w_data.eq(Mux(cmd.lut, table.o, result)),
+            results.w_en.eq(Mux(lut, table.o_valid, result_comes)),
+            results.w_data.eq(Mux(lut, table.o, result)),
         ]
-        target = data.View(where, issued.r_data)
+
+    def _write_result(self, m: Module) -> None:
+        read, write, groups = self.scratchpad_read, self.scratchpad_write, self.config.word_groups
+        target = data.View(self._target, self._issued.r_data)
         written = write.valid & write.ready
         m.d.comb += [
-            write.valid.eq(results.r_rdy),
+            write.valid.eq(self._results.r_rdy),
             write.addr.eq(target.addr),
-            write.data.eq(results.r_data.replicate(places)),
-            write.mask.eq(1 if places == 1 else 1 << target.place),
-            results.r_en.eq(write.ready),
-            issued.r_en.eq(written),
+            write.data.eq(self._results.r_data.replicate(groups)),
+            write.mask.eq(1 if groups == 1 else 1 << target.place),
+            self._results.r_en.eq(write.ready),
+            self._issued.r_en.eq(written),
             self.command.retire.eq(written & target.last),
             self.command.stalled.eq(
-                (write.valid & ~write.ready) | (read.valid & ~read.ready & ~issue)
+                (write.valid & ~write.ready) | (read.valid & ~read.ready & ~self._issue)
             ),
         ]
-        return m

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from typing import NamedTuple
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.isa import Config
 from systole.isa.config import bits_for
+from systole.isa.timing import CORNER, REDUCE_LATENCY, WINDOW_MACS, window_part_positions
 
 INDEX_BITS = 12
 """Index of a position in a row of the region, or of a tap."""
-
-
-MACS = 9
-"""Per lane."""
-
-
-def window_parts(size: int) -> list[list[tuple[int, int]]]:
-    """The positions (y, x) of a window of ``size`` x ``size`` that are reduced in each cycle: its
-    newest 3x3 corner; then what wider, then what higher kernels have besides, at most ``MACS``."""
-    old, corner = range(size - 3), range(size - 3, size)
-    parts = [[(y, x) for y in corner for x in corner]]
-    if size > 3:
-        rest = [(y, x) for y in old for x in old]
-        wide = [(y, x) for y in corner for x in old]
-        spare = MACS - len(wide)
-        parts.append(wide + rest[:spare])
-        parts.append([(y, x) for y in old for x in corner] + rest[spare:])
-    return parts
 
 
 def pixel_layout() -> data.StructLayout:
@@ -42,6 +27,14 @@ def weight_layout() -> data.StructLayout:
     """Where a word of weights goes: into the line memory at tap ``index``, or, unless ``store``,
     into the window's row ``y``, column ``x``."""
     return data.StructLayout({"store": 1, "y": 3, "x": 3, "index": INDEX_BITS})
+
+
+class Operand(NamedTuple):
+    """A window position of the part at hand: its word, its weights, and whether it is used."""
+
+    word: Signal
+    weight: Signal
+    used: Signal
 
 
 class WindowReduce(wiring.Component):
@@ -71,7 +64,7 @@ class WindowReduce(wiring.Component):
     and ``keep`` writes ``held`` to the index of ``pixel``. For that no valid must be high.
     """
 
-    LATENCY = 4
+    LATENCY = REDUCE_LATENCY
 
     def __init__(self, config: Config):
         self.config = config
@@ -100,136 +93,160 @@ class WindowReduce(wiring.Component):
                 "acc": Out(32 * config.rows),
             }
         )
+        size, bits = config.window_kernel, 8 * config.rows
+        self._parts = window_part_positions(size)
+        # By row and column.
+        self._window, self._weights = (
+            [
+                [Signal(bits, name=f"{name}_{y}{x}", reset_less=True) for x in range(size)]
+                for y in range(size)
+            ]
+            for name in ("window", "weights")
+        )
+        self._shift = Signal()  # a word enters the line memory and the window
+        # The newest words of the rows before at the column at hand, newest row first.
+        self._before: list[Value] = []
+        # The stages at work: the second, third and fourth.
+        self._multiply = Signal()
+        self._total = Signal()
+        self._add_up = Signal()
+        self._first = Signal(3)
+        self._last = Signal(4)
+        self._part = Signal(range(len(self._parts)))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        rows = self.config.rows
-        bits = 8 * rows
-        width, size = self.config.window_width, self.config.window_kernel
-        parts = window_parts(size)
+        self._keep_lines(m)
+        self._shift_window(m)
+        self._load_weights(m)
+        self._advance(m)
+        operands = self._choose_operands(m)
+        for lane in range(self.config.rows):
+            self._reduce_lane(m, lane, operands)
+        return m
 
-        m.submodules.lines = lines = memory.Memory(shape=(size - 1) * bits, depth=width, init=[])
+    def _keep_lines(self, m: Module) -> None:
+        """The line memory: rows before, taps' weights, or words lent out."""
+        bits, depth = 8 * self.config.rows, self.config.window_width
+        count = self.config.window_kernel - 1
+        m.submodules.lines = lines = memory.Memory(shape=count * bits, depth=depth, init=[])
         read, write = lines.read_port(), lines.write_port()
-        address = bits_for(width)
-        before = [read.data.word_select(y, bits) for y in range(size - 1)]  # newest first
-        shift, take_weight = Signal(), Signal()
+        address = bits_for(depth)
+        self._before = [read.data.word_select(y, bits) for y in range(count)]
+        stores = self.en & self.weight_valid & self.weight.store
         m.d.comb += [
-            shift.eq(self.en & self.pixel_valid & (self.pixel.part == 0)),
-            take_weight.eq(self.en & self.weight_valid),
+            self._shift.eq(self.en & self.pixel_valid & (self.pixel.part == 0)),
             read.en.eq(self.en & self.issue),
             read.addr.eq(self.index[:address]),
-            write.en.eq(
-                (self.en & self.keep) | Mux(self.fast, shift, take_weight & self.weight.store)
-            ),
+            write.en.eq((self.en & self.keep) | Mux(self.fast, self._shift, stores)),
             write.addr.eq(
                 Mux(self.fast | self.keep, self.pixel.index, self.weight.index)[:address]
             ),
-            write.data.eq(Mux(self.keep, self.held, Cat(self.word, *before[:-1]))),
+            write.data.eq(Mux(self.keep, self.held, Cat(self.word, *self._before[:-1]))),
             self.kept.eq(read.data),
         ]
 
-        # 1: window and weights.
-        window = [
-            [Signal(bits, name=f"window_{y}{x}", reset_less=True) for x in range(size)]
-            for y in range(size)
-        ]
-        weights = [
-            [Signal(bits, name=f"weights_{y}{x}", reset_less=True) for x in range(size)]
-            for y in range(size)
-        ]
-        with m.If(shift):
-            for line, new in zip(window, (*reversed(before), self.word), strict=True):
+    def _shift_window(self, m: Module) -> None:
+        """Stage 1: a new column enters the window."""
+        with m.If(self._shift):
+            column = (*reversed(self._before), self.word)
+            for line, new in zip(self._window, column, strict=True):
                 m.d.sync += [a.eq(b) for a, b in zip(line, (*line[1:], new), strict=True)]
-        with m.If(self.clear):
-            for y in range(size):
-                for x in range(size):
-                    one = Cat(self.ones[size * y + x], *([0] * 7))
-                    m.d.sync += weights[y][x].eq(one.replicate(rows))
-        with m.If(take_weight & ~self.weight.store):
-            for y in range(size):
-                for x in range(size):
-                    with m.If((self.weight.y == y) & (self.weight.x == x)):
-                        m.d.sync += weights[y][x].eq(self.word)
-        with m.If(shift & self.stored):
-            m.d.sync += weights[-1][-1].eq(before[0])
 
+    def _load_weights(self, m: Module) -> None:
+        """Stage 1: weights enter the window; those that are stored with the word of their tap."""
+        size = self.config.window_kernel
+        positions = [(y, x) for y in range(size) for x in range(size)]
+        with m.If(self.clear):
+            for y, x in positions:
+                one = Cat(self.ones[size * y + x], *([0] * 7))
+                m.d.sync += self._weights[y][x].eq(one.replicate(self.config.rows))
+        with m.If(self.en & self.weight_valid & ~self.weight.store):
+            for y, x in positions:
+                with m.If((self.weight.y == y) & (self.weight.x == x)):
+                    m.d.sync += self._weights[y][x].eq(self.word)
+        with m.If(self._shift & self.stored):
+            m.d.sync += self._weights[-1][-1].eq(self._before[0])
+
+    def _advance(self, m: Module) -> None:
+        """What goes along with the words through the stages."""
         valid = Signal(self.LATENCY)
-        first, last = Signal(3), Signal(4)
-        part = Signal(range(len(parts)))
         with m.If(self.en):
             m.d.sync += [
-                valid.eq(Cat(self.pixel_valid & self.pixel.mac, valid[:2], valid[2] & last[2])),
-                first.eq(Cat(self.pixel.first, first)),
-                last.eq(Cat(self.pixel.last, last)),
-                part.eq(self.pixel.part),
+                valid.eq(
+                    Cat(self.pixel_valid & self.pixel.mac, valid[:2], valid[2] & self._last[2])
+                ),
+                self._first.eq(Cat(self.pixel.first, self._first)),
+                self._last.eq(Cat(self.pixel.last, self._last)),
+                self._part.eq(self.pixel.part),
             ]
-        m.d.comb += self.o_valid.eq(valid[3])
-        reduce, total, add_up = Signal(), Signal(), Signal()
         m.d.comb += [
-            reduce.eq(self.en & valid[0]),
-            total.eq(self.en & valid[1]),
-            add_up.eq(self.en & valid[2]),
+            self.o_valid.eq(valid[3]),
+            self._multiply.eq(self.en & valid[0]),
+            self._total.eq(self.en & valid[1]),
+            self._add_up.eq(self.en & valid[2]),
         ]
 
-        # The positions of the part at hand: a word, its weights, and whether it is used. Those that
-        # no multiplier is left for are not.
-        chosen = []
-        for n in range(MACS):
-            operand = Signal(bits, name=f"operand{n}")
+    def _choose_operands(self, m: Module) -> list[Operand]:
+        """The positions of the part at hand. Those that no multiplier is left for are not used."""
+        size, bits = self.config.window_kernel, 8 * self.config.rows
+        operands = []
+        for n in range(WINDOW_MACS):
+            word = Signal(bits, name=f"operand{n}")
             weight = Signal(bits, name=f"weight{n}")
-            takes = Signal(name=f"takes{n}")
-            with m.Switch(part):
-                for k, positions in enumerate(parts):
-                    with m.Case(k):
+            used = Signal(name=f"takes{n}")
+            with m.Switch(self._part):
+                for part, positions in enumerate(self._parts):
+                    with m.Case(part):
                         if n < len(positions):
                             y, x = positions[n]
                             m.d.comb += [
-                                operand.eq(window[y][x]),
-                                weight.eq(weights[y][x]),
-                                takes.eq(self.used[size * y + x]),
+                                word.eq(self._window[y][x]),
+                                weight.eq(self._weights[y][x]),
+                                used.eq(self.used[size * y + x]),
                             ]
-            chosen.append((operand, weight, takes))
+            operands.append(Operand(word, weight, used))
+        return operands
 
-        for i in range(rows):
+    def _reduce_lane(self, m: Module, lane: int, operands: list[Operand]) -> None:
+        """Stages 2 to 4 of a lane: products, their sum, and the sum over parts and taps; or the
+        maxima of every three, of these, and of all."""
 
-            def lane(word: Signal, i: int = i) -> object:
-                return word.word_select(i, 8).as_signed()
+        def of_lane(word: Value) -> Value:
+            return word.word_select(lane, 8).as_signed()
 
-            # 2: products, or the maximum of every three.
-            products = [
-                Signal(signed(16), name=f"product{n}_{i}", reset_less=True) for n in range(MACS)
-            ]
-            column = [Signal(signed(8), name=f"column{x}_{i}", reset_less=True) for x in range(3)]
-            with m.If(reduce & ~self.maximum):
-                for product, (operand, weight, _) in zip(products, chosen, strict=True):
-                    m.d.sync += product.eq(lane(operand) * lane(weight))
-            with m.If(reduce & self.maximum):
-                for x in range(3):
-                    values = [Signal(signed(8), name=f"value{y}{x}_{i}") for y in range(3)]
-                    for value, (operand, _, takes) in zip(values, chosen[x::3], strict=True):
-                        m.d.comb += value.eq(Mux(takes, lane(operand), -128))
-                    m.d.sync += column[x].eq(_largest(m, f"column{x}_{i}", values))
+        def register(name: str, bits: int) -> Signal:
+            return Signal(signed(bits), name=f"{name}_{lane}", reset_less=True)
 
-            # 3: sum of the products, or maximum of the columns.
-            partial = Signal(signed(20), name=f"partial_{i}", reset_less=True)
-            with m.If(total & ~self.maximum):
-                m.d.sync += partial.eq(sum(products))
-            with m.If(total & self.maximum):
-                largest = Signal(signed(8), name=f"largest_{i}")
-                m.d.comb += largest.eq(_largest(m, f"largest_{i}", column))
-                m.d.sync += partial.eq(largest)
+        products = [register(f"product{n}", 16) for n in range(WINDOW_MACS)]
+        columns = [register(f"column{x}", 8) for x in range(CORNER)]
+        with m.If(self._multiply & ~self.maximum):
+            for product, operand in zip(products, operands, strict=True):
+                m.d.sync += product.eq(of_lane(operand.word) * of_lane(operand.weight))
+        with m.If(self._multiply & self.maximum):
+            for x, column in enumerate(columns):
+                values = [Signal(signed(8), name=f"value{y}{x}_{lane}") for y in range(CORNER)]
+                for value, operand in zip(values, operands[x::CORNER], strict=True):
+                    m.d.comb += value.eq(Mux(operand.used, of_lane(operand.word), -128))
+                m.d.sync += column.eq(_largest(m, f"column{x}_{lane}", values))
 
-            # 4: over the taps.
-            acc = Signal(signed(32), name=f"acc_{i}", reset_less=True)
-            with m.If(add_up & ~self.maximum):
-                m.d.sync += acc.eq(Mux(first[2], 0, acc) + partial)
-            with m.If(add_up & self.maximum):
-                is_larger = Signal(name=f"is_larger_{i}")
-                m.d.comb += is_larger.eq(first[2] | (partial > acc))
-                with m.If(is_larger):
-                    m.d.sync += acc.eq(partial)
-            m.d.comb += self.acc[32 * i :][:32].eq(acc)
-        return m
+        partial = register("partial", 20)
+        with m.If(self._total & ~self.maximum):
+            m.d.sync += partial.eq(sum(products))
+        with m.If(self._total & self.maximum):
+            largest = Signal(signed(8), name=f"largest_{lane}")
+            m.d.comb += largest.eq(_largest(m, f"largest_{lane}", columns))
+            m.d.sync += partial.eq(largest)
+
+        acc = register("acc", 32)
+        with m.If(self._add_up & ~self.maximum):
+            m.d.sync += acc.eq(Mux(self._first[2], 0, acc) + partial)
+        with m.If(self._add_up & self.maximum):
+            is_larger = Signal(name=f"is_larger_{lane}")
+            m.d.comb += is_larger.eq(self._first[2] | (partial > acc))
+            with m.If(is_larger):
+                m.d.sync += acc.eq(partial)
+        m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
 
 def _largest(m: Module, name: str, values: list[Signal]) -> Signal:

@@ -13,11 +13,21 @@ from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import command_layout
 from systole.isa import Config, Opcode, WindowOp
+from systole.isa.commands import ADDRESS_BITS
+from systole.isa.timing import (
+    CORNER,
+    DIVIDEND_BITS,
+    im2col_keeps_words,
+    window_axis_is_fast,
+    window_line_fits,
+)
 
 COORDINATE_BITS = 26
 """Holds any ``x0 + ox * stride_x + kx * dilation_x`` of a command."""
-
-DIVIDEND_BITS = 17
+REGION_BITS = 19
+"""Holds the last row and column of any region that a fast path's strides and kernels reach."""
+OFFSET = 1 << 15
+"""The division of columns floors: a multiple of ``rows`` from here on makes every x0 positive."""
 
 
 def prepared_layout(config: Config) -> data.StructLayout:
@@ -30,17 +40,17 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "cmd": command_layout(Opcode.WINDOW),
             "fast": 1,
             "taps": 12,  # kernel_w * kernel_h
-            "last_px": 19,  # of the region, fast
-            "last_py": 19,
+            "last_px": REGION_BITS,  # of the region, fast
+            "last_py": REGION_BITS,
             "wide": 1,  # kernels of more than 3 columns or rows, fast
             "tall": 1,
             "x0": column,
             "stride_x": column,
             "dilation_x": column,
             "width": column,
-            "first_row": 20,  # address of row y0
-            "stride_rows": 20,
-            "dilation_rows": 20,
+            "first_row": ADDRESS_BITS,  # address of row y0
+            "stride_rows": ADDRESS_BITS,
+            "dilation_rows": ADDRESS_BITS,
         }
     )
 
@@ -53,6 +63,11 @@ class WalkSetup(wiring.Component):
     in all), ``ready`` rises and ``prepared`` holds until ``take``.
     """
 
+    cmd: stream.Interface
+    ready: Signal
+    prepared: data.View
+    take: Signal
+
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
@@ -63,118 +78,143 @@ class WalkSetup(wiring.Component):
                 "take": In(1),
             }
         )
+        # Products: factors lose a bit a cycle, addends gain one.
+        self._addend = Signal(ADDRESS_BITS)
+        self._kernel_addend = Signal(12)
+        self._kernel_left = Signal(6)
+        self._factors, self._products = [], []
+        for name, bits in (("y0", 16), ("stride_y", 8), ("dilation_y", 8)):
+            self._factors.append(Signal(bits, name=f"{name}_left"))
+            self._products.append(Signal(ADDRESS_BITS, name=f"{name}_rows"))
+        # Quotients and remainders of x0, stride_x, dilation_x, width.
+        self._quotients = [Signal(DIVIDEND_BITS, name=f"quotient{i}") for i in range(4)]
+        self._remainders = [Signal(range(config.rows), name=f"remainder{i}") for i in range(4)]
+        self._divide_left = Signal(range(DIVIDEND_BITS + 1))
+        self._im2col = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        rows = self.config.rows
-        prepared, cmd = self.prepared, self.prepared.cmd
-        im2col = Signal()
-        m.d.comb += im2col.eq(cmd.op == WindowOp.IM2COL)
-
-        # Serial products and quotients.
-        addend, kernel_addend = Signal(20), Signal(12)
-        kernel_left = Signal(6)
-        factors, products = [], []
-        for name, bits in (("y0", 16), ("stride_y", 8), ("dilation_y", 8)):
-            factors.append(Signal(bits, name=f"{name}_left"))
-            products.append(Signal(20, name=f"{name}_rows"))
-        y0_rows, stride_rows, dilation_rows = products
-
-        # The division floors: a multiple of rows makes x0 positive.
-        offset = -(-(1 << 15) // rows)
-        columns = (prepared.x0, prepared.stride_x, prepared.dilation_x, prepared.width)
-        undivided = (cmd.x0, Mux(prepared.fast, 1, cmd.stride_x), cmd.dilation_x, cmd.in_w)
-        dividends = (cmd.x0 + offset * rows, cmd.stride_x, cmd.dilation_x, cmd.in_w)
-        offsets = (offset, 0, 0, 0)
-        quotients = [Signal(DIVIDEND_BITS, name=f"quotient{i}") for i in range(4)]
-        remainders = [Signal(range(rows), name=f"remainder{i}") for i in range(4)]
-        divide_left = Signal(range(DIVIDEND_BITS + 1))
-
-        def span(count: Value, stride: Value, kernel: Value) -> Value:
-            """Last index of the input span of ``count`` outputs, for strides up to 7."""
-            steps = count - 1
-            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), kernel - 1)
-
+        cmd = self.prepared.cmd
+        m.d.comb += self._im2col.eq(cmd.op == WindowOp.IM2COL)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.cmd.ready.eq(1)
                 m.d.sync += cmd.eq(self.cmd.payload)
                 with m.If(self.cmd.valid):
                     m.next = "START"
-
             with m.State("START"):
-                m.d.sync += [
-                    addend.eq(cmd.src_pitch),
-                    factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
-                    factors[1].eq(cmd.stride_y),
-                    factors[2].eq(cmd.dilation_y),
-                    *(p.eq(0) for p in products),
-                    kernel_addend.eq(cmd.kernel_w),
-                    kernel_left.eq(cmd.kernel_h),
-                    prepared.taps.eq(0),
-                    *(q.eq(d) for q, d in zip(quotients, dividends, strict=True)),
-                    *(r.eq(0) for r in remainders),
-                    divide_left.eq(Mux(im2col, DIVIDEND_BITS, 0)),
-                    prepared.last_px.eq(span(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
-                    prepared.last_py.eq(span(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
-                ]
+                self._load_operands(m)
                 m.next = "MULTIPLY"
-
             with m.State("MULTIPLY"):
-                m.d.sync += [addend.eq(addend << 1), kernel_addend.eq(kernel_addend << 1)]
-                for factor, product, shifted in (
-                    *((f, p, addend) for f, p in zip(factors, products, strict=True)),
-                    (kernel_left, prepared.taps, kernel_addend),
-                ):
-                    m.d.sync += factor.eq(factor >> 1)
-                    with m.If(factor[0]):
-                        m.d.sync += product.eq(product + shifted)
-                with m.If(divide_left != 0):
-                    m.d.sync += divide_left.eq(divide_left - 1)
-                    for quotient, remainder in zip(quotients, remainders, strict=True):
-                        partial = Cat(quotient[-1], remainder)
-                        fits = partial >= rows
-                        m.d.sync += [
-                            remainder.eq(Mux(fits, partial - rows, partial)),
-                            quotient.eq(Cat(fits, quotient)),
-                        ]
-                m.d.sync += prepared.fast.eq(
-                    ~im2col
-                    & (cmd.kernel_w <= self.config.window_kernel)
-                    & (cmd.kernel_h <= self.config.window_kernel)
-                    & ((cmd.dilation_x == 1) | (cmd.kernel_w == 1))
-                    & ((cmd.dilation_y == 1) | (cmd.kernel_h == 1))
-                    & (cmd.stride_x <= cmd.kernel_w)
-                    & (cmd.stride_y <= cmd.kernel_h)
-                    & (prepared.last_px != 0)
-                    & (prepared.last_px < self.config.window_width)
-                )
-                multiplied = ~Cat(*factors, kernel_left).any()
-                with m.If(multiplied & (divide_left == 0)):
+                self._multiply(m)
+                self._divide(m)
+                self._choose_path(m)
+                multiplied = ~Cat(*self._factors, self._kernel_left).any()
+                with m.If(multiplied & (self._divide_left == 0)):
                     m.next = "FINISH"
-
             with m.State("FINISH"):
-                for target, quotient, remainder, bias, plain in zip(
-                    columns, quotients, remainders, offsets, undivided, strict=True
-                ):
-                    m.d.sync += [
-                        target.word.eq(Mux(im2col, quotient - bias, plain)),
-                        target.byte.eq(Mux(im2col, remainder, 0)),
-                    ]
-                m.d.sync += [
-                    prepared.first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)),
-                    prepared.stride_rows.eq(stride_rows),
-                    prepared.dilation_rows.eq(dilation_rows),
-                    prepared.wide.eq(prepared.fast & (cmd.kernel_w > 3)),
-                    prepared.tall.eq(prepared.fast & (cmd.kernel_h > 3)),
-                ]
+                self._finish_columns(m)
+                self._finish_rows(m)
                 m.next = "READY"
-
             with m.State("READY"):
                 m.d.comb += self.ready.eq(1)
                 with m.If(self.take):
                     m.next = "IDLE"
         return m
+
+    @property
+    def _offset(self) -> int:
+        """Words that are added to x0 for its division."""
+        return -(-OFFSET // self.config.rows)
+
+    def _load_operands(self, m: Module) -> None:
+        prepared, cmd = self.prepared, self.prepared.cmd
+        x0 = cmd.x0 + self._offset * self.config.rows
+        dividends = (x0, cmd.stride_x, cmd.dilation_x, cmd.in_w)
+
+        def last(count: Value, stride: Value, kernel: Value) -> Value:
+            """Last index of the input under ``count`` outputs, for strides up to 7."""
+            steps = count - 1
+            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), kernel - 1)
+
+        m.d.sync += [
+            self._addend.eq(cmd.src_pitch),
+            self._factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
+            self._factors[1].eq(cmd.stride_y),
+            self._factors[2].eq(cmd.dilation_y),
+            *(p.eq(0) for p in self._products),
+            self._kernel_addend.eq(cmd.kernel_w),
+            self._kernel_left.eq(cmd.kernel_h),
+            prepared.taps.eq(0),
+            *(q.eq(d) for q, d in zip(self._quotients, dividends, strict=True)),
+            *(r.eq(0) for r in self._remainders),
+            self._divide_left.eq(Mux(self._im2col, DIVIDEND_BITS, 0)),
+            prepared.last_px.eq(last(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
+            prepared.last_py.eq(last(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
+        ]
+
+    def _multiply(self, m: Module) -> None:
+        """One bit of every product."""
+        m.d.sync += [
+            self._addend.eq(self._addend << 1),
+            self._kernel_addend.eq(self._kernel_addend << 1),
+        ]
+        for factor, product, addend in (
+            *((f, p, self._addend) for f, p in zip(self._factors, self._products, strict=True)),
+            (self._kernel_left, self.prepared.taps, self._kernel_addend),
+        ):
+            m.d.sync += factor.eq(factor >> 1)
+            with m.If(factor[0]):
+                m.d.sync += product.eq(product + addend)
+
+    def _divide(self, m: Module) -> None:
+        """IM2COL: one bit of every quotient."""
+        rows = self.config.rows
+        with m.If(self._divide_left != 0):
+            m.d.sync += self._divide_left.eq(self._divide_left - 1)
+            for quotient, remainder in zip(self._quotients, self._remainders, strict=True):
+                partial = Cat(quotient[-1], remainder)
+                fits = partial >= rows
+                m.d.sync += [
+                    remainder.eq(Mux(fits, partial - rows, partial)),
+                    quotient.eq(Cat(fits, quotient)),
+                ]
+
+    def _choose_path(self, m: Module) -> None:
+        config, prepared, cmd = self.config, self.prepared, self.prepared.cmd
+        x_is_fast = window_axis_is_fast(
+            config, kernel=cmd.kernel_w, stride=cmd.stride_x, dilation=cmd.dilation_x
+        )
+        y_is_fast = window_axis_is_fast(
+            config, kernel=cmd.kernel_h, stride=cmd.stride_y, dilation=cmd.dilation_y
+        )
+        fits = window_line_fits(config, prepared.last_px)
+        m.d.sync += prepared.fast.eq(~self._im2col & x_is_fast & y_is_fast & fits)
+
+    def _finish_columns(self, m: Module) -> None:
+        """Columns as words and bytes: divided for IM2COL, as they are for the others."""
+        prepared, cmd = self.prepared, self.prepared.cmd
+        columns = (prepared.x0, prepared.stride_x, prepared.dilation_x, prepared.width)
+        undivided = (cmd.x0, Mux(prepared.fast, 1, cmd.stride_x), cmd.dilation_x, cmd.in_w)
+        offsets = (self._offset, 0, 0, 0)
+        for column, quotient, remainder, offset, plain in zip(
+            columns, self._quotients, self._remainders, offsets, undivided, strict=True
+        ):
+            m.d.sync += [
+                column.word.eq(Mux(self._im2col, quotient - offset, plain)),
+                column.byte.eq(Mux(self._im2col, remainder, 0)),
+            ]
+
+    def _finish_rows(self, m: Module) -> None:
+        prepared, cmd = self.prepared, self.prepared.cmd
+        y0_rows, stride_rows, dilation_rows = self._products
+        m.d.sync += [
+            prepared.first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)),
+            prepared.stride_rows.eq(stride_rows),
+            prepared.dilation_rows.eq(dilation_rows),
+            prepared.wide.eq(prepared.fast & (cmd.kernel_w > CORNER)),
+            prepared.tall.eq(prepared.fast & (cmd.kernel_h > CORNER)),
+        ]
 
 
 class TapWalk(wiring.Component):
@@ -186,10 +226,8 @@ class TapWalk(wiring.Component):
     * General walk (``current.fast`` low): for every block, output and tap (kx innermost) one word.
     * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
       marks those that complete an output's window. Each of these has a step for each ``part`` of
-      the window that the kernel needs (:func:`~hw.window.lines.window_parts`), only the first with
-      the word. Taken by DEPTHWISE, SUM and MAX if the kernel is at most ``window_kernel`` high and
-      wide, no axis has a stride above its kernel or is dilated, and the padded row takes
-      2..``window_width`` words.
+      the window that the kernel needs (:func:`~systole.isa.timing.window_part_positions`), only the
+      first with the word. Which commands take this path: :class:`~systole.isa.timing.WindowShape`.
     * IM2COL: for every output and tap its run, in *segments* of ``rows`` bytes from the run's
       start; ``count`` bytes from ``byte`` of a word, which go on in the next word when it ends.
       The last two words are held; ``fetch`` says that the step brings one more. The segment's first
@@ -198,6 +236,25 @@ class TapWalk(wiring.Component):
       ``count`` 0. With ``kernel_w`` 1, the words held for every tap ``line`` are those of the same
       tap of the output before: ``reload`` marks the steps that start from them.
     """
+
+    prepared: data.View
+    current: data.View
+    start: Signal
+    step: Signal
+    addr: Signal
+    limit: Signal
+    fetch: Signal
+    reload: Signal
+    line: Signal
+    split: Signal
+    byte: Signal
+    count: Signal
+    mac: Signal
+    part: Signal
+    first: Signal
+    last: Signal
+    row_end: Signal
+    block_end: Signal
 
     def __init__(self, config: Config):
         self.config = config
@@ -208,7 +265,7 @@ class TapWalk(wiring.Component):
                 "current": Out(prepared_layout(config)),
                 "start": In(1),
                 "step": In(1),
-                "addr": Out(20),  # scratchpad word, meaningless when limit is 0
+                "addr": Out(ADDRESS_BITS),  # scratchpad word, meaningless when limit is 0
                 "limit": Out(range(rows + 1)),  # bytes of the word inside the input; others: pad
                 "fetch": Out(1),  # a word is needed (always but for IM2COL)
                 "reload": Out(1),
@@ -224,192 +281,270 @@ class TapWalk(wiring.Component):
                 "block_end": Out(1),  # last word of the block
             }
         )
+        column = self.current.x0.shape()
+        # Where the walk is, and where the loops over pixels and taps return to.
+        self._x, self._tap_x, self._pixel_x = (
+            Signal(column, name=n) for n in ("x", "tap_x", "pixel_x")
+        )
+        self._y = Signal(COORDINATE_BITS)
+        self._pixel_y = Signal(COORDINATE_BITS)
+        self._row, self._pixel_row, self._block_row = (
+            Signal(ADDRESS_BITS, name=n) for n in ("row", "pixel_row", "block_row")
+        )
+        # Where it goes: with the next tap, pixel, row and block.
+        self._next_tap_x, self._next_pixel_x = (
+            Signal(column, name=n) for n in ("next_tap_x", "next_pixel_x")
+        )
+        self._next_y = Signal(COORDINATE_BITS)
+        self._next_row_addr = Signal(ADDRESS_BITS)
+        self._next_block_row = Signal(ADDRESS_BITS)
+        # Steps left of the loops over kx, ky, ox, oy beyond the current one.
+        self._left = Signal(8)  # bytes of the run
+        self._kx_left = Signal(6)
+        self._ky_left = Signal(6)
+        self._ox_left = Signal(REGION_BITS)
+        self._oy_left = Signal(REGION_BITS)
+        # Fast: words (rows) of the region before the next that completes a window.
+        self._column_wait = Signal(3)
+        self._row_wait = Signal(3)
+        self._more = Signal()  # the window has another part
+        # IM2COL: the newest word held, and how many are.
+        held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
+        self._holds, self._pixel_holds, self._next_holds = (
+            Signal(held, name=n) for n in ("holds", "pixel_holds", "next_holds")
+        )
+        self._keeps = Signal()  # words are held from output to output
+        self._run_starts = Signal()
+        self._prefetch = Signal()  # the step only fetches
+        self._segment_end = Signal()
+        self._im2col = Signal()
+        self._word = Signal(COORDINATE_BITS)
+        self._following_word = Signal(COORDINATE_BITS)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        rows = self.config.rows
-        current, cmd = self.current, self.current.cmd
-        fast = current.fast
-        im2col = Signal()
-        m.d.comb += im2col.eq(cmd.op == WindowOp.IM2COL)
-
-        # The walk's state, and the loops' lengths -------------------------------------------------
-        column = current.x0.shape()
-        pixel_x, tap_x, x = (Signal(column, name=n) for n in ("pixel_x", "tap_x", "x"))
-        y, pixel_y = Signal(COORDINATE_BITS), Signal(COORDINATE_BITS)
-        row, pixel_row, block_row = (Signal(20, name=n) for n in ("row", "pixel_row", "block_row"))
-        left = Signal(8)
-        kx_left, ky_left = Signal(6), Signal(6)
-        ox_left, oy_left = Signal(19), Signal(19)
-        # Words (rows) of the region before the next that completes a window.
-        column_wait, row_wait = Signal(3), Signal(3)
-        more, next_part = Signal(), Signal(2)
-
-        def counts(of: data.View) -> list[Value]:
-            """Steps of the loops over kx, ky, ox, oy beyond the first."""
-            return [
-                Mux(of.fast, 0, of.cmd.kernel_w - 1),
-                Mux(of.fast, 0, of.cmd.kernel_h - 1),
-                Mux(of.fast, of.last_px, of.cmd.out_w - 1),
-                Mux(of.fast, of.last_py, of.cmd.out_h - 1),
-            ]
-
-        kx_count, ky_count, ox_count, oy_count = counts(current)
-
-        # Outputs ---------------------------------------------------------------------------------
-        # IM2COL: the newest word held, and how many are.
-        held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
-        holds, pixel_holds, next_holds = (
-            Signal(held, name=n) for n in ("holds", "pixel_holds", "next_holds")
-        )
-        keeps, run_starts = Signal(), Signal()  # words are held from output to output
-        whole, end = Signal(range(rows + 1)), Signal(range(2 * rows + 1))
-        spills, holds_first, holds_second, prefetch = Signal(), Signal(), Signal(), Signal()
-        following_word = Signal(COORDINATE_BITS)
-        segment_end, tap_end = Signal(), Signal()
-        word = Signal(COORDINATE_BITS)
-        m.d.comb += [
-            keeps.eq((cmd.kernel_w == 1) & (cmd.kernel_h <= self.config.window_width)),
-            whole.eq(Mux(left <= rows, left, rows)),
-            end.eq(x.byte + whole),
-            spills.eq(end > rows),
-            following_word.eq(x.word + 1),
-            holds_first.eq(holds.words.any() & (holds.newest == x.word)),
-            holds_second.eq(holds.words[1] & (holds.newest == following_word)),
-            prefetch.eq(im2col & spills & ~holds_first & ~holds_second),
-            self.fetch.eq(~im2col | (~holds_second & (spills | ~holds_first))),
-            word.eq(Mux(im2col & holds_first, following_word, x.word)),
-            self.reload.eq(run_starts & (cmd.kernel_h != 1)),
-            self.line.eq(ky_left),
-            self.split.eq(Mux(spills | holds_second, x.byte, rows)),
-            self.byte.eq(x.byte),
-            self.count.eq(Mux(prefetch, 0, whole)),
-            next_part.eq(Mux(current.wide & (self.part == 0), 1, 2)),
-            more.eq(
-                self.mac & ((current.wide & (self.part == 0)) | (current.tall & (self.part != 2)))
-            ),
-            segment_end.eq(Mux(im2col, ~prefetch & (left <= rows), ~more)),
-            self.addr.eq(row + word),
-            tap_end.eq(segment_end & (kx_left == 0)),
-            self.last.eq(tap_end & (ky_left == 0)),
-            self.row_end.eq(self.last & (ox_left == 0)),
-            self.block_end.eq(self.row_end & (oy_left == 0)),
-            self.mac.eq(~fast | ((column_wait == 0) & (row_wait == 0))),
-            next_holds.eq(holds),
-        ]
-        with m.If(self.fetch):
-            m.d.comb += [
-                next_holds.newest.eq(word),
-                next_holds.words.eq(Mux(holds_first, 2, 1)),
-            ]
-        # Unsigned comparisons: a negative coordinate is a large one.
-        with m.If((y < cmd.in_h) & self.fetch & (self.part == 0)):
-            with m.If(word < current.width.word):
-                m.d.comb += self.limit.eq(rows)
-            with m.Elif(word == current.width.word):
-                m.d.comb += self.limit.eq(current.width.byte)
-
-        # Steps -----------------------------------------------------------------------------------
-        def add(name: str, a: data.View, b: data.View) -> data.View:
-            byte = Signal(range(2 * rows), name=f"{name}_byte")
-            total = Signal(column, name=name)
-            carry = byte >= rows
-            m.d.comb += [
-                byte.eq(a.byte + b.byte),
-                total.byte.eq(Mux(carry, byte - rows, byte)),
-                total.word.eq(a.word + b.word + carry),
-            ]
-            return total
-
-        next_tap_x = add("next_tap_x", tap_x, current.dilation_x)
-        next_pixel_x = add("next_pixel_x", pixel_x, current.stride_x)
-        next_y, next_row, next_block_row = Signal.like(y), Signal(20), Signal(20)
-        m.d.comb += [
-            next_y.eq(pixel_y + Mux(fast, 1, cmd.stride_y)),
-            next_row.eq(pixel_row + Mux(fast, cmd.src_pitch, current.stride_rows)),
-            next_block_row.eq(block_row + cmd.src_block),
-        ]
+        m.d.comb += self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL)
+        self._find_word(m)
+        self._find_segment(m)
+        self._find_ends(m)
+        self._find_limit(m)
+        self._find_next(m)
         with m.If(self.step):
             m.d.sync += [
                 self.first.eq(self.last),
-                run_starts.eq(segment_end),
-                holds.eq(next_holds),
-                self.part.eq(Mux(more, next_part, 0)),
+                self._run_starts.eq(self._segment_end),
+                self._holds.eq(self._next_holds),
+                self.part.eq(Mux(self._more, self._next_part(), 0)),
             ]
-            with m.If(im2col & ~segment_end & ~prefetch):
-                m.d.sync += [x.word.eq(following_word), left.eq(left - rows)]
-            with m.Elif(segment_end):
-                m.d.sync += left.eq(cmd.run)
-                with m.If(kx_left != 0):
-                    m.d.sync += [kx_left.eq(kx_left - 1), tap_x.eq(next_tap_x), x.eq(next_tap_x)]
-                with m.Elif(ky_left != 0):
-                    m.d.sync += [
-                        kx_left.eq(kx_count),
-                        ky_left.eq(ky_left - 1),
-                        *(c.eq(pixel_x) for c in (tap_x, x)),
-                        y.eq(y + cmd.dilation_y),
-                        row.eq(row + current.dilation_rows),
-                        holds.eq(pixel_holds),
-                    ]
-                with m.Else():
-                    m.d.sync += [
-                        kx_left.eq(kx_count),
-                        ky_left.eq(ky_count),
-                        pixel_holds.eq(next_holds),
-                    ]
-                    with m.If(ox_left != 0):
-                        m.d.sync += [
-                            ox_left.eq(ox_left - 1),
-                            *(c.eq(next_pixel_x) for c in (pixel_x, tap_x, x)),
-                            y.eq(pixel_y),
-                            row.eq(pixel_row),
-                            column_wait.eq(
-                                Mux(column_wait == 0, cmd.stride_x - 1, column_wait - 1)
-                            ),
-                        ]
-                    with m.Else():
-                        m.d.sync += [
-                            ox_left.eq(ox_count),
-                            *(c.eq(current.x0) for c in (pixel_x, tap_x, x)),
-                            column_wait.eq(cmd.kernel_w - 1),
-                            *(h.words.eq(0) for h in (holds, pixel_holds)),
-                        ]
-                        with m.If(oy_left != 0):
-                            m.d.sync += [
-                                oy_left.eq(oy_left - 1),
-                                *(c.eq(next_y) for c in (pixel_y, y)),
-                                *(r.eq(next_row) for r in (pixel_row, row)),
-                                row_wait.eq(Mux(row_wait == 0, cmd.stride_y - 1, row_wait - 1)),
-                            ]
-                        with m.Else():
-                            m.d.sync += [
-                                oy_left.eq(oy_count),
-                                *(c.eq(cmd.y0) for c in (pixel_y, y)),
-                                *(r.eq(next_block_row) for r in (block_row, pixel_row, row)),
-                                row_wait.eq(cmd.kernel_h - 1),
-                            ]
-                with m.If(~keeps):
-                    m.d.sync += [h.words.eq(0) for h in (holds, pixel_holds)]
-
+            self._go_on(m)
         with m.If(self.start):
-            new = self.prepared
-            m.d.sync += [
-                current.eq(new),
-                *(c.eq(new.x0) for c in (pixel_x, tap_x, x)),
-                *(c.eq(new.cmd.y0) for c in (pixel_y, y)),
-                *(r.eq(new.first_row) for r in (block_row, pixel_row, row)),
-                left.eq(new.cmd.run),
-                *(
-                    n.eq(c)
-                    for n, c in zip((kx_left, ky_left, ox_left, oy_left), counts(new), strict=True)
-                ),
-                column_wait.eq(new.cmd.kernel_w - 1),
-                row_wait.eq(new.cmd.kernel_h - 1),
-                self.first.eq(1),
-                run_starts.eq(1),
-                *(h.words.eq(0) for h in (holds, pixel_holds)),
-            ]
+            self._begin(m)
         return m
+
+    def _counts(self, command: data.View) -> list[Value]:
+        """Steps of the loops over kx, ky, ox, oy beyond the first."""
+        fast, cmd = command.fast, command.cmd
+        return [
+            Mux(fast, 0, cmd.kernel_w - 1),
+            Mux(fast, 0, cmd.kernel_h - 1),
+            Mux(fast, command.last_px, cmd.out_w - 1),
+            Mux(fast, command.last_py, cmd.out_h - 1),
+        ]
+
+    def _find_word(self, m: Module) -> None:
+        """The word at hand, and (IM2COL) which of the words held serve its segment."""
+        x, holds, cmd, rows = self._x, self._holds, self.current.cmd, self.config.rows
+        end = Signal(range(2 * rows + 1))
+        whole = Signal(range(rows + 1))
+        spills, holds_first, holds_second = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self._keeps.eq(
+                im2col_keeps_words(self.config, kernel_w=cmd.kernel_w, kernel_h=cmd.kernel_h)
+            ),
+            whole.eq(Mux(self._left <= rows, self._left, rows)),
+            end.eq(x.byte + whole),
+            spills.eq(end > rows),
+            self._following_word.eq(x.word + 1),
+            holds_first.eq(holds.words.any() & (holds.newest == x.word)),
+            holds_second.eq(holds.words[1] & (holds.newest == self._following_word)),
+            self._prefetch.eq(self._im2col & spills & ~holds_first & ~holds_second),
+            self.fetch.eq(~self._im2col | (~holds_second & (spills | ~holds_first))),
+            self._word.eq(Mux(self._im2col & holds_first, self._following_word, x.word)),
+            self.addr.eq(self._row + self._word),
+            self.split.eq(Mux(spills | holds_second, x.byte, rows)),
+            self.count.eq(Mux(self._prefetch, 0, whole)),
+            self._next_holds.eq(holds),
+        ]
+        with m.If(self.fetch):
+            m.d.comb += [
+                self._next_holds.newest.eq(self._word),
+                self._next_holds.words.eq(Mux(holds_first, 2, 1)),
+            ]
+
+    def _find_segment(self, m: Module) -> None:
+        """IM2COL: where the segment's words come from, and its first byte."""
+        m.d.comb += [
+            self.reload.eq(self._run_starts & (self.current.cmd.kernel_h != 1)),
+            self.line.eq(self._ky_left),
+            self.byte.eq(self._x.byte),
+        ]
+
+    def _find_ends(self, m: Module) -> None:
+        """What the step ends, and whether an output takes it."""
+        current = self.current
+        tap_end = Signal()
+        m.d.comb += [
+            self.mac.eq(~current.fast | ((self._column_wait == 0) & (self._row_wait == 0))),
+            self._more.eq(
+                self.mac & ((current.wide & (self.part == 0)) | (current.tall & (self.part != 2)))
+            ),
+            self._segment_end.eq(
+                Mux(self._im2col, ~self._prefetch & (self._left <= self.config.rows), ~self._more)
+            ),
+            tap_end.eq(self._segment_end & (self._kx_left == 0)),
+            self.last.eq(tap_end & (self._ky_left == 0)),
+            self.row_end.eq(self.last & (self._ox_left == 0)),
+            self.block_end.eq(self.row_end & (self._oy_left == 0)),
+        ]
+
+    def _find_limit(self, m: Module) -> None:
+        """How much of the word lies inside the input."""
+        width = self.current.width
+        # Unsigned comparisons: a negative coordinate is a large one.
+        with m.If((self._y < self.current.cmd.in_h) & self.fetch & (self.part == 0)):
+            with m.If(self._word < width.word):
+                m.d.comb += self.limit.eq(self.config.rows)
+            with m.Elif(self._word == width.word):
+                m.d.comb += self.limit.eq(width.byte)
+
+    def _next_part(self) -> Value:
+        return Mux(self.current.wide & (self.part == 0), 1, 2)
+
+    def _find_next(self, m: Module) -> None:
+        """The sums that lead to the next tap, pixel, row and block."""
+        current, cmd = self.current, self.current.cmd
+        self._add(m, self._next_tap_x, self._tap_x, current.dilation_x)
+        self._add(m, self._next_pixel_x, self._pixel_x, current.stride_x)
+        pitch = Mux(current.fast, cmd.src_pitch, current.stride_rows)
+        m.d.comb += [
+            self._next_y.eq(self._pixel_y + Mux(current.fast, 1, cmd.stride_y)),
+            self._next_row_addr.eq(self._pixel_row + pitch),
+            self._next_block_row.eq(self._block_row + cmd.src_block),
+        ]
+
+    def _add(self, m: Module, total: data.View, a: data.View, b: data.View) -> None:
+        """``total`` is the sum of two columns."""
+        rows = self.config.rows
+        byte = Signal(range(2 * rows))
+        carry = byte >= rows
+        m.d.comb += [
+            byte.eq(a.byte + b.byte),
+            total.byte.eq(Mux(carry, byte - rows, byte)),
+            total.word.eq(a.word + b.word + carry),
+        ]
+
+    def _go_on(self, m: Module) -> None:
+        """The next step: of the segment, the run, the taps, the pixels, the rows, the blocks."""
+        kx_count, ky_count, *_ = self._counts(self.current)
+        with m.If(self._im2col & ~self._segment_end & ~self._prefetch):
+            m.d.sync += [
+                self._x.word.eq(self._following_word),
+                self._left.eq(self._left - self.config.rows),
+            ]
+        with m.Elif(self._segment_end):
+            m.d.sync += self._left.eq(self.current.cmd.run)
+            with m.If(self._kx_left != 0):
+                self._next_tap(m)
+            with m.Elif(self._ky_left != 0):
+                m.d.sync += self._kx_left.eq(kx_count)
+                self._next_tap_row(m)
+            with m.Else():
+                m.d.sync += [
+                    self._kx_left.eq(kx_count),
+                    self._ky_left.eq(ky_count),
+                    self._pixel_holds.eq(self._next_holds),
+                ]
+                with m.If(self._ox_left != 0):
+                    self._next_pixel(m)
+                with m.Else():
+                    self._next_row(m)
+            with m.If(~self._keeps):
+                self._drop_words(m)
+
+    def _drop_words(self, m: Module) -> None:
+        m.d.sync += [self._holds.words.eq(0), self._pixel_holds.words.eq(0)]
+
+    def _next_tap(self, m: Module) -> None:
+        x = self._next_tap_x
+        m.d.sync += [self._kx_left.eq(self._kx_left - 1), self._tap_x.eq(x), self._x.eq(x)]
+
+    def _next_tap_row(self, m: Module) -> None:
+        m.d.sync += [
+            self._ky_left.eq(self._ky_left - 1),
+            self._tap_x.eq(self._pixel_x),
+            self._x.eq(self._pixel_x),
+            self._y.eq(self._y + self.current.cmd.dilation_y),
+            self._row.eq(self._row + self.current.dilation_rows),
+            self._holds.eq(self._pixel_holds),
+        ]
+
+    def _next_pixel(self, m: Module) -> None:
+        """The next pixel of the row (fast: the next word)."""
+        x, wait = self._next_pixel_x, self._column_wait
+        m.d.sync += [
+            self._ox_left.eq(self._ox_left - 1),
+            *(c.eq(x) for c in (self._pixel_x, self._tap_x, self._x)),
+            self._y.eq(self._pixel_y),
+            self._row.eq(self._pixel_row),
+            wait.eq(Mux(wait == 0, self.current.cmd.stride_x - 1, wait - 1)),
+        ]
+
+    def _next_row(self, m: Module) -> None:
+        """The next row of pixels (fast: of words), of this block or the next."""
+        current, cmd = self.current, self.current.cmd
+        _, _, ox_count, oy_count = self._counts(current)
+        wait = self._row_wait
+        m.d.sync += [
+            self._ox_left.eq(ox_count),
+            *(c.eq(current.x0) for c in (self._pixel_x, self._tap_x, self._x)),
+            self._column_wait.eq(cmd.kernel_w - 1),
+        ]
+        self._drop_words(m)
+        with m.If(self._oy_left != 0):
+            m.d.sync += [
+                self._oy_left.eq(self._oy_left - 1),
+                *(c.eq(self._next_y) for c in (self._pixel_y, self._y)),
+                *(r.eq(self._next_row_addr) for r in (self._pixel_row, self._row)),
+                wait.eq(Mux(wait == 0, cmd.stride_y - 1, wait - 1)),
+            ]
+        with m.Else():
+            m.d.sync += [
+                self._oy_left.eq(oy_count),
+                *(c.eq(cmd.y0) for c in (self._pixel_y, self._y)),
+                *(
+                    r.eq(self._next_block_row)
+                    for r in (self._block_row, self._pixel_row, self._row)
+                ),
+                wait.eq(cmd.kernel_h - 1),
+            ]
+
+    def _begin(self, m: Module) -> None:
+        """The first step of the command that has been prepared."""
+        new = self.prepared
+        lefts = (self._kx_left, self._ky_left, self._ox_left, self._oy_left)
+        m.d.sync += [
+            self.current.eq(new),
+            *(c.eq(new.x0) for c in (self._pixel_x, self._tap_x, self._x)),
+            *(c.eq(new.cmd.y0) for c in (self._pixel_y, self._y)),
+            *(r.eq(new.first_row) for r in (self._block_row, self._pixel_row, self._row)),
+            self._left.eq(new.cmd.run),
+            *(left.eq(n) for left, n in zip(lefts, self._counts(new), strict=True)),
+            self._column_wait.eq(new.cmd.kernel_w - 1),
+            self._row_wait.eq(new.cmd.kernel_h - 1),
+            self.first.eq(1),
+            self._run_starts.eq(1),
+        ]
+        self._drop_words(m)
 
 
 class OutputWalk(wiring.Component):
@@ -420,6 +555,13 @@ class OutputWalk(wiring.Component):
     last. ``end`` marks the command's last word.
     """
 
+    cmd: data.View
+    start: Signal
+    step: Signal
+    last_word: Signal
+    addr: Signal
+    end: Signal
+
     def __init__(self) -> None:
         super().__init__(
             {
@@ -427,7 +569,7 @@ class OutputWalk(wiring.Component):
                 "start": In(1),
                 "step": In(1),
                 "last_word": In(1),
-                "addr": Out(20),
+                "addr": Out(ADDRESS_BITS),
                 "end": Out(1),
             }
         )
@@ -439,8 +581,8 @@ class OutputWalk(wiring.Component):
         m.d.comb += im2col.eq(cmd.op == WindowOp.IM2COL)
 
         # Inner, middle, outer loop: columns, rows, blocks; IM2COL: words, columns, rows.
-        steps = [Signal(20, name=f"step{i}") for i in range(3)]
-        base = [self.addr, Signal(20, name="middle"), Signal(20, name="outer")]
+        steps = [Signal(ADDRESS_BITS, name=f"step{i}") for i in range(3)]
+        base = [self.addr, *(Signal(ADDRESS_BITS, name=n) for n in ("middle", "outer"))]
         count = [Signal(16, name=f"count{i}") for i in range(3)]
         left = [Signal(16, name=f"left{i}") for i in range(3)]
         m.d.comb += [

@@ -8,8 +8,8 @@
 
 A line is the opcode and any number of ``field=value``. A value is a number (any Python base), the
 name of an enumeration's member, or, for ``wait`` and ``signal``, engine names joined by commas.
-``engine`` may be left out where it is the first that takes the command. Words that the engine's
-last command had are left out of the program unless ``present`` says otherwise.
+``engine`` may be left out if it is the first that takes the command. Words that are as in the
+engine's last command are left out of the program unless ``present`` says otherwise.
 
     # The binary form is little-endian 64-bit words.
     python -m systole.isa.tools.assembler asm program.s -o program.bin
@@ -32,7 +32,7 @@ MASKS = ("wait", "signal")
 
 
 class AssemblyError(ValueError):
-    """Text that is no program; the message names the line and, where there is one, the field."""
+    """Text that is not a program; the message names the line and, if there is one, the field."""
 
 
 def _parse_value(field: Field, text: str) -> int:
@@ -93,7 +93,7 @@ def assemble(text: str) -> list[int]:
 
 
 def format_command(values: Mapping[str, int]) -> str:
-    """The line for one decoded command (as :class:`isa.commands.Decoder` returns it), without
+    """One decoded command (as :class:`isa.commands.Decoder` returns it) as a line of text, without
     ``present``."""
     command = COMMANDS[Opcode(values["opcode"])]
     out = [command.name]
@@ -125,16 +125,17 @@ def _lines(words: Sequence[int]) -> Iterator[str]:
         if _assemble_line(line, encoder) != own:
             line += f" present={values['present']}"
             if _assemble_line(line, encoder) != own:
-                raise ValueError(f"word {at}: {values['opcode'].name}: bits set outside its fields")
+                name = Opcode(values["opcode"]).name
+                raise ValueError(f"word {at}: {name}: bits set outside its fields")
         yield line
         at = end
 
 
 def disassemble(words: Sequence[int]) -> str:
-    """The text of a program, one line a command; ``assemble`` gives the same words back.
+    """The text of a program, one line a command; ``assemble`` turns it into the same words.
 
-    Raises ``ValueError`` naming the word on anything that ``decode`` refuses or that the text could
-    not carry (bits set outside the fields).
+    Raises ``ValueError`` naming the word that ``decode`` refuses or that text cannot express (bits
+    set outside the fields).
     """
     return "".join(f"{line}\n" for line in _lines(words))
 

@@ -1,4 +1,4 @@
-"""Generates ``docs/isa.md`` from the declarations in this package.
+"""Generator of ``docs/isa.md`` from the declarations in this package.
 
 python -m systole.isa.tools.document            # write it
 python -m systole.isa.tools.document --check    # exit 1 if it is not up to date
@@ -25,7 +25,6 @@ from systole.isa import (
     TRACE_EVENT,
     VERSION,
     commands,
-    config,
     csr,
     params,
     trace,
@@ -42,6 +41,8 @@ from systole.isa.commands import (
     WindowOp,
 )
 
+Enumeration = type[enum.IntEnum] | type[enum.IntFlag]
+
 PATH = Path(__file__).resolve().parents[2] / "docs" / "isa.md"
 
 
@@ -56,18 +57,19 @@ def _cell(text: str) -> str:
     return _markdown(" ".join(text.split())).replace("|", "\\|")
 
 
-def _doc(of: object, skip: int = 1) -> str:
+def _doc(documented: object, skip: int = 1) -> str:
     """A docstring's paragraphs after the first ``skip``."""
-    paragraphs = inspect.cleandoc(inspect.getdoc(of) or "").split("\n\n")
+    paragraphs = inspect.cleandoc(inspect.getdoc(documented) or "").split("\n\n")
     return _markdown("\n\n".join(paragraphs[skip:]))
 
 
 def _attribute_docs(owner: type) -> dict[str, str]:
     """The string literals that follow a class's assignments, by assigned name."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
+    (definition,) = tree.body
+    assert isinstance(definition, ast.ClassDef)
     out = {}
-    for node, following in itertools.pairwise(body):
+    for node, following in itertools.pairwise(definition.body):
         target = None
         if isinstance(node, ast.Assign):
             target = node.targets[0]
@@ -77,6 +79,7 @@ def _attribute_docs(owner: type) -> dict[str, str]:
             isinstance(target, ast.Name)
             and isinstance(following, ast.Expr)
             and isinstance(following.value, ast.Constant)
+            and isinstance(following.value.value, str)
         ):
             out[target.id] = following.value.value
     return out
@@ -91,15 +94,20 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[st
     yield ""
 
 
-def _enum(members: type[enum.IntEnum | enum.IntFlag]) -> Iterator[str]:
+def _enum(members: Enumeration) -> Iterator[str]:
     docs = _attribute_docs(members)
     summary = inspect.cleandoc(members.__doc__ or "").split("\n\n")[0]
     yield f"**{members.__name__}**" + (f": {_cell(summary)}" if members.__doc__ else "")
     yield ""
     yield from _table(
         ("value", "name", "meaning"),
-        ((m.value, f"`{m.name}`", _cell(docs.get(m.name, ""))) for m in members),
+        ((m.value, f"`{m.name}`", _cell(docs.get(str(m.name), ""))) for m in members),
     )
+
+
+def _enums(*enumerations: Enumeration) -> Iterator[str]:
+    for members in enumerations:
+        yield from _enum(members)
 
 
 def _fields(fields: Iterable[Field], start: int = 0) -> Iterator[str]:
@@ -127,34 +135,6 @@ def _command(command: Command) -> Iterator[str]:
         yield from _fields(command.own_fields, sum(f.bits for f in HEADER))
 
 
-def _configuration() -> Iterator[str]:
-    default = config.Config()
-    docs = _attribute_docs(config.Config)
-    yield "## Configuration"
-    yield ""
-    yield _doc(config.Config, 0)
-    yield ""
-    yield from _table(
-        ("field", "default", "meaning"),
-        ((f"`{k}`", v, _cell(docs.get(k, ""))) for k, v in default.to_dict().items()),
-    )
-    yield "Derived:"
-    yield ""
-    derived = {k: v for k, v in vars(config.Config).items() if isinstance(v, property)}
-    yield from _table(
-        ("name", "by default", "meaning"),
-        (
-            (
-                f"`{k}`",
-                f"{v.fget(default):#010x}" if k == "hash" else v.fget(default),
-                _cell(v.__doc__),
-            )
-            for k, v in derived.items()
-            if v.__doc__
-        ),
-    )
-
-
 def _lines() -> Iterator[str]:
     yield "# Command set and registers"
     yield ""
@@ -179,8 +159,7 @@ def _lines() -> Iterator[str]:
         yield from _command(command)
     yield "### Enumerations"
     yield ""
-    for members in (LoadTarget, PostSource, PostOp, WindowOp):
-        yield from _enum(members)
+    yield from _enums(LoadTarget, PostSource, PostOp, WindowOp)
     yield "## Requantisation"
     yield ""
     yield _doc(params)
@@ -194,8 +173,7 @@ def _lines() -> Iterator[str]:
         ("offset", "name", "access", "meaning"),
         ((f"0x{c.offset:03x}", f"`{c.name}`", c.access, _cell(c.doc)) for c in CSRS.values()),
     )
-    for members in (csr.Control, csr.Status, csr.Irq, csr.EngineState):
-        yield from _enum(members)
+    yield from _enums(csr.Control, csr.Status, csr.Irq, csr.EngineState)
     yield "## Faults"
     yield ""
     yield from _enum(csr.Fault)
@@ -207,7 +185,6 @@ def _lines() -> Iterator[str]:
     yield ""
     yield from _fields(TRACE_EVENT)
     yield from _enum(trace.TraceKind)
-    yield from _configuration()
 
 
 def document() -> str:
@@ -221,6 +198,9 @@ def main(
     ] = False,
 ) -> None:
     """Write docs/isa.md from the declarations."""
+    if not PATH.parent.is_dir():
+        typer.echo(f"error: {PATH.parent} does not exist; it is in a checkout only", err=True)
+        raise typer.Exit(2)
     text = document()
     if not check:
         PATH.write_text(text, encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Generates ``h``: the command set, registers and one configuration for drivers in C.
+"""Generator of ``systole.h``: the command set, the registers and one configuration, for drivers in
+C.
 
 python -m systole.isa.tools.header [--config config.toml] [-o systole.h]
 """
@@ -156,7 +157,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def header(config: Config) -> str:
-    """The text of ``h`` (C99) for ``config``."""
+    """The text of ``systole.h`` (C99) for a configuration."""
     return "".join(f"{line}\n" for line in _lines(config))
 
 

@@ -1,11 +1,12 @@
 """Performance of published networks, measured on RTL and predicted by the cycle model.
 
-python -m sw.bench [--long] [NETWORK ...]
+systole bench [--long] [NETWORK ...]
 
 Builds the networks in code, compiles them, runs each once in Verilator, compares its outputs with
 the golden model and writes ``docs/performance.md`` and its plots; then the same networks on other
 configurations, the smallest measured too. With networks named, only those are measured and the
-tables go to standard output. Exit status 1: an output differs.
+tables go to standard output. Exit status: 0 done, 1 an output differs, 2 bad input (one line on
+stderr).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import onnx
 import typer
 
 from systole.isa import Config
+from systole.sw.cli.common import MISMATCH, check_document, one_line_errors
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.files import write_atomically
+from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.load import load as load_model
 from systole.sw.golden import model as golden
 from systole.sw.ir.graph import Conv, ConvTranspose, Graph
@@ -62,17 +65,14 @@ VARIANTS = {
     "16x16, latency 256": (Config(), 256),
 }
 """Other configurations and read latencies."""
-EDGE_MEMORIES = {
-    "rows": 64,
-    "cols": 64,
-    "scratchpad_bytes": 4 << 20,
-    "weight_bytes": 3 << 20,
-    "accumulator_bytes": 1 << 20,
-}
+EDGE = Config(
+    rows=64, cols=64, scratchpad_bytes=4 << 20, weight_bytes=3 << 20, accumulator_bytes=1 << 20
+)
+"""A large array with 8 MiB on-chip, for yolov3."""
 EDGE_CLOCKS = ((933, 128), (600, 256))
 """MHz, and the AXI data bits that make one beat a cycle about 16 GB/s."""
 FRAMES = 25
-"""A second, that detection in video needs."""
+"""Frames per second that detection in video needs."""
 EDGE_SIZES = (416, 608, 1440)
 
 
@@ -100,7 +100,7 @@ def predicted(
     optimise: Optimise = "fast",
     latency: int = READ_LATENCY,
 ) -> Measurement:
-    """A network by the cycle model alone."""
+    """What the cycle model predicts of a network."""
     compiler = Compiler(graph, config)
     program = compiler.program(compiler.search(optimise, latency))
     prediction = predict_layers(program, latency)
@@ -114,7 +114,7 @@ def measured(
     optimise: Optimise = "fast",
     latency: int = READ_LATENCY,
 ) -> Measurement:
-    """A network on RTL, on seeded random inputs, compared with the golden model."""
+    """What a network takes on the RTL, on seeded random inputs, compared with the golden model."""
     from systole.sim.device import MemoryModel
 
     expected = predicted(name, graph, config, optimise, latency)
@@ -153,7 +153,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], texts: int = 1) -
 
 
 def _error(r: Measurement) -> str:
-    """Of the prediction."""
+    """The prediction's difference from the measured cycles, in percent."""
     return "-" if r.cycles is None else f"{100 * (r.predicted.cycles / r.cycles - 1):+.2f} %"
 
 
@@ -238,7 +238,7 @@ def variant_table(variants: list[tuple[str, Measurement]]) -> str:
 
 
 def busiest(program: Program, cycles: int) -> tuple[str, float]:
-    """The unit that has most to do, and the share of the cycles."""
+    """The unit that works for most cycles, and their share of ``cycles``."""
     unit, cycles_busy = max(busy(program).items(), key=lambda item: item[1])
     return unit, cycles_busy / cycles
 
@@ -249,7 +249,7 @@ def edge_table() -> str:
     for size in EDGE_SIZES:
         graph = load_network("yolov3", size=size)
         for mhz, bits in EDGE_CLOCKS:
-            r = predicted("yolov3", graph, Config(**EDGE_MEMORIES, axi_data_bits=bits))
+            r = predicted("yolov3", graph, replace(EDGE, axi_data_bits=bits))
             cycles = r.predicted.cycles
             unit, share = busiest(r.program, cycles)
             frames = 1e6 * mhz / cycles
@@ -259,16 +259,15 @@ def edge_table() -> str:
                     f"{mhz} MHz, {bits}-bit AXI ({mhz * bits / 8000:.1f} GB/s)",
                     f"{cycles:,}",
                     f"{cycles / mhz / 1000:.1f}",
-                    f"{r.macs / (EDGE_MEMORIES['rows'] * EDGE_MEMORIES['cols']) / mhz / 1000:.1f}",
+                    f"{r.macs / (EDGE.rows * EDGE.cols) / mhz / 1000:.1f}",
                     f"{frames:.1f}",
                     "yes" if frames >= FRAMES else "no",
                     f"{100 * r.utilisation:.1f} %",
                     f"{unit} {100 * share:.0f} %",
                 )
             )
-    head = ("picture", "clock and memory", "cycles", "ms", "MACs alone, ms", "frames/s")
-    head = (*head, f"{FRAMES} frames/s")
-    return _table((*head, "utilisation", "busiest"), rows, texts=2)
+    times = ("cycles", "ms", "MACs alone, ms", "frames/s", f"{FRAMES} frames/s")
+    return _table(("picture", "clock and memory", *times, "utilisation", "busiest"), rows, texts=2)
 
 
 def document(results: list[Measurement], variants: list[tuple[str, Measurement]]) -> str:
@@ -333,27 +332,36 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write")] = OUTPUT,
 ) -> None:
     """Measure networks on RTL and write docs/performance.md."""
-    for name in networks or ():
-        if name not in NETWORKS:
-            raise typer.BadParameter(f"no network {name!r}; there are {', '.join(NETWORKS)}")
-    config = Config()
+    with one_line_errors():
+        for name in networks or ():
+            if name not in NETWORKS:
+                raise InputError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+        if not networks:
+            check_document(output)
+        results, graphs = _measure_all(networks or (*SHORT, *LONG), long or bool(networks))
+        if networks:
+            print(main_table(results))
+            for r in results:
+                print(f"{r.name}\n\n{layer_table(r)}")
+        else:
+            variants = variant_results(graphs)
+            text = document(results, variants)
+            for name, svg in plots.draw(results).items():
+                write_atomically(output.parent / name, svg)
+            write_atomically(output, text.encode())
+            results += [r for _, r in variants]
+    if any(r.mismatches for r in results):
+        raise typer.Exit(MISMATCH)
+
+
+def _measure_all(networks: Iterable[str], long: bool) -> tuple[list[Measurement], dict[str, Graph]]:
+    """Measure networks on the default configuration, the large ones only with ``long``; and the
+    networks' graphs by name."""
     results, graphs = [], {}
-    for name in networks or (*SHORT, *LONG):
+    for name in networks:
         size = {"m": 1024, "k": 1024, "n": 1024} if name == "gemm" else {}
         graphs[name] = graph = load_network(name, **size)
-        run = measured if networks or long or name not in LONG else predicted
-        results.append(r := run(name, graph, config, "best" if name in TINY else "fast"))
+        run = measured if long or name not in LONG else predicted
+        results.append(r := run(name, graph, Config(), "best" if name in TINY else "fast"))
         print(f"{name}: {r.cycles} cycles, predicted {r.predicted.cycles}", file=sys.stderr)
-    if networks:
-        print(main_table(results))
-        for r in results:
-            print(f"{r.name}\n\n{layer_table(r)}")
-    else:
-        variants = variant_results(graphs)
-        text = document(results, variants)
-        for name, svg in plots.draw(results).items():
-            write_atomically(output.parent / name, svg)
-        write_atomically(output, text.encode())
-        results += [r for _, r in variants]
-    if any(r.mismatches for r in results):
-        raise typer.Exit(1)
+    return results, graphs

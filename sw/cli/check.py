@@ -1,10 +1,11 @@
 """What of a model the accelerator runs, without compiling it.
 
-    python -m sw.check MODEL.onnx [--dim N=1]     # every node: accelerator or host, by which rule
-    python -m sw.check --document [--check]       # (re)write docs/supported-ops.md, or compare it
+    systole check MODEL.onnx [--dim N=1]          # every node: accelerator or host, by which rule
+    systole check --document [--check]            # (re)write docs/supported-ops.md, or compare it
 
-Rules are those of the loader's operator handlers: their docstrings for what is accepted, their
-refusals for what is not. Exit status: 0 listed, 2 malformed; 1 if the document is out of date.
+The rules are those of the loader's operator handlers: their docstrings for what is accepted, their
+refusals for what is not. Exit status: 0 listed, 1 the document is out of date, 2 bad input (one
+line on stderr).
 """
 
 from __future__ import annotations
@@ -16,17 +17,28 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from systole.sw.cli.quantize import parse_dims
-from systole.sw.cli.run import make_console
-from systole.sw.compiler.partition import FLOAT, NodePlacement, place
+from systole import api
+from systole.sw.cli.common import (
+    MISMATCH,
+    DimOption,
+    check_document,
+    one_line_errors,
+    output_console,
+    parse_dims,
+)
+from systole.sw.compiler.partition import FLOAT, NodePlacement
+from systole.sw.files import write_atomically
 from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.passes.operators import OPERATORS
-from systole.sw.ir.graph import ModelError
+from systole.sw.frontend.passes.operators.registry import MICROSOFT
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "supported-ops.md"
+DOMAINS = {"": "ONNX", MICROSOFT: MICROSOFT}
+"""The domains of the accelerator's operators, and how the document calls them."""
 
 
 def show(placements: list[NodePlacement], console: Console) -> None:
@@ -39,11 +51,11 @@ def show(placements: list[NodePlacement], console: Console) -> None:
     table.add_column("rule", overflow="fold")
     shown: set[tuple[str, str]] = set()
     for p in placements:
-        rule = _plain(p.rule.replace("``", "`"))
+        rule = escape(p.rule.replace("``", "`"))
         if not p.host and (p.op_type, rule) in shown:
             rule = "as above"
         shown.add((p.op_type, rule))
-        table.add_row(_plain(p.name), p.op_type, "host" if p.host else "accelerator", rule)
+        table.add_row(escape(p.name), p.op_type, "host" if p.host else "accelerator", rule)
     console.print(table)
     on_host = [p for p in placements if p.host]
     console.print(
@@ -59,11 +71,6 @@ def show(placements: list[NodePlacement], console: Console) -> None:
         console.print(f"{waiting} of the nodes have an operator of the accelerator, once quantised")
 
 
-def _plain(text: str) -> str:
-    """Names may hold what rich takes for markup."""
-    return text.replace("[", "\\[")
-
-
 def document() -> str:
     """The text of ``docs/supported-ops.md``."""
     return "\n".join(_lines()) + "\n"
@@ -72,15 +79,15 @@ def document() -> str:
 def _lines() -> Iterator[str]:
     yield "# Supported operators"
     yield ""
-    yield "Made by `python -m sw.check --document` from the operator handlers in"
+    yield "Written by `python -m sw.check --document` from the operator handlers in"
     yield "`sw/frontend/passes/operators`, which enforce these rules."
     yield "`python -m sw.check MODEL.onnx` applies them to a model, node by node."
     yield ""
-    yield "Activations are int8 or uint8, quantised per tensor; weights are constants, but for a"
+    yield "Activations are int8 or uint8, quantised per tensor; weights are constants, except in a"
     yield "MatMul of two activations. Whatever the accelerator refuses runs on the host, in"
     yield "onnxruntime, together with all nodes that exchange unquantised values with it: between"
     yield "host and accelerator there are only int8 and uint8 tensors. If, Loop and Scan run on"
-    yield "the host as a whole. `sw.run --no-fallback` refuses such models instead. Malformed"
+    yield "the host as a whole. `systole run --no-fallback` refuses such models instead. Malformed"
     yield "models, and operators of domains that onnxruntime does not know, are always refused."
     yield ""
     yield "A QuantizeLinear may also stand behind operators that choose among the elements of a"
@@ -89,24 +96,27 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "These are the rules of the default configuration's engines. What another one cannot do"
     yield "(without a window engine, with an array that is not square, with a small scratchpad)"
-    yield "shows when it is compiled for: `sw.run` lists it under the host's operators."
-    for domain in sorted({domain for domain, _ in OPERATORS}):
-        yield ""
-        yield f"## {f'Domain {domain}' if domain else 'ONNX'}"
-        yield ""
-        yield "| operator | on the accelerator |"
-        yield "|---|---|"
-        for (owner, op_type), handler in sorted(OPERATORS.items()):
-            if owner == domain:
-                rule = " ".join((handler.__doc__ or "").split()).replace("``", "`")
-                yield f"| {op_type} | {rule.replace('|', chr(92) + '|')} |"
+    yield "shows when it is compiled for: `systole run` lists it under the host's operators."
+    yield ""
+    yield f"| {' | '.join(DOMAINS.values())} | on the accelerator |"
+    yield f"|{'---|' * (len(DOMAINS) + 1)}"
+    for rule, names in _rules().items():
+        cells = [", ".join(op for domain, op in names if domain == d) or "-" for d in DOMAINS]
+        yield f"| {' | '.join(cells)} | {rule.replace('|', chr(92) + '|')} |"
+
+
+def _rules() -> dict[str, list[tuple[str, str]]]:
+    """The operators, as (domain, type) in alphabetical order, by the rule that they share."""
+    rules: dict[str, list[tuple[str, str]]] = {}
+    for key, handler in sorted(OPERATORS.items()):
+        rule = " ".join((handler.__doc__ or "").split()).replace("``", "`")
+        rules.setdefault(rule, []).append(key)
+    return rules
 
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="ONNX model")] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option(help="bind an open dimension: NAME=N or INPUT:AXIS=N")
-    ] = None,
+    dim: DimOption = None,
     write: Annotated[
         bool, typer.Option("--document", help="write docs/supported-ops.md instead")
     ] = False,
@@ -115,20 +125,17 @@ def main(
     ] = False,
 ) -> None:
     """List where each node of a model runs, and by which rule."""
-    errors = Console(stderr=True)
-    try:
+    with one_line_errors():
         if write == (model is not None):
-            raise ModelError("give either a model or --document")
+            raise InputError("give either a model or --document")
         if check and not write:
-            raise ModelError("--check goes with --document")
+            raise InputError("--check goes with --document")
         if model is not None:
-            show(place(model, parse_dims(dim or [])), make_console())
-    except (ModelError, InputError) as e:
-        errors.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    if check:
-        if not PATH.exists() or PATH.read_text(encoding="utf-8") != document():
-            typer.echo(f"{PATH} is out of date: run python -m sw.check --document", err=True)
-            raise typer.Exit(1)
-    elif write:
-        PATH.write_text(document(), encoding="utf-8")
+            show(api.check(model, dims=parse_dims(dim)), output_console())
+            return
+        check_document(PATH)
+    if not check:
+        write_atomically(PATH, document().encode())
+    elif not PATH.exists() or PATH.read_text(encoding="utf-8") != document():
+        typer.echo(f"{PATH} is out of date: run python -m sw.check --document", err=True)
+        raise typer.Exit(MISMATCH)

@@ -7,27 +7,23 @@ the RTL measures it; then one digit's full report."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from rich.console import Console
 
-from systole.isa import Config
-from systole.sw.cli.run import CLOCK_MHZ, READ_LATENCY, RunOptions, make_console, run_model, show
-from systole.sw.compiler import compile_graph
-from systole.sw.compiler.partition import partition
-from systole.sw.frontend.load import load as load_model
+from systole import api
+from systole.sw.cli.common import MISMATCH, one_line_errors, output_console, progress_console
+from systole.sw.cli.run import CLOCK_MHZ, show
 from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
-from systole.sw.runtime.device import DeviceError
 from systole.sw.runtime.driver import Driver
 from systole.sw.runtime.execute import execute, load, memory_needed
 from systole.sw.session.backends import open_device
+from systole.sw.session.run import compiled_segments
 from systole.sw.zoo import digits
 
-FOLDER = Path(digits.__file__).parent
 SHADES = " .:-=+*#@"
 
 
@@ -37,28 +33,29 @@ def picture(image: np.ndarray) -> str:
     return "\n".join("".join(2 * SHADES[int(v)] for v in row) for row in scaled)
 
 
-def accuracy(count: int, console: Console, progress: Console) -> None:
-    """Classify ``count`` test digits on the RTL."""
-    config, model = Config(), FOLDER / "digits.onnx"
-    graph = load_model(model)
-    program = compile_graph(graph, config)
+def accuracy(compiled: api.CompiledModel, count: int, console: Console, progress: Console) -> None:
+    """Classify ``count`` test digits on the RTL, on one loaded program, and print how many are
+    right."""
+    segment, program = compiled_segments(compiled.partition)[0]
+    graph = segment.graph
     port, out = graph.inputs[0], graph.outputs[0]
-    with np.load(FOLDER / "test.npz") as data:
+    with np.load(digits.TEST_SET) as data:
         images, labels = data["x"][:count], data["y"][:count]
+    memory_bytes = memory_needed(program)
     with progress.status("building the RTL simulator (once per configuration)"):
-        device = open_device("verilator", config, memory_bytes=memory_needed(program))
+        device = open_device("verilator", compiled.config, memory_bytes=memory_bytes)
     right = equal = same = cycles = 0
-    session = oracle.session(model)
+    session = oracle.session(digits.MODEL)
     with device, progress.status("classifying on the RTL"):
         driver = Driver(device)
         load(driver, program)
         for image, label in zip(images, labels):
             x = golden.quantise_input(port, graph.tensors[port.tensor], image[None])
             run = execute(driver, program, {port.tensor: x}, trace=False)
-            got = run.tensors[out.tensor]
-            equal += np.array_equal(got, golden.run(graph, {port.tensor: x})[out.tensor])
-            reference = session.run(None, {port.name: image[None]})[0]
-            answer = golden.dequantise_output(out, graph.tensors[out.tensor], got)
+            result = run.tensors[out.tensor]
+            equal += np.array_equal(result, golden.run(graph, {port.tensor: x})[out.tensor])
+            reference = np.asarray(session.run(None, {port.name: image[None]})[0])
+            answer = golden.dequantise_output(out, graph.tensors[out.tensor], result)
             same += answer.argmax() == reference.argmax()
             right += answer.argmax() == label
             cycles += run.cycles
@@ -74,20 +71,14 @@ def main(
     count: Annotated[int, typer.Option(min=1, help="test digits to classify")] = 100,
 ) -> None:
     """Classify handwritten digits on the simulated RTL; report one in full."""
-    console, progress = make_console(), Console(stderr=True)
-    try:
-        accuracy(count, console, progress)
-        model = FOLDER / "digits.onnx"
-        options = RunOptions(Config())
-        plan = partition(model, options.config)
-        with np.load(FOLDER / "test.npz") as data:
+    console, progress = output_console(), progress_console()
+    with one_line_errors():
+        compiled = api.compile(digits.MODEL)
+        accuracy(compiled, count, console, progress)
+        with np.load(digits.TEST_SET) as data:
             image, label = data["x"][0], int(data["y"][0])
         console.print(f"one of them, a {label}:\n{picture(image[0])}", highlight=False)
-        arrays = {plan.inputs.inputs[0].name: image[None]}
-        report = run_model(plan, arrays, options, progress)
-    except DeviceError as e:
-        progress.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    show(report, console, CLOCK_MHZ, READ_LATENCY)
+        report, _ = api.run(compiled, image, progress=progress.status)
+    show(report, console, CLOCK_MHZ, compiled.read_latency)
     if report.golden_mismatches:
-        raise typer.Exit(1)
+        raise typer.Exit(MISMATCH)

@@ -3,9 +3,9 @@
     python -m systole.sw.cli.modeltable --models FOLDER -o docs/models.md [--rtl] [--samples N]
 
 The folder is laid out as ``sw.zoo.recipes`` says, per model with its data and preparation. Float
-models are quantised first, as ``python -m sw.quantize`` does, with samples that are not measured
+models are quantised first, as ``systole quantize`` does, with samples that are not measured
 where there are enough. Exit status: 0 written, 1 written but a program or the RTL differs from the
-golden model somewhere, 2 bad input (one sentence on stderr).
+golden model somewhere, 2 bad input (one line on stderr).
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from typing import Annotated
 import numpy as np
 import onnx
 import typer
-from rich.console import Console
 
 from systole.isa import Config
-from systole.sw.cli.diff import Exposed
-from systole.sw.cli.run import RunOptions, run_model
+from systole.sw.cli.common import (
+    MISMATCH,
+    check_writable,
+    one_line_errors,
+    progress_console,
+    run_command,
+)
 from systole.sw.compiler.partition import Partition, partition
 from systole.sw.files import write_atomically
 from systole.sw.frontend.dataflow import CONVERSIONS
@@ -33,7 +37,8 @@ from systole.sw.golden import oracle
 from systole.sw.ir.graph import ModelError, Port, Tensor
 from systole.sw.quantisation.pipeline import quantise_model
 from systole.sw.quantisation.prepare import prepare as fix_shapes
-from systole.sw.runtime.device import DeviceError
+from systole.sw.session.diff import Exposed
+from systole.sw.session.run import RunOptions, run_model
 from systole.sw.session.segments import follow
 from systole.sw.zoo.recipes import RECIPES, Recipe
 
@@ -54,7 +59,7 @@ class ModelRow:
     """Why nothing could be measured."""
     samples: int = 0
     elements: int = 0
-    """Of what the accelerator hands out, over all samples."""
+    """Elements that the accelerator hands out, over all samples."""
     equal: int = 0
     largest: int = 0
     """Difference from onnxruntime, in quantised units."""
@@ -65,15 +70,15 @@ class ModelRow:
     mismatches: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By simulator: samples run, elements over all layers that differ from the golden model."""
     cycles: int | None = None
-    """Of the first sample on the RTL."""
+    """Cycles of the first sample on the RTL."""
     host: list[tuple[str, str]] = field(default_factory=list)
     """Types of the operators on the host, with the reasons."""
 
 
 def measure(
-    recipe: Recipe, folder: Path, samples: int, commands: int, rtl: int, config: Config
+    recipe: Recipe, folder: Path, samples: int, config: Config, *, commands: int = 0, rtl: int = 0
 ) -> ModelRow:
-    """One model; ``samples`` by the golden model, of these the first ``commands`` by the
+    """Measure one model: ``samples`` by the golden model, of these the first ``commands`` by the
     command-level simulator and ``rtl`` on Verilator."""
     row = ModelRow(recipe)
     source = folder / recipe.file
@@ -119,9 +124,16 @@ def _quantised(recipe: Recipe, source: Path, stored: np.ndarray, scratch: Path) 
 
 def _float_port(name: str, shape: tuple[int, ...]) -> tuple[Port, Tensor]:
     """A float model's input; it has no scale."""
-    perm = tuple(range(len(shape)))
-    stored = (1, int(np.prod(shape)), 1, 1)
-    return Port(name, name, "float32"), Tensor(name, stored, np.float32(1), 0, False, shape, perm)
+    tensor = Tensor(
+        name=name,
+        shape=(1, int(np.prod(shape)), 1, 1),
+        scale=np.float32(1),
+        zero=0,
+        unsigned=False,
+        onnx_shape=shape,
+        perm=tuple(range(len(shape))),
+    )
+    return Port(name, name, "float32"), tensor
 
 
 def _input(recipe: Recipe, sample: np.ndarray, plan: Partition) -> Arrays:
@@ -132,8 +144,8 @@ def _input(recipe: Recipe, sample: np.ndarray, plan: Partition) -> Arrays:
 def _agreement(
     row: ModelRow, plan: Partition, inputs: Sequence[Arrays]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Fills in how the accelerator's results compare with onnxruntime's; the model's first output
-    for each sample by the golden path and by onnxruntime."""
+    """Fill in how the accelerator's results compare with onnxruntime's. Returned is the model's
+    first output for each sample, by the golden model with the host, and by onnxruntime."""
     ours, theirs = [], []
     exposed = None
     output = oracle.session(plan.path).get_outputs()[0].name
@@ -147,7 +159,7 @@ def _agreement(
             result = oracle.compare(port, tensor, array, values[name])
             row.elements += result.elements
             row.equal += result.equal
-            row.largest = max(row.largest, result.max_abs_diff)
+            row.largest = max(row.largest, int(result.max_abs_diff or 0))
         ours.append(_real(results, output, trail.values[output]))
         theirs.append(_real(results, output, values[output]))
     return ours, theirs
@@ -186,7 +198,7 @@ def _score(
 def _float_score(
     recipe: Recipe, folder: Path, chosen: np.ndarray, truth: np.ndarray | None
 ) -> float | None:
-    """Of the float model by onnxruntime, on the same samples."""
+    """The score of the float model by onnxruntime, on the same samples."""
     if not recipe.is_float:
         twin = next((r for r in RECIPES if r.file == recipe.twin), None)
         if twin is None:
@@ -200,17 +212,17 @@ def _float_score(
     shape = tuple(d if isinstance(d, int) else 1 for d in info.shape)
     port = _float_port(info.name, shape)
     inputs = [{info.name: recipe.prepare(sample, *port)} for sample in chosen]
-    outputs = [session.run(None, arrays)[0] for arrays in inputs]
+    outputs = [np.asarray(session.run(None, arrays)[0]) for arrays in inputs]
     return _score(recipe, chosen, outputs, truth)
 
 
 def _simulate(
     row: ModelRow, plan: Partition, inputs: Sequence[Arrays], options: RunOptions
 ) -> None:
-    """Every layer of every sample against the golden model."""
+    """Compare every layer of every sample with the golden model."""
     total = 0
     for arrays in inputs:
-        report = run_model(plan, arrays, options, Console(stderr=True))
+        report, _ = run_model(plan, arrays, options, progress_console().status)
         total += report.golden_mismatches
         if row.cycles is None:
             row.cycles = report.cycles
@@ -221,14 +233,14 @@ def _simulate(
 
 HEADER = """# Published models, measured
 
-Made by `make models`. The models were trained by others and are no part of this project. {config}.
-Float models were quantised by `python -m sw.quantize` (its defaults, the last
-{calibration} samples of the data; where not enough are left, they are among the measured ones).
+Written by `make models`. The models were trained by others and are not part of this project.
+{config}. Float models were quantised by `systole quantize` (its defaults, the last {calibration}
+samples of the data; where not enough are left, they are among the measured ones).
 
 * *equal to onnxruntime*: elements that the accelerator hands out (the model's output, or what goes
   to the host) by the golden model against onnxruntime's int8 kernels on the same samples; largest
   difference in quantised units. An addition may round one element in thousands the other way, by
-  one unit, and the layers behind spread it: `python -m sw.diff` shows where.
+  one unit, and the layers behind spread it: `systole diff` shows where.
 * *float*, *int8*, *Systole*: accuracy on these samples by onnxruntime on the float model, by
   onnxruntime on the int8 model, by the golden model with the host's operators; *same class*:
   samples in which the latter two agree. For the autoencoder the mean squared reconstruction error.
@@ -309,12 +321,10 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="names of models; default: all")] = None,
 ) -> None:
     """Measure the published models and write the table."""
-    progress = Console(stderr=True)
-    config = Config()
+    progress, config = progress_console(), Config()
     rows = []
-    try:
-        if not output.absolute().parent.is_dir():
-            raise InputError(f"output {output}: its folder does not exist")
+    with one_line_errors():
+        check_writable(output)
         unknown = set(only or ()) - {r.name for r in RECIPES}
         if unknown:
             raise InputError(f"--only {min(unknown)}: no such model")
@@ -323,15 +333,14 @@ def main(
         if missing:
             raise InputError(f"--models {models}: {missing[0]} is not there")
         for recipe in chosen:
-            rows.append(measure(recipe, models, samples, commands, RTL if rtl else 0, config))
+            rows.append(
+                measure(recipe, models, samples, config, commands=commands, rtl=RTL if rtl else 0)
+            )
             progress.print(" | ".join(_cells(rows[-1])), markup=False, soft_wrap=True)
-    except (InputError, ModelError, DeviceError) as e:
-        progress.print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
     write_atomically(output, document(rows, config).encode())
     if any(count for row in rows for _, count in row.mismatches.values()):
-        raise typer.Exit(1)
+        raise typer.Exit(MISMATCH)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

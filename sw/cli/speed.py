@@ -22,6 +22,13 @@ import typer
 from systole.isa import Config
 from systole.sim.build import build_array
 from systole.sim.device import RtlDevice
+from systole.sw.cli.common import (
+    ColsOption,
+    RowsOption,
+    choose_config,
+    one_line_errors,
+    run_command,
+)
 from systole.sw.compiler import compile_graph
 from systole.sw.frontend.load import load as load_model
 from systole.sw.runtime.driver import Driver
@@ -30,7 +37,7 @@ from systole.sw.zoo import build
 
 
 def rate(config: Config, size: int, *, python_clock: bool) -> tuple[int, float]:
-    """Cycles of the program and cycles per second."""
+    """Cycles of a product of square matrices, and simulated cycles per second."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gemm.onnx"
         onnx.save(build("gemm", m=size, k=size, n=size), path)
@@ -51,7 +58,7 @@ def rate(config: Config, size: int, *, python_clock: bool) -> tuple[int, float]:
 
 
 def array_rate(config: Config, cycles: int) -> float:
-    """Cycles per second of the array alone, a vector a cycle."""
+    """Simulated cycles per second of the array alone, given a vector in every cycle."""
     command = build_array(config)
     start = time.perf_counter()
     subprocess.run([*command, f"+cycles={cycles}"], check=True, capture_output=True)
@@ -59,22 +66,23 @@ def array_rate(config: Config, cycles: int) -> float:
 
 
 def main(
-    rows: Annotated[int, typer.Option()] = 16,
-    cols: Annotated[int, typer.Option()] = 16,
-    size: Annotated[int, typer.Option(help="of the matrices")] = 384,
+    rows: RowsOption = None,
+    cols: ColsOption = None,
+    size: Annotated[int, typer.Option(min=1, help="rows and columns of the matrices")] = 384,
 ) -> None:
     """Measure the simulation rate with the clock in the testbench and in Python."""
-    config = Config() if (rows, cols) == (16, 16) else Config.sized(rows, cols)
-    cycles, fast = rate(config, size, python_clock=False)
-    same, slow = rate(config, size, python_clock=True)
-    assert cycles == same, f"{cycles} cycles and {same} cycles"
+    with one_line_errors():
+        config = choose_config(rows, cols, None)
+        cycles, fast = rate(config, size, python_clock=False)
+        same, slow = rate(config, size, python_clock=True)
+        assert cycles == same, f"{cycles} cycles and {same} cycles"
+        alone = array_rate(config, cycles)
     print(
-        f"{rows}x{cols}, {cycles:,} cycles: clock in the testbench {fast:,.0f} cycles/s, ", end=""
+        f"{config.rows}x{config.cols}, {cycles:,} cycles: clock in the testbench {fast:,.0f} "
+        f"cycles/s, clock from Python {slow:,.0f} cycles/s, ratio {fast / slow:.1f}; the array "
+        f"alone {alone:,.0f} cycles/s, {100 * fast / alone:.0f} % of it reached"
     )
-    print(f"clock from Python {slow:,.0f} cycles/s, ratio {fast / slow:.1f}; ", end="")
-    alone = array_rate(config, cycles)
-    print(f"the array alone {alone:,.0f} cycles/s, {100 * fast / alone:.0f} % of it reached")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

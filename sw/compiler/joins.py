@@ -1,16 +1,18 @@
-"""Joins: tensors that only bring channels of others together are not made.
+"""Joins: tensors that only bring channels of other tensors together are never computed.
 
-A tensor is *virtual* where every channel of it is a channel of another tensor at the same places,
-up to a function of its 256 values, and all that reads it can read the others instead:
+A tensor is *virtual* if each of its channels is a channel of another tensor at the same positions,
+up to a function of int8 (a table of 256 values), and if all its readers can read the others
+instead:
 
-* Select (concatenation, channel slices, splits, shuffles) and Table make virtual tensors. Their
-  functions compose, so that virtual tensors may be made of virtual ones.
-* Convolution and Select on the array read the parts: a kernel, or picks, for each.
-* Windows (Pool, depthwise convolution) are carried out part by part, and their result is virtual.
+* The results of Select (concatenation, channel slices, splits, shuffles) and of Table may be
+  virtual. Functions compose, so a virtual tensor may consist of parts of virtual ones.
+* Convolution and Select on the array read the parts: each with its own kernel, or its own picks.
+* Windows (Pool, depthwise convolution) run part by part, and their result is virtual.
 
-A part that is not what the tensor it comes from holds is made by the table of that one's own stage,
-where nothing else reads it, or by a stage of its own. Tensors stay virtual where that is estimated
-to save cycles: parts that are not whole blocks cost the array more."""
+If a part differs from the tensor it comes from, its function is computed: by the table of the stage
+that computes that tensor, if nothing else reads the tensor as it was; otherwise by a stage of its
+own (a *conversion*). A tensor stays virtual where that saves cycles by the estimates of
+:mod:`~sw.compiler.costs`: parts that are not whole blocks cost the array more."""
 
 from __future__ import annotations
 
@@ -22,8 +24,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from systole.isa import Config, numerics
-from systole.sw.ir import layout
+from systole.isa import Config, WindowOp, numerics
+from systole.isa.timing import WindowShape
+from systole.sw.compiler.costs import (
+    array_cycles,
+    post_cycles,
+    table_share,
+    window_image_cycles,
+)
 from systole.sw.ir.graph import (
     Conv,
     ConvTranspose,
@@ -38,13 +46,14 @@ from systole.sw.ir.graph import (
 )
 
 VALUES = np.arange(-128, 128)
-"""Of an int8, in the order of tables."""
+"""The values of an int8, in the order of tables."""
 IDENTITY = VALUES.astype(np.int8).tobytes()
+"""The table that changes nothing."""
 
-STAGE = 100
-"""Cycles that a stage costs beside its words, about."""
-TABLE = 1 / 16
-"""Of POST's cycles, that a table costs."""
+STAGE_OVERHEAD = 100
+"""Cycles that a stage costs beside its engine's work, by the order of magnitude: its parameters and
+first weights come from DRAM (the usual latency is 64 cycles), then pipelines fill and drain. It
+keeps small tensors from being computed in many small parts."""
 
 
 @dataclass(frozen=True)
@@ -53,44 +62,48 @@ class Part:
 
     tensor: str
     channels: np.ndarray
-    """By channel of the virtual tensor, the channel of this one; -1: none."""
+    """By channel of the virtual tensor, the channel of ``tensor``; -1: it is not in this part."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What the stage of an operator makes instead of the operator's output."""
+    """The tensor that an operator's stage writes instead of the operator's output: a function of
+    it."""
 
     tensor: str
     table: np.ndarray
-    """int8 (256,), of the operator's output."""
+    """int8 (256,): the function."""
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A graph without its virtual tensors' operators."""
+    """A graph without the operators that compute virtual tensors."""
 
     graph: Graph
-    """The graph, with the tensors that the program makes in addition."""
+    """The original graph, with the additional tensors of the program."""
     ops: list[tuple[int, Op]]
-    """What is to be done: number of the graph's operator that it belongs to, and the operator. Of
-    virtual tensors only convolutions read."""
+    """The operators to lower, in order, each behind the number of the graph's operator that it
+    belongs to. Only convolutions read virtual tensors."""
     parts: dict[str, tuple[Part, ...]]
-    """Of virtual tensors."""
+    """By virtual tensor, its parts."""
     made: dict[str, Made]
-    """By operators' outputs."""
+    """By operator's output, what is written in its place, if not the output itself."""
 
 
 @dataclass(frozen=True)
-class _Value:
-    """A function of a tensor: ``table`` in 256 bytes, and the zero point of the result."""
+class _View:
+    """A tensor seen through a function of its values."""
 
     tensor: str
     table: bytes
+    """The function: 256 int8."""
     zero: int
+    """Zero point of the function's results."""
 
 
 def windowed(op: Op, config: Config) -> bool:
-    """The operator runs on the window engine, channel by channel; a function behind it on POST."""
+    """Whether the operator runs on the window engine, channel by channel. (A function fused into it
+    then takes a stage of POST.)"""
     if isinstance(op, Pool):
         return True
     if not isinstance(op, Conv) or op.residual is not None or op.shortcut is not None:
@@ -100,41 +113,44 @@ def windowed(op: Op, config: Config) -> bool:
 
 @dataclass(frozen=True)
 class _Item:
-    """An operator that is carried out."""
+    """An operator to carry out."""
 
     layer: int
+    """Number of the graph's operator that it belongs to."""
     op: Op
     output: str
-    reads: tuple[_Value, ...]
+    reads: tuple[_View, ...]
     channels: np.ndarray | None = None
-    """A window on one part of its input: the part's, as of :class:`Part`."""
+    """For a window on one part of its input: the part's channels, as in :class:`Part`."""
 
 
 @dataclass
-class _Plan:
-    """The graph with some tensors virtual."""
+class _Rewrite:
+    """The graph rewritten for one choice of virtual tensors."""
 
     tensors: dict[str, Tensor]
     items: list[_Item] = field(default_factory=list)
-    parts: dict[str, dict[_Value, np.ndarray]] = field(default_factory=dict)
-    """Of virtual tensors, channels as of :class:`Part`."""
-    names: dict[_Value, str] = field(default_factory=dict)
-    """The tensors that hold what is read."""
-    made: dict[str, _Value] = field(default_factory=dict)
-    """By operators' outputs, what is made of them by their own tables."""
-    before: dict[int, list[tuple[_Value, _Value]]] = field(default_factory=dict)
-    """By items in front of which it happens: values, and those that stages of their own make of
-    them."""
-    layer: dict[_Value, int] = field(default_factory=dict)
-    """The operator that such a stage belongs to."""
+    parts: dict[str, dict[_View, np.ndarray]] = field(default_factory=dict)
+    """By virtual tensor, its parts, with channels as in :class:`Part`."""
+    names: dict[_View, str] = field(default_factory=dict)
+    """The tensors that hold the views that are read."""
+    replaced: dict[str, _View] = field(default_factory=dict)
+    """By operator's output, the view of it that the operator's stage writes instead."""
+    conversions: dict[int, list[tuple[_View, _View]]] = field(default_factory=dict)
+    """Stages that compute views, by the number of the item they come before: what each reads and
+    what it writes."""
+    layer: dict[_View, int] = field(default_factory=dict)
+    """Number of the graph's operator that a view belongs to."""
 
 
 def join(graph: Graph, config: Config) -> Joined:
-    """The graph with the virtual tensors that save cycles."""
+    """Rewrite a graph with those tensors virtual that save cycles by doing so."""
     return _Joiner(graph, config).best()
 
 
 class _Joiner:
+    """Chooses the virtual tensors of a graph, and rewrites the graph for them."""
+
     def __init__(self, graph: Graph, config: Config):
         self.graph, self.config = graph, config
         self.outputs = {p.tensor for p in graph.outputs}
@@ -145,25 +161,26 @@ class _Joiner:
                 self.readers.setdefault(name, []).append(op)
 
     def best(self) -> Joined:
-        """Virtual tensors are given up, one by one, while that saves cycles."""
+        """Start from as many virtual tensors as possible; give up one at a time while that costs
+        no cycles."""
         virtual = self._closed({op.output for op in self.graph.ops if self._candidate(op)})
-        plan = self._plan(virtual)
-        cost, improved = self._cost(plan), True
+        rewrite = self._rewrite(virtual)
+        cost, improved = self._cost(rewrite), True
         while improved:
             improved = False
             for name in sorted(virtual, key=self.layers.__getitem__):
                 if name in virtual:
                     fewer = self._closed(virtual - {name})
-                    other = self._plan(fewer)
+                    other = self._rewrite(fewer)
                     less = self._cost(other)
                     if less <= cost:
-                        virtual, plan, cost, improved = fewer, other, less, True
-        return self._joined(plan)
+                        virtual, rewrite, cost, improved = fewer, other, less, True
+        return self._joined(rewrite)
 
     # Which tensors may be virtual ----------------------------------------------------------------
 
     def _candidate(self, op: Op) -> bool:
-        """``op``'s output could be virtual, if the operators around it agree."""
+        """Whether ``op``'s output could be virtual, as far as ``op`` itself is concerned."""
         if op.output in self.outputs or op.output not in self.readers:
             return False
         if isinstance(op, Select):
@@ -173,7 +190,7 @@ class _Joiner:
         return self.config.window and windowed(op, self.config)
 
     def _brings_channels(self, op: Select) -> bool:
-        """Every channel of its output is a whole channel of an input."""
+        """Whether each channel of its output is a whole channel of one input."""
         shape = self.graph.tensors[op.output].shape
         if op.joined or op.flat or op.steps != (1, 1):
             return False
@@ -184,13 +201,13 @@ class _Joiner:
             if moved or (n, h, w) != (shape[0], *shape[2:]):
                 return False
             try:
-                numerics.split_scale(np.float32(pick.scale))
+                numerics.split_scale(np.asarray(pick.scale, np.float32))
             except ValueError:
                 return False
         return bool((np.sum([pick.channels >= 0 for pick in picks], axis=0) == 1).all())
 
     def _closed(self, virtual: set[str]) -> set[str]:
-        """Those that can be virtual together."""
+        """The tensors among ``virtual`` that can be virtual together."""
         while True:
             kept = {name for name in virtual if self._agreed(name, virtual)}
             if kept == virtual:
@@ -198,9 +215,10 @@ class _Joiner:
             virtual = kept
 
     def _agreed(self, name: str, virtual: set[str]) -> bool:
-        """All readers can do with a virtual ``name``, and what makes it has something to join."""
+        """Whether all readers of ``name`` can read parts, and it has parts: it comes from a Select,
+        or from an operator on a virtual tensor."""
         op = self.graph.ops[self.layers[name]]
-        if not isinstance(op, Select) and op.x not in virtual:
+        if isinstance(op, Table | Conv | Pool) and op.x not in virtual:
             return False
         return all(self._reads_parts(reader, name, virtual) for reader in self.readers[name])
 
@@ -215,241 +233,284 @@ class _Joiner:
 
     # The graph without them ----------------------------------------------------------------------
 
-    def _plan(self, virtual: set[str]) -> _Plan:
-        plan = _Plan(dict(self.graph.tensors))
+    def _rewrite(self, virtual: set[str]) -> _Rewrite:
+        """The graph with exactly the tensors ``virtual`` virtual."""
+        rewrite = _Rewrite(dict(self.graph.tensors))
         for layer, op in enumerate(self.graph.ops):
             if op.output not in virtual:
-                reads = tuple(v for name in op.inputs for v in self._values(plan, name))
-                plan.items.append(_Item(layer, op, op.output, reads))
+                reads = tuple(v for name in op.inputs for v in self._views(rewrite, name))
+                rewrite.items.append(_Item(layer, op, op.output, reads))
             elif isinstance(op, Select):
-                plan.parts[op.output] = self._picked(plan, op)
+                rewrite.parts[op.output] = self._picked(rewrite, op)
             elif isinstance(op, Table):
                 values = np.clip(op.values, op.low, op.high).astype(np.int8)
-                zero = plan.tensors[op.output].zero
-                plan.parts[op.output] = _functions(self._values(plan, op.x), values, zero)
-            else:
-                self._by_part(plan, layer, op)
-        self._advance(plan)
-        self._hold(plan)
-        return plan
+                zero = rewrite.tensors[op.output].zero
+                rewrite.parts[op.output] = _functions(self._views(rewrite, op.x), values, zero)
+            elif isinstance(op, Conv | Pool):
+                self._by_part(rewrite, layer, op)
+        self._advance(rewrite)
+        self._hold(rewrite)
+        return rewrite
 
-    def _values(self, plan: _Plan, name: str) -> dict[_Value, np.ndarray]:
-        """What a tensor is made of."""
-        if name in plan.parts:
-            return plan.parts[name]
-        tensor = plan.tensors[name]
-        return {_Value(name, IDENTITY, tensor.zero): np.arange(tensor.shape[1])}
+    def _views(self, rewrite: _Rewrite, name: str) -> dict[_View, np.ndarray]:
+        """The parts of a tensor, with channels as in :class:`Part`: of one that is not virtual, the
+        tensor itself."""
+        if name in rewrite.parts:
+            return rewrite.parts[name]
+        tensor = rewrite.tensors[name]
+        return {_View(name, IDENTITY, tensor.zero): np.arange(tensor.shape[1])}
 
-    def _picked(self, plan: _Plan, op: Select) -> dict[_Value, np.ndarray]:
-        made: dict[_Value, np.ndarray] = {}
-        zero = plan.tensors[op.output].zero
+    def _picked(self, rewrite: _Rewrite, op: Select) -> dict[_View, np.ndarray]:
+        """The parts of a virtual Select's result."""
+        parts: dict[_View, np.ndarray] = {}
+        zero = rewrite.tensors[op.output].zero
         for pick in op.phases[0]:
-            numbers = VALUES.astype(np.int64) - plan.tensors[pick.x].zero
-            multiplier, shift = numerics.split_scale(np.float32(pick.scale))
+            numbers = VALUES.astype(np.int64) - rewrite.tensors[pick.x].zero
+            multiplier, shift = numerics.split_scale(np.asarray(pick.scale, np.float32))
             values = numerics.requantise(
-                numbers, np.int64(0), multiplier, shift, zero, op.low, op.high
+                numbers, np.zeros_like(numbers), multiplier, shift, zero, op.low, op.high
             )
-            parts = _functions(self._values(plan, pick.x), values, zero)
-            for value, channels in parts.items():
+            for view, channels in _functions(self._views(rewrite, pick.x), values, zero).items():
                 picked = _taken(channels, pick.channels)
                 if (picked >= 0).any():
-                    made[value] = np.maximum(picked, made.get(value, -1))
-        return made
+                    parts[view] = np.maximum(picked, parts.get(view, -1))
+        return parts
 
-    def _by_part(self, plan: _Plan, layer: int, op: Conv | Pool) -> None:
-        """A window operator on each part of its input."""
-        result, function = plan.tensors[op.output], None
+    def _by_part(self, rewrite: _Rewrite, layer: int, op: Conv | Pool) -> None:
+        """Add a window operator on each part of its input; its result is virtual."""
+        result, function = rewrite.tensors[op.output], None
         if isinstance(op, Conv) and op.activation is not None:
             function, zero = op.activation.values, result.zero
             result = dataclasses.replace(result, zero=op.activation.zero)
             op = dataclasses.replace(op, activation=None)
-        own: dict[_Value, np.ndarray] = {}
-        for value, channels in plan.parts[op.x].items():
-            count = plan.tensors[value.tensor].shape[1]
+        own: dict[_View, np.ndarray] = {}
+        for value, channels in rewrite.parts[op.x].items():
+            count = rewrite.tensors[value.tensor].shape[1]
             shape = (result.shape[0], count, *result.shape[2:])
             for each in _once(channels) if isinstance(op, Conv) else [channels]:
                 name = f"{op.output}:{len(own)}"
-                plan.tensors[name] = dataclasses.replace(result, name=name, shape=shape)
-                plan.items.append(_Item(layer, op, name, (value,), each))
-                own[_Value(name, IDENTITY, result.zero)] = each
-        plan.parts[op.output] = own if function is None else _functions(own, function, zero)
+                rewrite.tensors[name] = dataclasses.replace(result, name=name, shape=shape)
+                rewrite.items.append(_Item(layer, op, name, (value,), each))
+                own[_View(name, IDENTITY, result.zero)] = each
+        rewrite.parts[op.output] = own if function is None else _functions(own, function, zero)
 
-    def _advance(self, plan: _Plan) -> None:
-        """Carry out a window on a part as soon as the part is made, beside what makes the next one;
-        unless others read the part too, for then both would be held."""
-        makers = {item.output: i for i, item in enumerate(plan.items)}
+    def _advance(self, rewrite: _Rewrite) -> None:
+        """Move each window on a part to directly behind the part, so that it runs beside whatever
+        computes the next part; but not if others read the part too, for then both would take room
+        for longer."""
+        makers = {item.output: i for i, item in enumerate(rewrite.items)}
         layers: dict[str, set[int]] = {}
-        for item in plan.items:
+        for item in rewrite.items:
             for value in item.reads:
                 layers.setdefault(value.tensor, set()).add(item.layer)
         places: list[tuple[int, ...]] = []
-        for i, item in enumerate(plan.items):
-            place = (i,)
+        for i, item in enumerate(rewrite.items):
+            place: tuple[int, ...] = (i,)
             if item.channels is not None:
                 name = item.reads[0].tensor
                 if name in makers and len(layers[name]) == 1:
                     place = (*places[makers[name]], i)
             places.append(place)
         order = sorted(range(len(places)), key=places.__getitem__)
-        plan.items = [plan.items[i] for i in order]
+        rewrite.items = [rewrite.items[i] for i in order]
 
-    def _hold(self, plan: _Plan) -> None:
-        """Find tensors for all values that are read: a function of an operator's result by its own
-        table, where all others that are read can be had from it; the others by stages."""
-        makers = {item.output: i for i, item in enumerate(plan.items)}
-        readers: dict[_Value, list[int]] = {}
-        for i, item in enumerate(plan.items):
-            for value in item.reads:
-                readers.setdefault(value, []).append(i)
-        wanted: dict[str, list[_Value]] = {}
-        for value in readers:
-            wanted.setdefault(value.tensor, []).append(value)
-        for tensor, values in wanted.items():
-            plain = _Value(tensor, IDENTITY, plan.tensors[tensor].zero)
-            plan.names[plain] = tensor
-            changed = [v for v in values if v != plain]
-            for n, value in enumerate(changed):
-                plan.names[value] = f"{tensor}:as{n}"
-                plan.layer[value] = self._layer(plan, value, plan.items[readers[value][0]])
-            maker, base = makers.get(tensor), plain
-            free = changed == values and tensor not in self.outputs
-            if free and maker is not None and self._has_table(plan.items[maker]):
-                bases = (b for b in values if all(_step(b, v) is not None for v in values))
-                base = next(bases, plain)
-            if base != plain:
-                plan.made[tensor] = base
-            others = [v for v in changed if v != base]
-            for value in others:
-                # As soon as nothing else needs the tensor, if that is before.
-                at, last = readers[value][0], max(readers.get(base, [-1]))
-                if maker is not None and len(others) == 1 and last < at:
-                    at = max(maker, last) + 1
-                plan.before.setdefault(at, []).append((base, value))
+    def _hold(self, rewrite: _Rewrite) -> None:
+        """Find tensors for all views that are read."""
+        readers: dict[_View, list[int]] = {}
+        by_tensor: dict[str, list[_View]] = {}
+        for i, item in enumerate(rewrite.items):
+            for view in item.reads:
+                if view not in readers:
+                    by_tensor.setdefault(view.tensor, []).append(view)
+                readers.setdefault(view, []).append(i)
+        makers = {item.output: i for i, item in enumerate(rewrite.items)}
+        for tensor, views in by_tensor.items():
+            self._hold_views(rewrite, views, makers.get(tensor), readers)
 
-    def _layer(self, plan: _Plan, value: _Value, item: _Item) -> int:
-        """The operator whose virtual output an item reads ``value`` as part of."""
-        return next(self.layers[n] for n in item.op.inputs if value in plan.parts.get(n, ()))
+    def _hold_views(
+        self,
+        rewrite: _Rewrite,
+        views: list[_View],
+        maker: int | None,
+        readers: dict[_View, list[int]],
+    ) -> None:
+        """Find tensors for all views of one tensor: the *base* is written by the tensor's own stage
+        (item ``maker``; None: a graph input), the others are computed from it by conversions.
+
+        The base is the tensor itself, or the first view that all others can be computed from, if
+        nothing needs the tensor itself and its stage has a table."""
+        tensor = views[0].tensor
+        plain = _View(tensor, IDENTITY, rewrite.tensors[tensor].zero)
+        rewrite.names[plain] = tensor
+        changed = [view for view in views if view != plain]
+        for n, view in enumerate(changed):
+            rewrite.names[view] = f"{tensor}:as{n}"
+            rewrite.layer[view] = self._layer(rewrite, view, rewrite.items[readers[view][0]])
+        base = plain
+        unread = changed == views and tensor not in self.outputs
+        if unread and maker is not None and self._has_table(rewrite.items[maker]):
+            for view in views:
+                if all(_step(view, other) is not None for other in views):
+                    base = view
+                    break
+        if base != plain:
+            rewrite.replaced[tensor] = base
+        others = [view for view in changed if view != base]
+        for view in others:
+            # As soon as nothing else needs the tensor, if that is before its first reader.
+            at, last = readers[view][0], max(readers.get(base, [-1]))
+            if maker is not None and len(others) == 1 and last < at:
+                at = max(maker, last) + 1
+            rewrite.conversions.setdefault(at, []).append((base, view))
+
+    def _layer(self, rewrite: _Rewrite, view: _View, item: _Item) -> int:
+        """Number of the operator whose virtual output has ``view`` as a part that an item reads."""
+        return next(self.layers[n] for n in item.op.inputs if view in rewrite.parts.get(n, ()))
 
     def _has_table(self, item: _Item) -> bool:
-        """POST makes its result."""
+        """Whether POST writes the item's result, and can look it up in a table."""
         if isinstance(item.op, Conv) and item.op.activation is not None:
             return True
         return not windowed(item.op, self.config) and not isinstance(item.op, Transpose)
 
-    def _picks(self, plan: _Plan, op: Select) -> list[list[tuple[Pick, _Value, np.ndarray]]]:
-        """By phase its picks of all parts, with the channels of these."""
-        return [
-            [
-                (pick, value, picked)
-                for pick in picks
-                for value, channels in self._values(plan, pick.x).items()
-                for picked in [_taken(channels, pick.channels)]
-                if (picked >= 0).any()
-            ]
-            for picks in op.phases
-        ]
+    def _picks(self, rewrite: _Rewrite, op: Select) -> list[list[tuple[Pick, _View, np.ndarray]]]:
+        """By phase: its picks, each from one part of its input, with the channels taken from it."""
+        phases = []
+        for picks in op.phases:
+            by_part = []
+            for pick in picks:
+                for view, channels in self._views(rewrite, pick.x).items():
+                    taken = _taken(channels, pick.channels)
+                    if (taken >= 0).any():
+                        by_part.append((pick, view, taken))
+            phases.append(by_part)
+        return phases
 
-    def _joined(self, plan: _Plan) -> Joined:
-        tensors, ops = plan.tensors, []
-        for value, layer in plan.layer.items():
-            name, like = plan.names[value], tensors[self.graph.ops[layer].output]
-            tensors[name] = dataclasses.replace(
-                tensors[value.tensor], name=name, scale=like.scale, zero=value.zero
+    def _joined(self, rewrite: _Rewrite) -> Joined:
+        """The rewritten graph in terms of tensors, without views."""
+        tensors, names = rewrite.tensors, rewrite.names
+        for view, layer in rewrite.layer.items():
+            like = tensors[self.graph.ops[layer].output]
+            tensors[names[view]] = dataclasses.replace(
+                tensors[view.tensor], name=names[view], scale=like.scale, zero=view.zero
             )
-        for i, item in enumerate(plan.items):
-            for base, value in plan.before.get(i, []):
-                layer = plan.layer[value]
-                whole, names = self.graph.ops[layer], (plan.names[value], plan.names[base])
-                ops.append((layer, _conversion(whole, *names, _step(base, value))))
-            ops.append((item.layer, self._own(plan, item)))
+        ops: list[tuple[int, Op]] = []
+        for i, item in enumerate(rewrite.items):
+            for base, view in rewrite.conversions.get(i, []):
+                layer, step = rewrite.layer[view], _step(base, view)
+                assert step is not None
+                whole = self.graph.ops[layer]
+                ops.append((layer, _conversion(whole, names[view], names[base], step)))
+            ops.append((item.layer, self._own(rewrite, item)))
         made = {
-            tensor: Made(plan.names[value], np.frombuffer(value.table, np.int8))
-            for tensor, value in plan.made.items()
+            tensor: Made(names[view], np.frombuffer(view.table, np.int8))
+            for tensor, view in rewrite.replaced.items()
         }
         order = {op.output: i for i, (_, op) in enumerate(ops)}
         order |= {m.tensor: order[tensor] for tensor, m in made.items()}
         parts = {}
-        for name in plan.parts.keys() & {n for _, op in ops for n in op.inputs}:
-            # Those that are made first come first: the array can begin with them.
-            found = [Part(plan.names[v], channels) for v, channels in plan.parts[name].items()]
-            parts[name] = tuple(sorted(found, key=lambda p: order.get(p.tensor, -1)))
+        for name in rewrite.parts.keys() & {n for _, op in ops for n in op.inputs}:
+            # Those computed first come first: the array can begin with them.
+            unordered = [Part(names[v], channels) for v, channels in rewrite.parts[name].items()]
+            parts[name] = tuple(sorted(unordered, key=lambda p: order.get(p.tensor, -1)))
         return Joined(dataclasses.replace(self.graph, tensors=tensors), ops, parts, made)
 
-    def _own(self, plan: _Plan, item: _Item) -> Op:
-        """The operator with the tensors that it reads."""
-        op = item.op
+    def _own(self, rewrite: _Rewrite, item: _Item) -> Op:
+        """An item's operator on the tensors that it reads."""
+        op, names = item.op, rewrite.names
         if item.channels is not None:
-            op = dataclasses.replace(op, x=plan.names[item.reads[0]], output=item.output)
+            assert isinstance(op, Conv | Pool)
+            x = names[item.reads[0]]
             if isinstance(op, Conv):
-                op = _depthwise_part(op, item.channels, plan.tensors[op.x].shape[1])
-        elif isinstance(op, Select) and not op.joined:
+                op = _depthwise_part(op, item.channels, rewrite.tensors[x].shape[1])
+            return dataclasses.replace(op, x=x, output=item.output)
+        if isinstance(op, Select) and not op.joined:
             phases = [
-                [dataclasses.replace(p, x=plan.names[v], channels=picked) for p, v, picked in picks]
-                for picks in self._picks(plan, op)
+                [dataclasses.replace(p, x=names[v], channels=channels) for p, v, channels in picks]
+                for picks in self._picks(rewrite, op)
             ]
-            op = dataclasses.replace(op, phases=phases)
+            return dataclasses.replace(op, phases=phases)
         return op
 
-    # What it costs -------------------------------------------------------------------------------
+    # Costs ---------------------------------------------------------------------------------------
 
-    def _cost(self, plan: _Plan) -> float:
-        """Cycles, about, but for operators that are the same whatever is virtual."""
-        total = sum(STAGE + self._cycles(plan, item) for item in plan.items)
-        for made in plan.before.values():
-            for _, value in made:
-                n, channels, h, w = plan.tensors[value.tensor].shape
-                words = n * h * w * layout.blocks_of(channels, self.config.rows)
-                total += STAGE + words * (1 + TABLE)
+    def _cost(self, rewrite: _Rewrite) -> float:
+        """Estimated cycles of all items and conversions. Operators that take the same whatever is
+        virtual count as nothing."""
+        total = sum(STAGE_OVERHEAD + self._cycles(rewrite, item) for item in rewrite.items)
+        for conversions in rewrite.conversions.values():
+            for _, view in conversions:
+                total += STAGE_OVERHEAD + self._post_cycles(rewrite, view.tensor, table=True)
         return total
 
-    def _cycles(self, plan: _Plan, item: _Item) -> float:
-        op, config = item.op, self.config
-        n, channels, h, w = plan.tensors[item.output].shape
-        blocks = layout.blocks_of(channels, config.rows)
-        pixels = n * h * w
-        if isinstance(op, Conv | ConvTranspose | Pool):
-            size = n * math.prod(plan.tensors[op.x].shape[2:])
-        post = pixels * blocks * (1 + TABLE * (item.output in plan.made))
-        if windowed(op, config):
-            cycles = STAGE + post if isinstance(op, Conv) and op.activation is not None else 0
-            kernel = op.kernel if isinstance(op, Pool) else op.weights.shape[2:]
-            if max(kernel) > config.window_kernel:
-                return cycles + blocks * pixels * kernel[0] * kernel[1]
-            return cycles + blocks * (max(pixels, size) + pixels * sum(k > 3 for k in kernel))
+    def _cycles(self, rewrite: _Rewrite, item: _Item) -> float:
+        """Estimated cycles of the engine that an item keeps busiest."""
+        op = item.op
+        post = self._post_cycles(rewrite, item.output, table=item.output in rewrite.replaced)
+        if isinstance(op, Conv | Pool) and windowed(op, self.config):
+            return self._window_cycles(rewrite, item, op, post)
         if isinstance(op, Conv | ConvTranspose):
-            streamed = max(pixels if isinstance(op, Conv) else size, config.rows)
-            kernels = 1 if op.weights.dtype == np.int8 else 2
-            taps = kernels * op.weights.shape[2] * op.weights.shape[3]
-            return max(streamed * taps * self._tiles(plan, op), post)
+            return max(self._convolution_cycles(rewrite, item, op), post)
         if isinstance(op, Select) and not op.joined:
-            tiles = sum(
-                len(set(zip((taken // config.cols).tolist(), blocks_of.tolist())))
-                for picks in self._picks(plan, op)
-                for _, _, picked in picks
-                for taken in [np.flatnonzero(picked >= 0)]
-                for blocks_of in [picked[taken] // config.rows]
-            )
-            return max(pixels // len(op.phases) * tiles, post)
+            return max(self._select_cycles(rewrite, item, op), post)
         return post if isinstance(op, Table) else 0
 
-    def _tiles(self, plan: _Plan, op: Conv | ConvTranspose) -> int:
-        """The weight tiles of a tap."""
+    def _post_cycles(self, rewrite: _Rewrite, name: str, *, table: bool) -> float:
+        """POST's cycles to write a whole tensor, through a table or not."""
+        n, channels, h, w = rewrite.tensors[name].shape
+        cycles = post_cycles(n * h * w, channels, self.config)
+        return cycles * (1 + table_share(self.config)) if table else cycles
+
+    def _window_cycles(self, rewrite: _Rewrite, item: _Item, op: Conv | Pool, post: float) -> float:
+        """WINDOW's cycles, and those of the stage of POST that a fused function needs."""
+        n, channels, h, w = rewrite.tensors[item.output].shape
+        if isinstance(op, Pool):
+            kernel, kind = op.kernel, WindowOp.MAX if op.kind == "max" else WindowOp.SUM
+        else:
+            kernel, kind = op.weights.shape[2:], WindowOp.DEPTHWISE
+        shape = WindowShape(kernel=kernel, stride=op.strides, dilation=op.dilations, out=(h, w))
+        cycles = window_image_cycles(shape, kind, channels=channels, batch=n, config=self.config)
+        if isinstance(op, Conv) and op.activation is not None:
+            return cycles + STAGE_OVERHEAD + post
+        return cycles
+
+    def _convolution_cycles(self, rewrite: _Rewrite, item: _Item, op: Conv | ConvTranspose) -> int:
+        # A transposed convolution streams its input: each phase has its share of the kernel.
+        n, _, h, w = rewrite.tensors[item.output if isinstance(op, Conv) else op.x].shape
+        # Weights beyond int8 are split into two int8 kernels.
+        kernels = 1 if op.weights.dtype == np.int8 else 2
+        taps = kernels * math.prod(op.weights.shape[2:])
+        return array_cycles(n * h * w, taps * self._tap_tiles(rewrite, op), self.config)
+
+    def _tap_tiles(self, rewrite: _Rewrite, op: Conv | ConvTranspose) -> int:
+        """The weight tiles of one position of the kernel: for each group, the pairs of a block of
+        one of the input's parts and a column block of the output."""
         rows, cols = self.config.rows, self.config.cols
-        outputs, inputs = len(op.weights) // op.group, plan.tensors[op.x].shape[1] // op.group
-        parts = list(self._values(plan, op.x).values())
-        found: set[tuple[int, int, int]] = set()
+        outputs, inputs = len(op.weights) // op.group, rewrite.tensors[op.x].shape[1] // op.group
+        parts = list(self._views(rewrite, op.x).values())
+        # Groups that share a block and a column block share the tile.
+        tiles: set[tuple[int, int, int]] = set()
         for g in range(op.group):
             columns = range(g * outputs // cols, ((g + 1) * outputs - 1) // cols + 1)
-            own = [part[g * inputs : (g + 1) * inputs] for part in parts]
-            blocks = [set((part[part >= 0] // rows).tolist()) for part in own]
-            if op.group == 1:
-                return len(columns) * sum(map(len, blocks))
-            found |= {(c, k, b) for k, some in enumerate(blocks) for b in some for c in columns}
-        return len(found)
+            for k, part in enumerate(parts):
+                channels = part[g * inputs : (g + 1) * inputs]
+                blocks = np.unique(channels[channels >= 0] // rows).tolist()
+                tiles.update((k, b, c) for b in blocks for c in columns)
+        return len(tiles)
+
+    def _select_cycles(self, rewrite: _Rewrite, item: _Item, op: Select) -> int:
+        n, _, h, w = rewrite.tensors[item.output].shape
+        tiles = 0
+        for picks in self._picks(rewrite, op):
+            for _, _, channels in picks:
+                taken = np.flatnonzero(channels >= 0)
+                places = taken // self.config.cols, channels[taken] // self.config.rows
+                tiles += len(np.unique(np.stack(places), axis=1).T)
+        return n * h * w // len(op.phases) * tiles
 
 
 def _conversion(op: Op, output: str, x: str, table: np.ndarray) -> Table:
-    """A stage that belongs to ``op``."""
+    """A table's stage, reported as part of ``op``."""
     return Table(op.name, op.op_type, output, -128, 127, x, table)
 
 
@@ -461,18 +522,19 @@ def _table_step(first: bytes, then: bytes) -> np.ndarray | None:
     return step if np.array_equal(numerics.lookup(inner, step), outer) else None
 
 
-def _step(first: _Value, then: _Value) -> np.ndarray | None:
-    """The function that makes one value of another one of the same tensor, if there is one."""
+def _step(first: _View, then: _View) -> np.ndarray | None:
+    """int8 (256,): the function that computes one view of a tensor from another, if there is
+    one."""
     return _table_step(first.table, then.table)
 
 
 def _taken(channels: np.ndarray, picked: np.ndarray) -> np.ndarray:
-    """Channels of a part (-1: of another one), picked (-1: none)."""
+    """Channels of a part (-1: in another part) by the numbers in ``picked`` (-1: none)."""
     return np.where(picked >= 0, channels[picked], -1)
 
 
 def _once(channels: np.ndarray) -> Iterator[np.ndarray]:
-    """The same channels in maps that take none of them twice."""
+    """Divide a part's channels such that no piece takes a channel of the tensor twice."""
     left = channels.copy()
     while (left >= 0).any():
         first = np.full(len(left), -1)
@@ -483,20 +545,20 @@ def _once(channels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _functions(
-    values: dict[_Value, np.ndarray], table: np.ndarray, zero: int
-) -> dict[_Value, np.ndarray]:
-    """A function of what a tensor is made of. Parts that become the same are one."""
-    out: dict[_Value, np.ndarray] = {}
-    for value, channels in values.items():
-        inner = np.frombuffer(value.table, np.int8)
-        key = _Value(value.tensor, numerics.lookup(inner, table).tobytes(), zero)
+    parts: dict[_View, np.ndarray], table: np.ndarray, zero: int
+) -> dict[_View, np.ndarray]:
+    """A function of each of a tensor's parts. Parts that become the same are one."""
+    out: dict[_View, np.ndarray] = {}
+    for view, channels in parts.items():
+        inner = np.frombuffer(view.table, np.int8)
+        key = _View(view.tensor, numerics.lookup(inner, table).tobytes(), zero)
         out[key] = np.maximum(channels, out.get(key, -1))
     return out
 
 
 def _depthwise_part(op: Conv, channels: np.ndarray, count: int) -> Conv:
-    """The depthwise convolution of one part, of ``count`` channels. What is not of the tensor comes
-    out as anything."""
+    """The depthwise convolution of one part, a tensor of ``count`` channels. Channels outside the
+    part are undefined."""
     taken = np.flatnonzero(channels >= 0)
     weights = np.zeros((count, *op.weights.shape[1:]), np.int8)
     bias, scale = np.zeros(count, np.int32), np.ones(count, np.float32)

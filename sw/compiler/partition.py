@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.frontend.dataflow import CONVERSIONS, Dataflow
-from systole.sw.frontend.load import PASSES
-from systole.sw.frontend.passes.lower import GraphBuilder, Node
+from systole.sw.frontend.load import apply_passes
+from systole.sw.frontend.passes.lower import lower
 from systole.sw.frontend.passes.operators import OPERATORS
 from systole.sw.ir.graph import Graph, ModelError, Port, Tensor
 from systole.sw.runtime.program import Program
@@ -136,31 +136,6 @@ def place(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> lis
     worker.check_runs(path)
     worker.solve()
     return worker.placements()
-
-
-class _Located(GraphBuilder):
-    """GraphBuilder whose errors name the value at fault."""
-
-    def _output(self, name: str) -> Port:
-        try:
-            return super()._output(name)
-        except ModelError as e:
-            e.node = name
-            raise
-
-
-def _locating(handler: Callable) -> Callable:
-    def located(state: GraphBuilder, node: Node):
-        try:
-            return handler(state, node)
-        except ModelError as e:
-            e.node = node.output
-            raise
-
-    return located
-
-
-_HANDLERS = {key: _locating(handler) for key, handler in OPERATORS.items()}
 
 
 class _Partitioner(Dataflow):
@@ -371,9 +346,8 @@ class _Partitioner(Dataflow):
                 return None
         graph = None
         try:
-            graph = _Located(self.extract(nodes, inputs, outputs)).run(_HANDLERS)
-            for each in PASSES:
-                graph = each(graph)
+            graph = lower(self.extract(nodes, inputs, outputs))
+            graph = apply_passes(graph)
             return AcceleratorSegment(graph, *self._compile(graph))
         except ModelError as e:
             if e.node in self.producer:
@@ -429,9 +403,7 @@ class _Partitioner(Dataflow):
             result = [Port(op.output, op.output, "int8")]
             single = replace(graph, tensors=tensors, ops=[op], inputs=ports, outputs=result)
             try:
-                for each in PASSES:
-                    single = each(single)
-                self._compile(single)
+                self._compile(apply_passes(single))
             except ModelError as e:
                 found = [i for i in nodes if self.labels[i].name == op.name]
                 if found:

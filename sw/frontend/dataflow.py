@@ -1,5 +1,5 @@
-"""A model's nodes and values: who makes and who reads what, of which type; malformed models are
-refused here."""
+"""A model's nodes and values: which node computes and which reads what, of which type; malformed
+models are refused here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from systole.sw.frontend.passes.lower import Node
 from systole.sw.frontend.passes.operators.registry import MICROSOFT
 from systole.sw.frontend.passes.read import infer_shapes, read
+from systole.sw.frontend.passes.values import Node
 from systole.sw.golden import oracle
 from systole.sw.ir.graph import ModelError
 
@@ -49,15 +49,15 @@ class Dataflow:
         """onnxruntime's type of each value, such as ``tensor(int8)``."""
 
     def _used(self, node: ir.Node) -> list[str]:
-        found: dict[str, None] = {}
+        used: dict[str, None] = {}
 
         def visit(node: ir.Node) -> None:
             values = list(node.inputs)
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
-                    bodies = [attribute.value]
+                    bodies = [attribute.as_graph()]
                 elif attribute.type == ir.AttributeType.GRAPHS:
-                    bodies = list(attribute.value)
+                    bodies = list(attribute.as_graphs())
                 else:
                     continue
                 for body in bodies:
@@ -65,11 +65,13 @@ class Dataflow:
                         visit(inner)
                     values += list(body.outputs)
             for value in values:
-                if value is not None and self.values.get(value.name) is value:
-                    found[value.name] = None
+                if value is None or value.name is None:
+                    continue
+                if self.values.get(value.name) is value:
+                    used[value.name] = None
 
         visit(node)
-        return list(found)
+        return list(used)
 
     def _check_well_formed(self) -> None:
         for node, label in zip(self.nodes, self.labels, strict=True):
@@ -95,14 +97,17 @@ class Dataflow:
     def check_runs(self, path: str | os.PathLike) -> None:
         """onnxruntime finds some conflicts of shapes only when it runs a model: run it on zeros.
         Raises :class:`ModelError`."""
-        arrays = {v.name: np.zeros(tuple(v.shape), v.dtype.numpy()) for v in self.graph.inputs}
+        arrays = {}
+        for value in self.graph.inputs:
+            assert value.name and value.shape and value.dtype, "pass 1 and onnxruntime checked it"
+            arrays[value.name] = np.zeros(value.shape.numpy(), value.dtype.numpy())
         run_reference(path, arrays)
 
     def boundary(self, nodes: list[int]) -> list[str]:
-        """Names of the values that nodes read and others make."""
-        made = {v.name for i in nodes for v in self.nodes[i].outputs}
+        """Names of the values that nodes read and others compute."""
+        own = {v.name for i in nodes for v in self.nodes[i].outputs}
         used = dict.fromkeys(name for i in nodes for name in self.uses[i])
-        return [name for name in used if name not in made]
+        return [name for name in used if name not in own]
 
     def extract(self, nodes: list[int], inputs: list[str], outputs: list[str]) -> ir.Model:
         """Nodes as a model of their own; tensors are shared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,17 @@ def read_inputs(path: str | Path, graph: Graph) -> dict[str, np.ndarray]:
         raise
     except Exception:  # Damaged files make the parsers raise anything, SyntaxError included.
         raise InputError(f"input {path}: not a readable {suffix} file") from None
+    return check_inputs(arrays, graph, path)
+
+
+def check_inputs(
+    arrays: Mapping[str, np.ndarray], graph: Graph, source: str | Path
+) -> dict[str, np.ndarray]:
+    """The model's inputs by name, in the model's own shapes and types, from arrays by name; a first
+    axis of size 1 may be missing. ``source`` names the arrays in errors. Raises
+    :class:`InputError`."""
     return {
-        port.name: _check(path, port, graph.tensors[port.tensor], arrays) for port in graph.inputs
+        port.name: _check(source, port, graph.tensors[port.tensor], arrays) for port in graph.inputs
     }
 
 
@@ -75,7 +85,9 @@ def _only_input(path: Path, graph: Graph) -> Port:
     return graph.inputs[0]
 
 
-def _check(path: Path, port: Port, tensor: Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
+def _check(
+    path: str | Path, port: Port, tensor: Tensor, arrays: Mapping[str, np.ndarray]
+) -> np.ndarray:
     if port.name not in arrays:
         have = ", ".join(arrays) or "none"
         raise InputError(f"input {path}: no array named {port.name} (it holds {have})")

@@ -6,7 +6,8 @@ and the sums. Integer sums run through float BLAS wherever every partial sum is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from systole.isa import numerics
 from systole.sw.ir.graph import (
     Activation,
     Binary,
+    BinaryKind,
     Conv,
     ConvTranspose,
     Graph,
     MatMul,
     Op,
+    Pick,
     Pool,
     Port,
     Select,
@@ -29,6 +32,7 @@ from systole.sw.ir.graph import (
 
 CHUNK = 1 << 22
 """Elements of the largest intermediate (im2col) array, to bound memory."""
+NO_BIAS = np.zeros((), np.int64)
 FLOAT32_REACH = (1 << 24) // 255
 """Product sums of zero-shifted int8 stay exact in float32 while their weights' magnitudes are not
 more than this together."""
@@ -52,7 +56,7 @@ def run(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors that one operator makes of those it reads."""
+    """The tensors that one operator computes from those it reads."""
     if isinstance(op, Conv):
         return _conv(op, graph, tensors)
     if isinstance(op, ConvTranspose):
@@ -70,41 +74,66 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
     if isinstance(op, Table):
         return {op.output: np.clip(numerics.lookup(tensors[op.x], op.values), op.low, op.high)}
     assert isinstance(op, Binary)
-    a, b = (
-        (name, graph.tensors[name].zero, ratio)
-        for name, ratio in ((op.a, op.a_ratio), (op.b, op.b_ratio))
+    total = _combined(
+        op.kind,
+        _Operand(tensors[op.a], graph.tensors[op.a].zero, op.a_ratio),
+        _Operand(tensors[op.b], graph.tensors[op.b].zero, op.b_ratio),
+        zero=_own_zero(op, op.activation, graph),
+        low=op.low,
+        high=op.high,
     )
-    zero = op.activation.zero if op.activation else graph.tensors[op.output].zero
-    return _activated(op, op.activation, _binary(op.kind, a, b, zero, op, tensors))
+    return _activated(op, op.activation, total)
 
 
-def _activated(op: Op, activation: Activation | None, made: np.ndarray) -> dict[str, np.ndarray]:
+def _own_zero(op: Op, activation: Activation | None, graph: Graph) -> int:
+    """Zero point of ``op``'s own result, in front of its activation if it has one."""
+    return activation.zero if activation else graph.tensors[op.output].zero
+
+
+def _activated(op: Op, activation: Activation | None, own: np.ndarray) -> dict[str, np.ndarray]:
     """``op``'s own result, and what its activation makes of it."""
     if activation is None:
-        return {op.output: made}
-    return {activation.mid_name: made, op.output: numerics.lookup(made, activation.values)}
+        return {op.output: own}
+    return {activation.mid_name: own, op.output: numerics.lookup(own, activation.values)}
 
 
-def _binary(
-    kind: str,
-    a: tuple[str, int, float],
-    b: tuple[str, int, float],
-    zero: int,
-    op: Op,
-    tensors: Mapping[str, np.ndarray],
+class _Operand(NamedTuple):
+    """An operand of elementwise arithmetic; ``ratio`` is its scale divided by the result's."""
+
+    array: np.ndarray
+    zero: int
+    ratio: float
+
+
+def _combined(
+    kind: BinaryKind, a: _Operand, b: _Operand, *, zero: int, low: int, high: int
 ) -> np.ndarray:
-    """Two (tensor, zero point, ratio) combined, as ``op``'s own result with zero point ``zero``."""
-    ratios = (a[2],) if kind == "mul" else (a[2], b[2])
-    (ma, *mb), shift = numerics.split_ratios(*ratios)
-    operands = (tensors[a[0]], tensors[b[0]], a[1], b[1], zero, ma, *(mb or [0]), shift)
-    return numerics.combine(kind, *operands, op.low, op.high)
+    """Two operands combined, as a result of zero point ``zero`` within ``low``..``high``."""
+    if kind == "mul":
+        (ma,), shift = numerics.split_ratios(a.ratio)
+        mb = 0
+    else:
+        (ma, mb), shift = numerics.split_ratios(a.ratio, b.ratio)
+    return numerics.combine(
+        kind,
+        a.array,
+        b.array,
+        za=a.zero,
+        zb=b.zero,
+        zo=zero,
+        ma=ma,
+        mb=mb,
+        shift=shift,
+        low=low,
+        high=high,
+    )
 
 
 def _conv(op: Conv, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     x, residual = tensors[op.x], op.residual
     multiplier, shift = numerics.split_scale(op.scale)
     out = np.empty(graph.tensors[op.output].shape, np.int8)
-    final = op.activation.zero if op.activation else graph.tensors[op.output].zero
+    final = _own_zero(op, op.activation, graph)
     zero, low, high = final, op.low, op.high
     if residual:
         zero, low, high = residual.mid_zero, residual.mid_low, residual.mid_high
@@ -113,15 +142,27 @@ def _conv(op: Conv, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str
             other = tensors[op.shortcut.other][n, :, rows].astype(np.int64)
             other -= graph.tensors[op.shortcut.other].zero
             acc += np.moveaxis(other, 0, -1) * op.shortcut.factors
-        result = numerics.requantise(acc, op.bias, multiplier, shift, zero, low, high)
+        result = numerics.requantise(
+            acc,
+            bias=op.bias,
+            multiplier=multiplier,
+            shift=shift,
+            zero=zero,
+            low=low,
+            high=high,
+        )
         out[n, :, rows] = np.moveaxis(result, -1, 0)
     if not residual:
         return _activated(op, op.activation, out)
-    made = {residual.mid_name: out}
-    other = (residual.other, graph.tensors[residual.other].zero, residual.other_ratio)
-    mid = (residual.mid_name, residual.mid_zero, residual.conv_ratio)
-    total = _binary("add", mid, other, final, op, {**tensors, **made})
-    return made | _activated(op, op.activation, total)
+    total = _combined(
+        "add",
+        _Operand(out, residual.mid_zero, residual.conv_ratio),
+        _Operand(tensors[residual.other], graph.tensors[residual.other].zero, residual.other_ratio),
+        zero=final,
+        low=op.low,
+        high=op.high,
+    )
+    return {residual.mid_name: out} | _activated(op, op.activation, total)
 
 
 def accumulate(op: Conv, x: np.ndarray, zero: int) -> Iterator[tuple[int, slice, np.ndarray]]:
@@ -129,7 +170,15 @@ def accumulate(op: Conv, x: np.ndarray, zero: int) -> Iterator[tuple[int, slice,
     int64 (rows, columns, output channels)."""
     outputs, depth, kh, kw = op.weights.shape
     for n, image in enumerate(x):
-        taps = _taps(image, zero, (kh, kw), op.strides, op.pads, op.dilations, zero)
+        taps = _taps(
+            image,
+            kernel=(kh, kw),
+            strides=op.strides,
+            pads=op.pads,
+            dilations=op.dilations,
+            zero=zero,
+            pad=zero,
+        )
         columns = taps.shape[4]
         if depth == 1 and op.group > 1:
             elements = outputs * columns
@@ -154,7 +203,7 @@ def _sums(op: Conv, taps: np.ndarray) -> np.ndarray:
         return np.moveaxis(acc, 0, -1)
     terms = depth * kh * kw
     reach = np.abs(op.weights.reshape(outputs, terms).astype(np.int64)).sum(axis=1).max()
-    kind = np.float32 if reach <= FLOAT32_REACH else np.float64
+    kind: np.dtype = np.dtype(np.float32 if reach <= FLOAT32_REACH else np.float64)
     weights = op.weights.reshape(op.group, outputs // op.group, terms).astype(kind)
     acc = np.empty((rows * columns, outputs), np.int64)
     for g, w in enumerate(weights):
@@ -165,11 +214,12 @@ def _sums(op: Conv, taps: np.ndarray) -> np.ndarray:
 
 def _taps(
     image: np.ndarray,
-    zero: int,
+    *,
     kernel: tuple[int, int],
     strides: tuple[int, int],
     pads: tuple[int, int, int, int],
     dilations: tuple[int, int],
+    zero: int,
     pad: int,
 ) -> np.ndarray:
     """A view (C, kh, kw, H_out, W_out) of ``image - zero`` (int16), padded with ``pad - zero``."""
@@ -189,27 +239,43 @@ def _pool(op: Pool, graph: Graph, x: np.ndarray) -> np.ndarray:
     out = np.empty(tensor.shape, np.int8)
     average = op.kind == "average"
     zero = graph.tensors[op.x].zero if average else 0
-    pad = zero if average else -128
-    scale = op.scale
-    if op.counts is not None:
-        counts = np.outer(*op.counts)
-        scale = np.array([op.scale_of(count) for count in counts.flat]).reshape(counts.shape)
-    multiplier, shift = numerics.split_scale(scale)
+    multiplier, shift = numerics.split_scale(_pool_scales(op))
     for n, image in enumerate(x):
-        taps = _taps(image, zero, op.kernel, op.strides, op.pads, op.dilations, pad)
+        taps = _taps(
+            image,
+            kernel=op.kernel,
+            strides=op.strides,
+            pads=op.pads,
+            dilations=op.dilations,
+            zero=zero,
+            pad=zero if average else -128,
+        )
         if average:
-            sums = taps.sum(axis=(1, 2), dtype=np.int64)
             out[n] = numerics.requantise(
-                sums, np.int64(0), multiplier, shift, tensor.zero, op.low, op.high
+                taps.sum(axis=(1, 2), dtype=np.int64),
+                bias=NO_BIAS,
+                multiplier=multiplier,
+                shift=shift,
+                zero=tensor.zero,
+                low=op.low,
+                high=op.high,
             )
         else:
             out[n] = np.clip(taps.max(axis=(1, 2)), op.low, op.high)
     return out
 
 
+def _pool_scales(op: Pool) -> np.ndarray:
+    """The scale of every window (rows, columns), or one for all."""
+    if op.counts is None:
+        return np.asarray(op.scale)
+    scales = [[op.scale_of(row * column) for column in op.counts[1]] for row in op.counts[0]]
+    return np.array(scales)
+
+
 def _transposed(op: ConvTranspose, graph: Graph, x: np.ndarray) -> np.ndarray:
     tensor = graph.tensors[op.output]
-    zero = op.activation.zero if op.activation else tensor.zero
+    zero = _own_zero(op, op.activation, graph)
     multiplier, shift = numerics.split_scale(op.scale)
     outputs, depth, kh, kw = op.weights.shape
     (sy, sx), (dy, dx) = op.strides, op.dilations
@@ -226,7 +292,15 @@ def _transposed(op: ConvTranspose, graph: Graph, x: np.ndarray) -> np.ndarray:
                 columns = slice(kx * dx, kx * dx + (w - 1) * sx + 1, sx)
                 acc[:, rows, columns] += part.reshape(outputs, h, w).astype(np.int64)
         acc = np.moveaxis(acc[:, top : top + out_h, left : left + out_w], 0, -1)
-        result = numerics.requantise(acc, op.bias, multiplier, shift, zero, op.low, op.high)
+        result = numerics.requantise(
+            acc,
+            bias=op.bias,
+            multiplier=multiplier,
+            shift=shift,
+            zero=zero,
+            low=op.low,
+            high=op.high,
+        )
         out[i] = np.moveaxis(result, -1, 0)
     return out
 
@@ -239,41 +313,58 @@ def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.n
     for at, picks in enumerate(op.phases):
         phase = seen[:, :, at // sx :: sy, at % sx :: sx]
         total = np.zeros(phase.shape, np.int64)
-        scale = np.zeros(phase.shape[1], np.float32)
         for pick in picks:
-            taken = np.flatnonzero(pick.channels >= 0)
-            if not np.isin(scale[taken], (0, np.float32(pick.scale))).all():
-                raise ValueError(f"{op.name}: picks of one channel differ in scale")
-            scale[taken] = pick.scale
             source = tensors[pick.x]
             source = source.reshape(op.seen(source.shape))
-            rows, columns = (
-                np.arange(count) * stride + offset
-                for count, stride, offset in zip(
-                    phase.shape[2:], pick.strides, pick.offsets, strict=True
-                )
-            )
-            inside = [
-                np.flatnonzero((places >= 0) & (places < size))
-                for places, size in zip((rows, columns), source.shape[2:], strict=True)
-            ]
-            moved = source[:, pick.channels[taken]][:, :, rows[inside[0]]]
-            moved = moved[..., columns[inside[1]]].astype(np.int64) - graph.tensors[pick.x].zero
-            total[np.ix_(range(len(total)), taken, *inside)] += moved * pick.weight
+            _add_pick(total, pick, source, graph.tensors[pick.x].zero)
+        scale = _channel_scales(op, picks, phase.shape[1])
         taken = np.flatnonzero(scale)
         multiplier, shift = numerics.split_scale(scale[taken])
-        made = numerics.requantise(
-            np.moveaxis(total[:, taken], 1, -1), np.int64(0), multiplier, shift, tensor.zero,
-            op.low, op.high,
-        )  # fmt: skip
-        phase[:, taken] = np.moveaxis(made, -1, 1)
+        result = numerics.requantise(
+            np.moveaxis(total[:, taken], 1, -1),
+            bias=NO_BIAS,
+            multiplier=multiplier,
+            shift=shift,
+            zero=tensor.zero,
+            low=op.low,
+            high=op.high,
+        )
+        phase[:, taken] = np.moveaxis(result, -1, 1)
     return out
+
+
+def _channel_scales(op: Select, picks: Sequence[Pick], channels: int) -> np.ndarray:
+    """The scale of every output channel of a phase, 0 of one that no pick gives."""
+    scale = np.zeros(channels, np.float32)
+    for pick in picks:
+        taken = pick.channels >= 0
+        own = scale[taken]
+        if ((own != 0) & (own != np.float32(pick.scale))).any():
+            raise ValueError(f"{op.name}: picks of one channel differ in scale")
+        scale[taken] = pick.scale
+    return scale
+
+
+def _add_pick(total: np.ndarray, pick: Pick, source: np.ndarray, zero: int) -> None:
+    """Adds a pick's elements of ``source``, less their zero point, to a phase's sums."""
+    taken = np.flatnonzero(pick.channels >= 0)
+    rows, columns = (
+        np.arange(count) * stride + offset
+        for count, stride, offset in zip(total.shape[2:], pick.strides, pick.offsets, strict=True)
+    )
+    inside = [
+        np.flatnonzero((places >= 0) & (places < size))
+        for places, size in zip((rows, columns), source.shape[2:], strict=True)
+    ]
+    moved = source[:, pick.channels[taken]][:, :, rows[inside[0]]]
+    moved = moved[..., columns[inside[1]]].astype(np.int64) - zero
+    total[np.ix_(np.arange(len(total)), taken, *inside)] += moved * pick.weight
 
 
 def _product(op: MatMul, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     tensor = graph.tensors[op.output]
-    zero = op.activation.zero if op.activation else tensor.zero
-    multiplier, shift = numerics.split_scale(op.scale)
+    zero = _own_zero(op, op.activation, graph)
+    multiplier, shift = numerics.split_scale(np.asarray(op.scale))
     a, b = (
         tensors[m.tensor].reshape(*tensors[m.tensor].shape[:2], -1).astype(np.float64)
         - graph.tensors[m.tensor].zero
@@ -284,7 +375,15 @@ def _product(op: MatMul, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.
         left = a[at[0], at[1] : at[1] + op.depth, at[2] : at[2] + op.rows]
         right = b[bt[0], bt[1] : bt[1] + op.columns, bt[2] : bt[2] + op.depth]
         acc = (right @ left).astype(np.int64)
-        result = numerics.requantise(acc, np.int64(0), multiplier, shift, zero, op.low, op.high)
+        result = numerics.requantise(
+            acc,
+            bias=NO_BIAS,
+            multiplier=multiplier,
+            shift=shift,
+            zero=zero,
+            low=op.low,
+            high=op.high,
+        )
         out[n, c : c + op.columns, p : p + op.rows] = result
     return out.reshape(tensor.shape)
 

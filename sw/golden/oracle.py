@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx
@@ -108,7 +109,8 @@ def run(
     except Exception:
         live = session(model, optimise=False)
     names = [output.name for output in live.get_outputs()]
-    return dict(zip(names, live.run(names, dict(inputs)), strict=True))
+    arrays = cast("list[np.ndarray]", live.run(names, dict(inputs)))
+    return dict(zip(names, arrays, strict=True))
 
 
 def compare(port: Port, tensor: Tensor, ours: np.ndarray, reference: np.ndarray) -> Comparison:

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+BinaryKind = Literal["add", "sub", "mul"]
+
 
 class ModelError(ValueError):
     """A model that cannot be taken: one sentence naming node, attribute, value and limit."""
@@ -191,6 +193,11 @@ class Pool(Op):
         """A window of one element: a clamp alone (max), a change of scale (average)."""
         return self.kernel == self.strides == (1, 1) and not any(self.pads)
 
+    @property
+    def is_clamp(self) -> bool:
+        """A maximum over one element, which only clamps it."""
+        return self.kind == "max" and self.pointwise
+
 
 @dataclass(frozen=True, eq=False)
 class Binary(Op):
@@ -200,7 +207,7 @@ class Binary(Op):
     Ratios are float32 quotients scale(input) / scale(output); for ``mul`` ``a_ratio`` is
     scale(a) * scale(b) / scale(output) and ``b_ratio`` 1."""
 
-    kind: Literal["add", "sub", "mul"]
+    kind: BinaryKind
     a: str
     b: str
     a_ratio: float

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -22,9 +22,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from systole.sw.frontend.inputs import InputError
 from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation.fold import attribute
+from systole.sw.quantisation.samples import Feeds
 
-Feeds = Mapping[str, np.ndarray]
-"""One sample: the model's inputs by name."""
 Ranges = dict[str, tuple[float, float]]
 
 METHODS = {
@@ -56,6 +55,7 @@ class _Reader(CalibrationDataReader):
         self._feeds = iter(samples)
 
     def get_next(self) -> dict | None:
+        """The next sample, None behind the last."""
         feeds = next(self._feeds, None)
         return None if feeds is None else dict(feeds)
 
@@ -66,7 +66,7 @@ def activation_ranges(
     """Lowest and highest value of every activation around the quantised operators; a tensor that
     is zero in all ``samples`` gets 0..1, so that a Relu whose clamp is left to the range still
     clamps. Raises :class:`InputError` where values are not finite."""
-    extra = {"symmetric": False}
+    extra: dict[str, bool | float] = {"symmetric": False}
     if method == "percentile":
         extra["percentile"] = percentile
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -84,11 +84,11 @@ def activation_ranges(
             for start in range(0, len(samples), step):
                 chunk = [samples[i] for i in range(start, min(start + step, len(samples)))]
                 calibrator.collect_data(_Reader(chunk))
-            found = calibrator.compute_data()
+            measured = calibrator.compute_data()
         except ValueError as e:
             raise InputError(f"calibration failed, on values that are not finite?: {e}") from None
     ranges = {}
-    for name, data in found.items():
+    for name, data in measured.items():
         low, high = (float(np.min(v)) for v in data.range_value)
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(f"tensor {name!r} takes values that are not finite on these samples")
@@ -98,7 +98,7 @@ def activation_ranges(
 
 def to_qdq(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str]) -> onnx.ModelProto:
     """``model`` quantised, without the nodes named in ``excluded``."""
-    data = {
+    data: dict[str, TensorData | tuple] = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ranges.items()
     }

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from systole.sw.quantisation.calibrate import Feeds
 from systole.sw.quantisation.fold import Weights
-from systole.sw.quantisation.prepare import session
+from systole.sw.quantisation.prepare import exposed
+from systole.sw.quantisation.samples import Feeds
 
 LAYERS = ("Conv", "Gemm")
 INT32 = np.iinfo(np.int32)
@@ -39,33 +39,40 @@ def correct_biases(
     """Changes the int32 biases of ``quantised``, in place, layer after layer so that each is
     measured with those before it corrected. Returns the number of layers corrected."""
     originals = {n.name: n.output[0] for n in model.graph.node if n.op_type in LAYERS}
-    layers = [n for n in quantised.graph.node if n.name in originals and _bias(quantised, n)]
-    if not layers:
+    biases = [
+        (node, *quantised_bias)
+        for node in quantised.graph.node
+        if node.name in originals and (quantised_bias := _bias(quantised, node)) is not None
+    ]
+    if not biases:
         return 0
-    wanted = _means(model, [originals[n.name] for n in layers], samples)
-    for node in layers:
+    wanted = _means(model, [originals[node.name] for node, _, _ in biases], samples)
+    for node, bias, scale in biases:
         part = _up_to(quantised, node)
         error = _means(part, [node.output[0]], samples)[node.output[0]]
         error -= wanted[originals[node.name]]
-        bias, scale = _bias(quantised, node)
         numbers = numpy_helper.to_array(bias).astype(np.float64)
         numbers = np.clip(np.rint(numbers - error / scale), INT32.min, INT32.max)
         bias.CopyFrom(numpy_helper.from_array(numbers.astype(np.int32), bias.name))
-    return len(layers)
+    return len(biases)
 
 
-def _bias(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[onnx.TensorProto, np.ndarray]:
-    """The int32 initialiser and its scale; falsy if the node has no quantised bias of its own."""
+def _bias(
+    model: onnx.ModelProto, node: onnx.NodeProto
+) -> tuple[onnx.TensorProto, np.ndarray] | None:
+    """The int32 initialiser and its scale; None if the node has no quantised bias of its own."""
     if len(node.input) < 3:
-        return ()
+        return None
     constants = {i.name: i for i in model.graph.initializer}
     for other in model.graph.node:
         if node.input[2] in other.output:
             stored, scale = (constants.get(name) for name in other.input[:2])
             readers = sum(node.input[2] in n.input for n in model.graph.node)
-            if stored is not None and stored.data_type == onnx.TensorProto.INT32 and readers == 1:
+            if stored is None or scale is None or readers != 1:
+                continue
+            if stored.data_type == onnx.TensorProto.INT32:
                 return stored, numpy_helper.to_array(scale).astype(np.float64)
-    return ()
+    return None
 
 
 def _up_to(model: onnx.ModelProto, last: onnx.NodeProto) -> onnx.ModelProto:
@@ -89,14 +96,10 @@ def _means(
     model: onnx.ModelProto, tensors: list[str], samples: Sequence[Feeds]
 ) -> dict[str, np.ndarray]:
     """Mean of each channel (axis 1) over ``samples``."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    del exposed.graph.output[:]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    run = session(exposed)
+    run = exposed(model, tensors)
     totals: dict[str, np.ndarray] = {}
     for feeds in samples:
-        for name, array in zip(tensors, run.run(tensors, dict(feeds))):
+        for name, array in zip(tensors, run(feeds), strict=True):
             mean = np.moveaxis(array, 1, 0).reshape(array.shape[1], -1).mean(axis=1, dtype=float)
             totals[name] = totals.get(name, 0.0) + mean
     return {name: total / len(samples) for name, total in totals.items()}

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from systole.sw.quantisation.calibrate import Feeds
 from systole.sw.quantisation.fold import Weights, attribute
-from systole.sw.quantisation.prepare import session
+from systole.sw.quantisation.prepare import exposed
+from systole.sw.quantisation.samples import Feeds
 
 HOMOGENEOUS = (
     *("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
@@ -89,15 +89,11 @@ def _channel_peaks(
     model: onnx.ModelProto, tensors: list[str], samples: Sequence[Feeds]
 ) -> dict[str, np.ndarray]:
     """Largest magnitude of each channel (axis 1)."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
     tensors = list(dict.fromkeys(tensors))
-    del exposed.graph.output[:]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    run = session(exposed)
+    run = exposed(model, tensors)
     peaks: dict[str, np.ndarray] = {}
     for feeds in samples:
-        for name, array in zip(tensors, run.run(tensors, dict(feeds))):
+        for name, array in zip(tensors, run(feeds), strict=True):
             peak = np.abs(np.moveaxis(array, 1, 0)).reshape(array.shape[1], -1).max(axis=1)
             peaks[name] = np.maximum(peaks.get(name, 0), peak)
     return peaks

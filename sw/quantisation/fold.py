@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,6 +40,7 @@ class Weights:
         return name
 
     def drop_unused(self) -> None:
+        """Remove the initialisers that nothing reads."""
         read = {name for node in self.graph.node for name in node.input}
         read.update(value.name for value in self.graph.output)
         keep = [i for i in self.graph.initializer if i.name in read]
@@ -46,7 +48,8 @@ class Weights:
         self.graph.initializer.extend(keep)
 
 
-def attribute(node: onnx.NodeProto, name: str, default):
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """The value of a node's attribute, or ``default`` without it."""
     for a in node.attribute:
         if a.name == name:
             return helper.get_attribute_value(a)
@@ -123,11 +126,11 @@ def _fold_into(
     gemm = producer.op_type == "Gemm"
     axis = 1 if gemm and not attribute(producer, "transB", 0) else 0
     channels, rank = w.shape[axis], w.ndim
-    bias = np.zeros(channels)
+    bias: np.ndarray | None = np.zeros(channels)
     if len(producer.input) > 2 and producer.input[2]:
         bias = weights.arrays.get(producer.input[2])
-        if bias is None or bias.shape != (channels,):
-            return False
+    if bias is None or bias.shape != (channels,):
+        return False
     affine = _affine(weights, node, x, len(shapes.get(x, ())), channels)
     if affine is None:
         return False
@@ -188,10 +191,10 @@ def _affine(
 
 
 def _normalisation(weights: Weights, node: onnx.NodeProto) -> Affine | None:
-    constants = [weights.arrays.get(name) for name in node.input[1:5]]
-    if any(c is None for c in constants) or attribute(node, "training_mode", 0):
+    names = list(node.input[1:5])
+    if not weights.arrays.keys() >= {*names} or attribute(node, "training_mode", 0):
         return None
-    gamma, beta, mean, variance = (c.astype(np.float64) for c in constants)
+    gamma, beta, mean, variance = (weights.arrays[name].astype(np.float64) for name in names)
     factor = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     return factor, beta - mean * factor
 

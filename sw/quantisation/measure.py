@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from systole.sw.frontend.inputs import InputError
-from systole.sw.quantisation.calibrate import Feeds
-from systole.sw.quantisation.prepare import session
+from systole.sw.quantisation.prepare import exposed
+from systole.sw.quantisation.samples import Feeds
 
 DEQUANTISED = "_DequantizeLinear_Output"
 """What onnxruntime's quantiser appends to a tensor's name."""
@@ -22,8 +22,8 @@ count neither as signal nor as noise."""
 
 @dataclass(frozen=True)
 class LayerNoise:
-    """``snr_db``: signal to quantisation noise of what the layer's readers see; infinite if they
-    see what they see in float, None if the layer's result is zero in float but not quantised."""
+    """The noise of one layer. ``snr_db``: signal to quantisation noise of what the layer's readers
+    see; infinite without noise, None if the layer's result is zero in float but not quantised."""
 
     layer: str
     op_type: str
@@ -34,7 +34,8 @@ class LayerNoise:
 def layer_noise(
     model: onnx.ModelProto, quantised: onnx.ModelProto, samples: Sequence[Feeds]
 ) -> list[LayerNoise]:
-    """Of all layers, the worst first."""
+    """The noise of every layer, the worst first. ``model`` is the float one, ``samples`` are its
+    inputs by name."""
     producers = {name: node for node in quantised.graph.node for name in node.output}
     pairs = {}
     for node in model.graph.node:
@@ -43,19 +44,14 @@ def layer_noise(
             seen = seen if seen in producers else tensor
             if seen in producers:
                 pairs[tensor] = seen
-    expected, actual = _exposed(model, list(pairs)), _exposed(quantised, list(pairs.values()))
+    expected, actual = exposed(model, list(pairs)), exposed(quantised, list(pairs.values()))
     signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
     for feeds in samples:
-        for tensor, a, b in zip(
-            pairs,
-            expected.run(list(pairs), dict(feeds)),
-            actual.run(list(pairs.values()), dict(feeds)),
-        ):
-            a, b = (np.asarray(x, np.float64) for x in (a, b))
-            masked = ~(np.abs(a) < UNMASKED)
-            a, b = np.where(masked, 0.0, a), np.where(masked, 0.0, b)
-            signal[tensor] += float((a**2).sum())
-            noise[tensor] += float(((a - b) ** 2).sum())
+        for tensor, array, other in zip(pairs, expected(feeds), actual(feeds), strict=True):
+            unmasked = np.abs(array) < UNMASKED
+            true = np.where(unmasked, array, 0).astype(np.float64)
+            signal[tensor] += float((true**2).sum())
+            noise[tensor] += float(((true - np.where(unmasked, other, 0)) ** 2).sum())
     result = []
     for tensor, seen in pairs.items():
         node = producers[seen]
@@ -72,25 +68,17 @@ def _decibels(signal: float, noise: float) -> float | None:
     return 10 * math.log10(signal / noise) if signal > 0 else None
 
 
-def _exposed(model: onnx.ModelProto, tensors: list[str]):
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    del exposed.graph.output[:]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-    return session(exposed)
-
-
 def classes(model: onnx.ModelProto, samples: Sequence[Feeds]) -> np.ndarray:
     """The class with the largest number in the model's first output, for each sample. Raises
     :class:`InputError` if that output is no single number per class."""
-    run = session(model)
-    name = run.get_outputs()[0].name
-    found = []
+    name = model.graph.output[0].name
+    run = exposed(model, [name])
+    numbers = []
     for feeds in samples:
-        output = run.run([name], dict(feeds))[0]
+        (output,) = run(feeds)
         if output.size != max(output.shape, default=1) or output.size < 2:
             raise InputError(
-                f"accuracy: output {name} of shape {output.shape} is no number per class"
+                f"accuracy: output {name} of shape {output.shape} is not one number per class"
             )
-        found.append(int(output.argmax()))
-    return np.array(found)
+        numbers.append(int(output.argmax()))
+    return np.array(numbers)

@@ -11,12 +11,12 @@ import onnx
 
 from systole.sw.frontend.inputs import InputError
 from systole.sw.ir.graph import ModelError
-from systole.sw.quantisation.calibrate import METHODS, Feeds, activation_ranges, to_qdq
+from systole.sw.quantisation.calibrate import METHODS, activation_ranges, to_qdq
 from systole.sw.quantisation.correct import add_biases, correct_biases
 from systole.sw.quantisation.equalise import equalise
 from systole.sw.quantisation.floating import finite_masks, floating_nodes, masking_nodes
 from systole.sw.quantisation.prepare import input_shapes, input_types, prepare, session
-from systole.sw.quantisation.samples import ArraySamples
+from systole.sw.quantisation.samples import ArraySamples, Feeds
 
 CORRECTION_SAMPLES = 64
 """Bias correction runs the model once a layer on so many; means need no more."""
@@ -57,8 +57,9 @@ def quantise_model(
 def quantise(
     model: onnx.ModelProto, samples: Sequence[Feeds], options: QuantisationOptions
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Of a ``model`` from :func:`prepare`, which is left as it is: the float model that was
-    quantised, with equalised weights if asked for, and the quantised one."""
+    """Quantise a ``model`` from :func:`prepare`, which is left as it is. Returned are the float
+    model that was quantised (with equalised weights if ``options`` ask for them) and the int8 one.
+    Raises as :func:`quantise_model` does."""
     original, model = model, onnx.ModelProto()
     model.CopyFrom(original)
     excluded = excluded_nodes(model, options.exclude)
@@ -94,15 +95,15 @@ def excluded_nodes(model: onnx.ModelProto, exclude: Sequence[str]) -> set[str]:
     output."""
     names = set()
     for wanted in exclude:
-        found = {
+        matching = {
             node.name
             for node in model.graph.node
             if wanted in (node.name, node.op_type, *node.output)
         }
-        if not found:
+        if not matching:
             raise ModelError(
                 f"--exclude {wanted}: no such node, output or operator type (after folding, the "
                 f"operators are {', '.join(sorted({n.op_type for n in model.graph.node}))})"
             )
-        names |= found
+        names |= matching
     return names

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +37,12 @@ NOT_WANTED = ("ConstantSharing", "TransposeOptimizer")
 
 
 def session(
-    model: onnx.ModelProto, options: onnxruntime.SessionOptions | None = None
+    model: onnx.ModelProto, given: onnxruntime.SessionOptions | None = None
 ) -> onnxruntime.InferenceSession:
-    """Of ``model`` as written, no operator fused, unless ``options`` say otherwise."""
-    if options is None:
-        options = onnxruntime.SessionOptions()
+    """An onnxruntime session of ``model`` as written: no operator is fused, unless the options
+    ``given`` say otherwise."""
+    options = onnxruntime.SessionOptions() if given is None else given
+    if given is None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(
@@ -52,8 +53,21 @@ def session(
     )
 
 
+def exposed(
+    model: onnx.ModelProto, tensors: Sequence[str]
+) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """A function that runs ``model`` on a sample (inputs by name) and returns the values of
+    ``tensors``, inner ones included, in their order."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    live = session(copy)
+    return lambda feeds: [np.asarray(a) for a in live.run(list(tensors), dict(feeds))]
+
+
 def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Of a prepared model: all numbers."""
+    """The shape of each input of a prepared model, by name; all dimensions are numbers."""
     return {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
         for value in model.graph.input

@@ -7,17 +7,21 @@ A sample is the model's inputs by name, each in the input's own shape. Raised is
 from __future__ import annotations
 
 import zipfile
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from PIL import Image
 
 from systole.sw.frontend.inputs import InputError
 
+Feeds = Mapping[str, np.ndarray]
+"""The model's inputs by name, for one run."""
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of the model's inputs, by name."""
+"""Shapes of the model's inputs, by name."""
 Types = Mapping[str, np.dtype]
 """Element types of the model's inputs, by name; float32 where one is not named."""
 
@@ -54,7 +58,8 @@ class Preprocessing:
             raise InputError("--mean, --std and --scale must be finite, --std and --scale not 0")
 
     def channel_axis(self, shape: tuple[int, ...]) -> int:
-        """Of one input's shape, batch included."""
+        """The axis of the channels in an input's shape, batch included. Raises :class:`InputError`
+        if the shape does not tell and no layout is given."""
         if self.layout is not None:
             return 1 if self.layout == "nchw" else len(shape) - 1
         if len(shape) != 4:
@@ -83,7 +88,25 @@ class Preprocessing:
         return ((array * scale - mean) / std).astype(np.float32)
 
 
-class ArraySamples(Sequence):
+class Samples(Sequence[Feeds]):
+    """Samples that are made when they are asked for. Subclasses define ``sample``, which raises
+    ``IndexError`` behind the last one, and ``__len__``."""
+
+    @abstractmethod
+    def sample(self, index: int) -> Feeds:
+        """The model's inputs by name."""
+
+    @overload
+    def __getitem__(self, index: int) -> Feeds: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Feeds]: ...
+    def __getitem__(self, index: int | slice) -> Feeds | list[Feeds]:
+        if isinstance(index, slice):
+            return [self.sample(i) for i in range(*index.indices(len(self)))]
+        return self.sample(index)
+
+
+class ArraySamples(Samples):
     """Rows of arrays: ``arrays`` by input name, samples along the first axis."""
 
     def __init__(
@@ -121,17 +144,18 @@ class ArraySamples(Sequence):
     def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: self._sample(name, array[index]) for name, array in self._arrays.items()}
+    def sample(self, index: int) -> Feeds:
+        """The row ``index`` of every array, preprocessed; rows of integers as they are."""
+        return {name: self._row(name, array[index]) for name, array in self._arrays.items()}
 
-    def _sample(self, name: str, stored: np.ndarray) -> np.ndarray:
+    def _row(self, name: str, stored: np.ndarray) -> np.ndarray:
         array, wanted = stored.reshape(self._shapes[name]), self._types.get(name)
         if wanted is not None and wanted.kind != "f":
             return array.astype(wanted)
         return self._preprocessing.apply(array, 1.0)
 
 
-class PictureSamples(Sequence):
+class PictureSamples(Samples):
     """The pictures of a folder and those below it, by their paths in order; read when asked for."""
 
     def __init__(self, folder: Path, shapes: Shapes, preprocessing: Preprocessing):
@@ -162,7 +186,8 @@ class PictureSamples(Sequence):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def sample(self, index: int) -> Feeds:
+        """The picture ``index``, read, resized and preprocessed."""
         path, (height, width) = self._paths[index], self._size
         try:
             with Image.open(path) as image:
@@ -178,10 +203,10 @@ class PictureSamples(Sequence):
         return {self._name: self._preprocessing.apply(pixels, 1 / 255)}
 
 
-class Chosen(Sequence):
+class Chosen(Samples):
     """``count`` of ``samples``, evenly spread (all of them if there are fewer)."""
 
-    def __init__(self, samples: Sequence, count: int):
+    def __init__(self, samples: Sequence[Feeds], count: int):
         self._samples = samples
         chosen = np.linspace(0, len(samples) - 1, min(count, len(samples)))
         self._indices = [int(i) for i in chosen]
@@ -189,7 +214,8 @@ class Chosen(Sequence):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def sample(self, index: int) -> Feeds:
+        """The chosen sample ``index``."""
         return self._samples[self._indices[index]]
 
 
@@ -200,7 +226,7 @@ def fits(array: np.ndarray, shape: tuple[int, ...]) -> bool:
 
 def read_samples(
     path: Path, shapes: Shapes, preprocessing: Preprocessing, types: Types | None = None
-) -> tuple[Sequence, np.ndarray | None]:
+) -> tuple[Samples, np.ndarray | None]:
     """The samples in ``path`` (folder of pictures, ``.npz``, ``.npy``) and their labels, if any.
 
     In an ``.npz`` the arrays are named like the inputs; for the one input of a model also any
@@ -210,11 +236,11 @@ def read_samples(
     arrays = _read_arrays(path)
     labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in shapes else None
     if len(shapes) == 1 and (name := next(iter(shapes))) not in arrays:
-        found = [k for k, a in arrays.items() if a.dtype.kind in "fiub" and fits(a, shapes[name])]
-        if len(found) > 1:
-            found = [k for k in found if k == "x"] or found
-        if len(found) == 1:
-            arrays = {name: arrays[found[0]]}
+        fitting = [k for k, a in arrays.items() if a.dtype.kind in "fiub" and fits(a, shapes[name])]
+        if len(fitting) > 1:
+            fitting = [k for k in fitting if k == "x"] or fitting
+        if len(fitting) == 1:
+            arrays = {name: arrays[fitting[0]]}
         elif len(arrays) == 1:
             arrays = {name: next(iter(arrays.values()))}
     try:
@@ -224,6 +250,7 @@ def read_samples(
 
 
 def read_labels(path: Path) -> np.ndarray:
+    """The first array of an ``.npy`` or ``.npz`` file. Raises :class:`InputError`."""
     return next(iter(_read_arrays(path).values()))
 
 

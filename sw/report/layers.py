@@ -6,17 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from rich.markup import escape
 from rich.table import Table
 
-from systole.isa import Engine, TraceKind
+from systole.isa import Config, Engine, TraceKind
 from systole.sw.runtime.program import Program
-from systole.sw.simulate.cycles import layer_cycles, traffic
+from systole.sw.simulate.cycles import Prediction, layer_cycles, traffic
 
 
 @dataclass
 class LayerReport:
-    """One row. ``cycles`` None: not measured. Layers overlap: a cycle counts for the layer that
-    ends next, so the rows add up to the whole run."""
+    """One row of a report: an operator. ``cycles`` None: not measured. Layers overlap: a cycle
+    counts for the layer that ends next, so the rows add up to the whole run."""
 
     name: str
     op: str
@@ -32,12 +33,13 @@ class LayerReport:
     dram_write_bytes: int = 0
 
 
-def utilisation(macs: int, cycles: int, program: Program) -> float:
+def utilisation(macs: int, cycles: int, config: Config) -> float:
     """Useful MACs / (rows x cols x cycles)."""
-    return macs / (program.config.rows * program.config.cols * cycles) if cycles else 0.0
+    return macs / (config.rows * config.cols * cycles) if cycles else 0.0
 
 
 def _stalls(program: Program, events: Iterable[Mapping[str, int]]) -> list[Counter[str]]:
+    """Each layer's stalls, as :attr:`LayerReport.stalls` has them."""
     out: list[Counter[str]] = [Counter() for _ in program.layers]
     flying: Counter[Engine] = Counter()
     ended: Counter[Engine] = Counter()
@@ -64,10 +66,10 @@ def _stalls(program: Program, events: Iterable[Mapping[str, int]]) -> list[Count
 def layers(
     program: Program, events: Iterable[Mapping[str, int]] | None, total_cycles: int | None
 ) -> list[LayerReport]:
-    """The rows of the report; without events, without cycles.
+    """The rows of a program that ran; without ``events`` their cycles are None.
 
-    ``total_cycles``: from start to done; what comes after the last event counts for the last
-    layer."""
+    ``events``: the trace, with the fields of ``isa.TRACE_EVENT``. ``total_cycles``: from start to
+    done; cycles behind the last event count for the last layer."""
     rows = [LayerReport(x.name, x.op, x.shape, x.macs) for x in program.layers]
     for layer, (read, write) in zip(program.command_layers, traffic(program)):
         rows[layer].dram_read_bytes += read
@@ -84,9 +86,26 @@ def layers(
         cycles[-1] += total_cycles - sum(cycles)
     for row, count, stalls in zip(rows, cycles, _stalls(program, events)):
         row.cycles = count
-        row.utilisation = utilisation(row.macs, count, program)
+        row.utilisation = utilisation(row.macs, count, program.config)
         row.stalls = dict(stalls.most_common())
     return rows
+
+
+def predicted_layers(program: Program, prediction: Prediction) -> list[LayerReport]:
+    """The rows of a program as the cycle model predicts them; it predicts no stalls."""
+    return [
+        LayerReport(
+            name=layer.name,
+            op=layer.op,
+            shape=layer.shape,
+            macs=layer.macs,
+            cycles=forecast.cycles,
+            utilisation=utilisation(layer.macs, forecast.cycles, program.config),
+            dram_read_bytes=forecast.read_bytes,
+            dram_write_bytes=forecast.write_bytes,
+        )
+        for layer, forecast in zip(program.layers, prediction.layers, strict=True)
+    ]
 
 
 def table(rows: list[LayerReport], title: str) -> Table:
@@ -103,7 +122,7 @@ def table(rows: list[LayerReport], title: str) -> Table:
     for row in rows:
         worst = next(iter(row.stalls.items()), None)
         out.add_row(
-            row.name,
+            escape(row.name),
             row.op,
             "x".join(map(str, row.shape)),
             f"{row.macs:,}",

@@ -66,8 +66,8 @@ def _networks(results: list[Measurement]) -> Figure:
     moved.axvline(1, color="black")
     moved.invert_yaxis()
 
-    ran = [r for r in results if r.cycles is not None]
-    error.barh([r.name for r in ran], [100 * (r.predicted.cycles / r.cycles - 1) for r in ran])
+    errors = {r.name: 100 * (r.predicted.cycles / r.cycles - 1) for r in results if r.cycles}
+    error.barh(list(errors), list(errors.values()))
     error.set(title="Predicted against measured cycles, %", xlim=(-1.5, 1.5))
     error.invert_yaxis()
     return figure

@@ -1,4 +1,4 @@
-"""What the benchmarks found of one network on one configuration."""
+"""What a benchmark measures of one network on one configuration."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ class Measurement:
     name: str
     program: Program
     optimise: Optimise
+    """How its schedule was searched for."""
     minimum: int
+    """Bytes that must cross the memory bus: weights, inputs and outputs, each once."""
     predicted: Prediction
     cycles: int | None = None
     read_bytes: int = 0
     write_bytes: int = 0
     rows: tuple[LayerReport, ...] = ()
     rate: float = 0.0
+    """Simulated cycles per second."""
     mismatches: int = 0
+    """Elements that differ from the golden model."""
 
     @property
     def macs(self) -> int:
+        """Useful multiply-accumulates."""
         return sum(layer.macs for layer in self.program.layers)
 
     @property
@@ -39,4 +44,5 @@ class Measurement:
 
     @property
     def utilisation(self) -> float:
-        return utilisation(self.macs, self.best[0], self.program)
+        """Useful MACs / (rows x cols x cycles), of the best figure there is."""
+        return utilisation(self.macs, self.best[0], self.program.config)

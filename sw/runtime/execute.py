@@ -1,4 +1,4 @@
-"""Running a compiled program on a device and comparing what it made with the golden model."""
+"""Runs a compiled program on a device and compares its tensors with the golden model's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from systole.isa import Engine, Opcode
+from systole.isa import Config, Engine, Opcode
 from systole.isa.commands import COMMANDS
 from systole.isa.numerics import lookup
 from systole.sw.runtime.driver import Driver
@@ -20,8 +20,8 @@ EVENTS_PER_COMMAND = 2
 
 @dataclass(frozen=True)
 class Execution:
-    """One run. ``tensors``: int8 (N, C, H, W) of every tensor that is in DRAM at the end.
-    ``events``: None if not asked for, or if the hardware had to drop some."""
+    """One run of a program. ``tensors``: every tensor that is in DRAM at the end, by name, int8
+    (N, C, H, W). ``events``: None if not asked for, or if the hardware had to drop some."""
 
     tensors: dict[str, np.ndarray]
     cycles: int
@@ -110,12 +110,12 @@ def compare(
         if len(wrong) and first is None:
             at = tuple(int(i) for i in wrong[0])
             first = Divergence(
-                layer.name,
-                layer.stored,
-                at,
-                int(got[at]),
-                int(expected[at]),
-                writer_of(program, layer.stored, at),
+                layer=layer.name,
+                tensor=layer.stored,
+                element=at,
+                got=int(got[at]),
+                expected=int(expected[at]),
+                command=writer_of(program, layer.stored, at),
             )
     return total, first
 
@@ -132,17 +132,17 @@ def writer_of(program: Program, tensor: str, element: tuple[int, ...]) -> int | 
     address = place.offset + vector * config.vector_bytes
     lane = c % config.rows // config.lanes
     writers: list[tuple[int, dict[str, int]]] = []
-    found = None
+    writer = None
     for index, command in enumerate(program.decoded()):
         if command["opcode"] in (Opcode.POST, Opcode.WINDOW):
             writers.append((index, dict(command)))
         elif command["opcode"] == Opcode.STORE:
             word = _stored_word(command, address, config.vector_bytes)
             if word is not None:
-                found = next(
+                writer = next(
                     (i for i, w in reversed(writers) if _writes(w, word, lane, config)), None
                 )
-    return found
+    return writer
 
 
 def _stored_word(c: Mapping[str, int], address: int, vector: int) -> int | None:
@@ -155,8 +155,8 @@ def _stored_word(c: Mapping[str, int], address: int, vector: int) -> int | None:
     return None
 
 
-def _writes(c: Mapping[str, int], word: int, lane: int, config) -> bool:
-    """A POST or WINDOW writes a lane group of a scratchpad word."""
+def _writes(c: Mapping[str, int], word: int, lane: int, config: Config) -> bool:
+    """Whether a POST or WINDOW writes a lane group of a scratchpad word."""
     per_word = config.rows // config.lanes
     step = c.get("out_step", 1)
     if c["opcode"] == Opcode.POST:
@@ -176,6 +176,7 @@ def _writes(c: Mapping[str, int], word: int, lane: int, config) -> bool:
 def describe(program: Program, index: int) -> str:
     """A command for people: engine and fields that are not 0."""
     command = next(itertools.islice(program.decoded(), index, None))
-    fields = COMMANDS[command["opcode"]].own_fields
+    opcode = Opcode(command["opcode"])
+    fields = COMMANDS[opcode].own_fields
     values = " ".join(f"{f.name}={command[f.name]}" for f in fields if command[f.name])
-    return f"{Engine(command['engine']).name} {command['opcode'].name} {values}"
+    return f"{Engine(command['engine']).name} {opcode.name} {values}"

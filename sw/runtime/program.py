@@ -6,6 +6,7 @@ constants; tensors lie behind it."""
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 import json
@@ -39,12 +40,12 @@ class DramTensor:
     bytes: int
     layout: str
 
-    def pack(self, array: np.ndarray, config: Config) -> bytes:
+    def pack(self, array: np.ndarray, config: Config) -> builtins.bytes:
         """int8 (N, C, H, W) as the bytes at ``offset``."""
         pack = layout.pack_packed if self.layout == "packed" else layout.pack_blocked
         return layout.to_dram(pack(array, config.rows), config.vector_bytes)
 
-    def unpack(self, data: bytes, config: Config) -> np.ndarray:
+    def unpack(self, data: builtins.bytes, config: Config) -> np.ndarray:
         """The bytes at ``offset`` as int8 (N, C, H, W)."""
         words = layout.from_dram(data, config.vector_bytes, config.rows)
         unpack = layout.unpack_packed if self.layout == "packed" else layout.unpack_blocked
@@ -58,14 +59,14 @@ class Layer:
     name: str
     op: str
     output: str
-    """The tensor it makes, in the model."""
+    """The model's tensor that it computes."""
     shape: tuple[int, ...]
     """Shape (N, C, H, W) of its output."""
     macs: int
     stored: str
-    """The tensor it makes in the program, if any: ``output``, or a function of it."""
+    """The program's tensor that it writes, if any: ``output``, or a function of it."""
     table: list[int] | None = None
-    """That function: 256 int8."""
+    """That function, as a table of 256 int8; None: the identity."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ class Program:
     @classmethod
     def _parse(cls, path: str | Path, header: dict, image: bytes) -> Program:
         if header.pop("isa_version") != VERSION:
-            raise ProgramError(f"program {path}: made for another version of the command set")
+            raise ProgramError(
+                f"program {path}: it was compiled for another version of the command set"
+            )
         return cls(
             model=header["model"],
             config=Config.from_dict(header["config"]),

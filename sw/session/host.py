@@ -35,16 +35,17 @@ class HostOp:
 def run(
     segment: HostSegment, values: Mapping[str, np.ndarray], after_layers: int
 ) -> tuple[dict[str, np.ndarray], list[HostOp]]:
-    """Run a segment on arrays by value name: the arrays it makes and what ran. Conversions between
-    int8 and float32 are part of the work, but not listed.
+    """Run a segment on arrays by value name; return its outputs by value name, and the operators
+    that ran. Conversions between int8 and float32 are part of the work, but not listed.
 
     Raises :class:`ModelError` if onnxruntime fails on these values."""
     graph = segment.model.graph
     names = [info.name for info in graph.output]
+    feeds = {info.name: values[info.name] for info in graph.input}
     with tempfile.TemporaryDirectory() as folder:
         try:
             live = oracle.session(segment.model, profile=Path(folder) / "host")
-            made = live.run(names, {info.name: values[info.name] for info in graph.input})
+            results = live.run(names, feeds)
         except Exception as e:
             raise ModelError(
                 f"onnxruntime failed on the host's operators: {first_line(e)}"
@@ -55,13 +56,14 @@ def run(
         for p in segment.placements
         if p.op_type not in CONVERSIONS
     ]
-    return dict(zip(names, made, strict=True)), ops
+    # Only tensors leave a host segment: partitioning has seen to that.
+    return dict(zip(names, map(np.asarray, results), strict=True)), ops
 
 
 def compare(ours: np.ndarray, reference: np.ndarray) -> Comparison:
-    """An output that the host makes against onnxruntime's on the whole model, in the output's own
-    units; NaN equals NaN. The difference is None where it is no finite number, or a shape that
-    depends on values differs; nothing counts as equal then."""
+    """Compare an output computed on the host with onnxruntime's of the whole model, in the output's
+    own units. NaN equals NaN. The difference is None if it is not finite, or if the shapes differ
+    (which they may where a shape depends on values); then no element counts as equal."""
     if ours.shape != reference.shape:
         return Comparison(max(ours.size, reference.size), 0, None)
     if reference.dtype.kind not in "biuf":
@@ -76,7 +78,7 @@ def compare(ours: np.ndarray, reference: np.ndarray) -> Comparison:
 
 
 def _kernel_seconds(profile: Path) -> Counter[str]:
-    """Time in kernels by node name, from onnxruntime's profile."""
+    """Seconds in kernels by node name, from onnxruntime's profile."""
     out: Counter[str] = Counter()
     for event in json.loads(profile.read_text(encoding="utf-8")):
         name = event["name"]

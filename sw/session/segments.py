@@ -1,17 +1,22 @@
-"""A partitioned model without a machine: the golden model on the accelerator's segments, the host
-on its own."""
+"""The walk over a partitioned model's segments: the host's run in onnxruntime, the accelerator's on
+whatever the caller has (the golden model, a device)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from systole.sw.compiler.partition import HostSegment, Partition
+from systole.sw.compiler.partition import AcceleratorSegment, HostSegment, Partition
 from systole.sw.golden import model as golden
 from systole.sw.ir.graph import Graph, Port, Tensor
 from systole.sw.session import host
+from systole.sw.session.host import HostOp
+
+Accelerator = Callable[[AcceleratorSegment, dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Runs one segment. It gets the segment's inputs and returns at least its outputs, both as int8
+(N, C, H, W) by tensor name."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,13 @@ class Trail:
     """The model's inputs, its outputs and all that segments exchange, by value name, in the model's
     own form."""
     segments: list[tuple[Graph, dict[str, np.ndarray]]] = field(default_factory=list)
-    """The accelerator's, in order, with all tensors as int8 (N, C, H, W)."""
+    """The accelerator's segments, in order: the graph, and the tensors that the accelerator
+    returned."""
+    host_ops: list[HostOp] = field(default_factory=list)
+    """Operators that ran on the host, in order."""
 
     def handed_out(self) -> dict[str, tuple[Port, Tensor, np.ndarray]]:
-        """What the accelerator makes for others, by value name."""
+        """The accelerator segments' outputs by value name, as int8 (N, C, H, W)."""
         return {
             port.name: (port, graph.tensors[port.tensor], tensors[port.tensor])
             for graph, tensors in self.segments
@@ -33,23 +41,45 @@ class Trail:
         }
 
 
-def follow(plan: Partition, arrays: Mapping[str, np.ndarray]) -> Trail:
-    """Run the model on its inputs by name. Raises :class:`ModelError` if onnxruntime fails
-    on the host's operators."""
+def golden_accelerator(
+    segment: AcceleratorSegment, inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The golden model in the accelerator's place: all tensors of the segment."""
+    return golden.run(segment.graph, inputs)
+
+
+def follow(
+    plan: Partition,
+    arrays: Mapping[str, np.ndarray],
+    accelerator: Accelerator = golden_accelerator,
+) -> Trail:
+    """Run a model's segments in order. ``arrays``: the model's inputs by name, in its own types.
+
+    Raises :class:`ModelError` if onnxruntime fails on the host's operators, and whatever
+    ``accelerator`` raises."""
     trail = Trail(dict(arrays))
-    values = trail.values
+    layers = 0
     for segment in plan.segments:
         if isinstance(segment, HostSegment):
-            values.update(host.run(segment, values, 0)[0])
-            continue
-        graph = segment.graph
-        inputs = {
-            p.tensor: golden.quantise_input(p, graph.tensors[p.tensor], values[p.name])
-            for p in graph.inputs
-        }
-        tensors = golden.run(graph, inputs)
-        trail.segments.append((graph, tensors))
-        for p in graph.outputs:
-            tensor = graph.tensors[p.tensor]
-            values[p.name] = golden.dequantise_output(p, tensor, tensors[p.tensor])
+            results, ran = host.run(segment, trail.values, layers)
+            trail.values.update(results)
+            trail.host_ops.extend(ran)
+        else:
+            _follow_accelerator(segment, trail, accelerator)
+            layers += len(segment.graph.ops)
     return trail
+
+
+def _follow_accelerator(
+    segment: AcceleratorSegment, trail: Trail, accelerator: Accelerator
+) -> None:
+    graph, values = segment.graph, trail.values
+    inputs = {
+        p.tensor: golden.quantise_input(p, graph.tensors[p.tensor], values[p.name])
+        for p in graph.inputs
+    }
+    tensors = accelerator(segment, inputs)
+    trail.segments.append((graph, tensors))
+    for p in graph.outputs:
+        tensor = graph.tensors[p.tensor]
+        values[p.name] = golden.dequantise_output(p, tensor, tensors[p.tensor])

@@ -1,40 +1,7 @@
-"""The command line: ``python -m systole.sw.zoo NAME -o FILE``."""
+"""``python -m systole.sw.zoo``; the command itself is :mod:`sw.cli.zoo`."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from systole.sw.zoo import NETWORKS, build, write
-from systole.sw.zoo.measure import macs, saturated_share, saturation
-
-
-def main(
-    name: Annotated[str, typer.Argument(help=f"one of {', '.join(NETWORKS)}")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write")],
-    size: Annotated[
-        int | None, typer.Option(min=1, help="height and width of the picture, for larger networks")
-    ] = None,
-    m: Annotated[int | None, typer.Option(min=1, help="gemm: rows of activations")] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="gemm: reduction length")] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="gemm: columns of the constant")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of weights and calibration")] = 0,
-) -> None:
-    """Write a network built in code, in QDQ int8 per-channel form; print its multiply-accumulates
-    and the share of activations that saturate on a random input."""
-    options = {"size": size, "m": m, "k": k, "n": n}
-    try:
-        model = build(name, seed=seed, **{o: v for o, v in options.items() if v is not None})
-        write(model, output)
-    except ValueError as e:
-        raise typer.BadParameter(str(e)) from None
-    except OSError as e:
-        raise typer.BadParameter(f"cannot write {output}: {e.strerror}") from None
-    share = saturated_share(saturation(model))
-    print(f"{output}: {macs(model):,} multiply-accumulates, {share:.4%} of activations saturate")
-
+from systole.sw.cli.common import run_command
+from systole.sw.cli.zoo import main
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

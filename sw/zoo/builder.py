@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -57,6 +57,7 @@ class ZooActivation:
 
     @property
     def real(self) -> np.ndarray:
+        """The sample in real numbers, float64."""
         return (self.sample.astype(np.float64) - self.zero) * np.float64(self.scale)
 
     @property
@@ -66,6 +67,7 @@ class ZooActivation:
 
     @property
     def channels(self) -> int:
+        """Size of axis 1."""
         return self.sample.shape[1]
 
 
@@ -96,7 +98,7 @@ class Builder:
         self.constants.append(numpy_helper.from_array(np.array(value), name))
         return name
 
-    def _node(self, op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def _node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op_type, inputs, [output], output, **attributes))
         return output
 
@@ -166,9 +168,10 @@ class Builder:
         x: ZooActivation,
         weights: np.ndarray,
         acc: np.ndarray,
+        *,
         channel: int,
         activation: Function | None,
-        **attributes: object,
+        **attributes: Any,
     ) -> ZooActivation:
         """A product of ``x`` and constant ``weights``, whose output channels are axis ``channel``;
         ``acc``, its sums, has them last: (N, H, W, O) or (M, O)."""
@@ -182,8 +185,8 @@ class Builder:
         ):
             name = self._const(f"{stem}_{part}", array)
             scale_name = self._const(f"{name}_scale", scale)
-            zero = self._const(f"{name}_zero", np.zeros(len(scale), array.dtype))
-            dq = self._node("DequantizeLinear", [name, scale_name, zero], f"{name}_dq", axis=axis)
+            zeros = self._const(f"{name}_zero", np.zeros(len(scale), array.dtype))
+            dq = self._node("DequantizeLinear", [name, scale_name, zeros], f"{name}_dq", axis=axis)
             names.append(dq)
         value = self._node(op_type, [self._real(x), *names], stem, **attributes)
         acc = acc + bias
@@ -201,10 +204,10 @@ class Builder:
         else:
             y_scale, zero = _quantisation(real, False)
         y = numerics.requantise(
-            acc, np.int64(0), *numerics.split_scale(sum_scale / y_scale), zero, -128, 127
+            acc, np.array(0), *numerics.split_scale(sum_scale / y_scale), zero, -128, 127
         )
-        made = self._quantised(value, np.moveaxis(y, -1, 1), y_scale, zero)
-        return self.function(made, activation) if activation in FUNCTIONS else made
+        result = self._quantised(value, np.moveaxis(y, -1, 1), y_scale, zero)
+        return self.function(result, activation) if activation in FUNCTIONS else result
 
     def conv(
         self,
@@ -228,21 +231,21 @@ class Builder:
             "pads": list(pads),
             "group": group,
         }
-        acc = _sums(x.sample, x.zero, w, (stride, stride), pads, group)
-        return self._product("Conv", x, w, acc, 0, activation, **attributes)
+        acc = _sums(x.sample, x.zero, w, stride=stride, pads=pads, group=group)
+        return self._product("Conv", x, w, acc, channel=0, activation=activation, **attributes)
 
     def _pads(
         self, x: ZooActivation, kernel: tuple[int, int], stride: int
     ) -> tuple[int, int, int, int]:
         """Top, left, bottom, right."""
         if self.padding == "symmetric":
-            return (kernel[0] // 2, kernel[1] // 2) * 2
+            return kernel[0] // 2, kernel[1] // 2, kernel[0] // 2, kernel[1] // 2
         totals = [
             max((-(-size // stride) - 1) * stride + k - size, 0)
             for size, k in zip(x.sample.shape[2:], kernel)
         ]
-        before = [total // 2 for total in totals]
-        return (*before, *(total - b for total, b in zip(totals, before)))
+        height, width = totals
+        return height // 2, width // 2, height - height // 2, width - width // 2
 
     def conv_transpose(self, x: ZooActivation, outputs: int) -> ZooActivation:
         """A transposed convolution, 2x2 with stride 2: twice the size."""
@@ -253,7 +256,7 @@ class Builder:
         acc = acc.reshape(n, outputs, 2, 2, height, width).transpose(0, 4, 2, 5, 3, 1)
         acc = acc.reshape(n, 2 * height, 2 * width, outputs)
         sizes = {"kernel_shape": [2, 2], "strides": [2, 2]}
-        return self._product("ConvTranspose", x, w, acc, 1, None, **sizes)
+        return self._product("ConvTranspose", x, w, acc, channel=1, activation=None, **sizes)
 
     def gemm(
         self, x: ZooActivation, outputs: int, activation: Function | None = None
@@ -261,8 +264,8 @@ class Builder:
         """A matrix (M, K) times a constant (K, N)."""
         w = self._weights((x.channels, outputs))
         image = x.sample.T[None, :, None]
-        acc = _sums(image, x.zero, w.T[:, :, None, None], (1, 1), (0, 0, 0, 0), 1)[0, 0]
-        return self._product("Gemm", x, w, acc, 1, activation)
+        acc = _sums(image, x.zero, w.T[:, :, None, None])[0, 0]
+        return self._product("Gemm", x, w, acc, channel=1, activation=activation)
 
     # Element by element --------------------------------------------------------------------------
 
@@ -311,6 +314,7 @@ class Builder:
     def max_pool(
         self, x: ZooActivation, kernel: int = 2, stride: int = 2, padded: bool = True
     ) -> ZooActivation:
+        """A max pool, padded as the network's convolutions are or not at all."""
         pads = self._pads(x, (kernel, kernel), stride) if padded else (0, 0, 0, 0)
         node = self._node(
             "MaxPool",
@@ -369,13 +373,27 @@ def _sums(
     x: np.ndarray,
     zero: int,
     weights: np.ndarray,
-    strides: tuple[int, int],
-    pads: tuple[int, int, int, int],
-    group: int,
+    *,
+    stride: int = 1,
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    group: int = 1,
 ) -> np.ndarray:
     """A convolution's exact sums of (x - zero) * weights: int64 (N, H, W, O)."""
-    none = np.zeros(len(weights), np.int32), np.ones(len(weights), np.float32)
-    op = Conv("", "Conv", "", -128, 127, "", weights, *none, strides, pads, (1, 1), group)
+    op = Conv(
+        name="",
+        op_type="Conv",
+        output="",
+        low=-128,
+        high=127,
+        x="",
+        weights=weights,
+        bias=np.zeros(len(weights), np.int32),
+        scale=np.ones(len(weights), np.float32),
+        strides=(stride, stride),
+        pads=pads,
+        dilations=(1, 1),
+        group=group,
+    )
     images: list[list[np.ndarray]] = [[] for _ in x]
     for n, _, acc in golden.accumulate(op, x, zero):
         images[n].append(acc)

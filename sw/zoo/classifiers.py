@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx
 
-from systole.sw.zoo.builder import Builder, ZooActivation
+from systole.sw.zoo.builder import Builder, Function, ZooActivation
 from systole.sw.zoo.tiny import mobilenetv1_features
 
 CLASSES = 1000
@@ -19,7 +19,8 @@ def resnet18(seed: int = 0, size: int = 224) -> onnx.ModelProto:
     def basic(net: Builder, x: ZooActivation, width: int, stride: int) -> ZooActivation:
         return net.conv(net.conv(x, width, stride=stride), width, activation=None)
 
-    return _resnet("resnet18", seed, size, basic, (2, 2, 2, 2), 1)
+    net = Builder("resnet18", seed, "symmetric")
+    return _resnet(net, size, basic, depths=(2, 2, 2, 2), expansion=1)
 
 
 def resnet50(seed: int = 0, size: int = 224) -> onnx.ModelProto:
@@ -29,18 +30,20 @@ def resnet50(seed: int = 0, size: int = 224) -> onnx.ModelProto:
         x = net.conv(net.conv(x, width, kernel=1), width, stride=stride)
         return net.conv(x, 4 * width, kernel=1, activation=None)
 
-    return _resnet("resnet50", seed, size, bottleneck, (3, 4, 6, 3), 4)
+    net = Builder("resnet50", seed, "symmetric")
+    return _resnet(net, size, bottleneck, depths=(3, 4, 6, 3), expansion=4)
 
 
 def _resnet(
-    name: str,
-    seed: int,
+    net: Builder,
     size: int,
     block: Callable[[Builder, ZooActivation, int, int], ZooActivation],
+    *,
     depths: tuple[int, ...],
     expansion: int,
 ) -> onnx.ModelProto:
-    net = Builder(name, seed, "symmetric")
+    """Stages of ``depths`` residual blocks; ``block`` builds one, given its width and stride, with
+    ``expansion`` times as many output channels."""
     x = net.conv(net.picture(size), 64, kernel=7, stride=2)
     x = net.max_pool(x, kernel=3)
     for stage, depth in enumerate(depths):
@@ -88,7 +91,7 @@ def mobilenetv3_small(seed: int = 0, size: int = 224) -> onnx.ModelProto:
     """MobileNetV3-Small (arXiv 1905.02244): squeeze-and-excitation, hard-swish."""
     net = Builder("mobilenetv3-small", seed, "symmetric")
     x = net.conv(net.picture(size), 16, stride=2, activation="HardSwish")
-    for kernel, expanded, outputs, excite, activation, stride in (
+    blocks: tuple[tuple[int, int, int, bool, Function, int], ...] = (
         (3, 16, 16, True, "relu", 2),
         (3, 72, 24, False, "relu", 2),
         (3, 88, 24, False, "relu", 1),
@@ -100,7 +103,8 @@ def mobilenetv3_small(seed: int = 0, size: int = 224) -> onnx.ModelProto:
         (5, 288, 96, True, "HardSwish", 2),
         (5, 576, 96, True, "HardSwish", 1),
         (5, 576, 96, True, "HardSwish", 1),
-    ):
+    )
+    for kernel, expanded, outputs, excite, activation, stride in blocks:
         y = x
         if expanded != x.channels:
             y = net.conv(y, expanded, kernel=1, activation=activation)

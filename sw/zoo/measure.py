@@ -32,7 +32,7 @@ def macs(model: onnx.ModelProto) -> int:
 
 @dataclass(frozen=True)
 class Saturation:
-    """Of one quantised activation."""
+    """How one quantised activation fills its range."""
 
     name: str
     elements: int
@@ -77,5 +77,5 @@ def saturation(model: onnx.ModelProto, seed: int = 1) -> list[Saturation]:
 
 
 def saturated_share(results: list[Saturation]) -> float:
-    """Of all activations together."""
+    """The share of all activations' elements that saturate."""
     return sum(r.saturated for r in results) / sum(r.elements for r in results)

@@ -44,14 +44,16 @@ class Recipe:
     """Class of the model for each label of the data, if they differ."""
     metric: Literal["accuracy", "reconstruction error"] | None = "accuracy"
     twin: str = ""
-    """Of a quantised model: the float one it was made of."""
+    """File of the float model that a quantised one was made from."""
 
     @property
     def name(self) -> str:
+        """The file's name without its ending."""
         return Path(self.file).stem
 
     @property
     def is_float(self) -> bool:
+        """Whether the model is float, and quantised before it is measured."""
         return self.name.endswith("_float")
 
     def samples(self, folder: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -20,7 +20,7 @@ from systole.isa import (
     Status,
     TraceKind,
 )
-from systole.isa import ControlUnit as ControlBits
+from systole.isa import Control as ControlBits
 from tests.helpers.simulation import simulation
 
 PROGRAM = 0x1000

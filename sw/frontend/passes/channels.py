@@ -28,11 +28,8 @@ def affine(node: Node, x: Affine, gain: np.ndarray, shift: np.ndarray) -> Conv:
     bias = np.where(moving, np.rint(ratio * weight) * np.sign(gain), np.rint(shift / FIXED))
     scale = np.where(moving, np.abs(gain) / weight, FIXED).astype(np.float32)
     weight = np.where(moving, weight * np.sign(gain), 0)
-    fields = {"name": x.name, "op_type": "+".join(x.op_types), "output": ""}
     return Conv(
-        **fields,
-        low=-128,
-        high=127,
+        **node.fields("+".join(x.op_types), name=x.name),
         x=x.tensor,
         weights=weight.astype(np.int8).reshape(-1, 1, 1, 1),
         bias=np.clip(bias, -MOST, MOST).astype(np.int32),

@@ -4,7 +4,7 @@ function on the 256 values of an int8, an operator that moves elements on their 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -55,7 +55,7 @@ def evaluate(
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), OPTIONS, providers=["CPUExecutionProvider"]
         )
-        return session.run(None, given)
+        return cast("list[np.ndarray]", session.run(None, given))
     except Exception as e:
         reason = str(e).strip().splitlines()[0]
         raise node.fail(f"onnxruntime refuses it: {reason}") from None

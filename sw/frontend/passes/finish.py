@@ -5,23 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from systole.sw.frontend.passes import moves
+from systole.sw.frontend.passes.layout import Shape
 from systole.sw.frontend.passes.values import Affine, Function, Node, Pending, Quant
 from systole.sw.ir.graph import Binary, Op, Pick, Pool, Select, Table
 
-Shape = tuple[int, int, int, int]
+Scale = TypeVar("Scale", np.ndarray, np.float32)
 
 
-def checked(node: Node, scale: np.ndarray) -> np.ndarray:
+def checked(node: Node, scale: Scale) -> Scale:
+    """``scale``, a requantisation's. Raises :class:`~sw.ir.graph.ModelError` if the hardware cannot
+    hold it."""
     if not (np.isfinite(scale).all() and (scale > 0).all() and (scale < 2.0**24).all()):
         raise node.fail(f"requantisation scale {np.min(scale)}..{np.max(scale)} is outside 0..2^24")
     return scale
 
 
 def scaled_binary(node: Node, op: Binary, quant: Quant) -> Binary:
+    """``op`` with its operands' scales as ratios to the result's."""
     ratios = [np.float32(r) / quant.scale for r in (op.a_ratio, op.b_ratio)]
     if op.kind == "mul":
         ratios[1] = np.float32(1)
@@ -30,17 +35,19 @@ def scaled_binary(node: Node, op: Binary, quant: Quant) -> Binary:
     return replace(op, a_ratio=float(ratios[0]), b_ratio=float(ratios[1]))
 
 
-def scaled_select(node: Node, op: Select, quant: Quant) -> Select:
+def scaled_select(node: Node, op: Select, fill: float, quant: Quant) -> Select:
+    """``op`` with its operands' scales as ratios to the result's, and the real number ``fill``
+    quantised."""
     phases = [
         [replace(p, scale=float(checked(node, np.float32(p.scale) / quant.scale))) for p in picks]
         for picks in op.phases
     ]
-    return replace(op, phases=phases, fill=quant.value(op.fill))
+    return replace(op, phases=phases, fill=quant.value(fill))
 
 
 def of_mixed_scales(picks: Sequence[Pick]) -> set[str]:
     """The tensors of picks that share a channel with a pick of another scale."""
-    out = set()
+    out: set[str] = set()
     for i, a in enumerate(picks):
         for b in picks[:i]:
             if a.scale != b.scale and ((a.channels >= 0) & (b.channels >= 0)).any():
@@ -56,7 +63,7 @@ def unscaled(value: Pending, quant: Quant) -> Op | None:
         return None
     if isinstance(op, Select) and all(p.scale == quant.scale for ps in op.phases for p in ps):
         phases = [[replace(p, scale=1.0) for p in picks] for picks in op.phases]
-        return replace(op, phases=phases, fill=quant.value(op.fill))
+        return replace(op, phases=phases, fill=quant.value(value.fill))
     if isinstance(op, Pool) and op.kind == "max" and op.scale == quant.scale:
         return replace(op, scale=np.float32(1))
     return None
@@ -68,23 +75,31 @@ def in_units(x: Affine, gain: np.ndarray, quant: Quant) -> tuple[np.ndarray, np.
 
 
 def table(node: Node, f: Function, shape: Shape, quant: Quant) -> Pending:
+    """A Table of the function's 256 results, quantised."""
     # What is not a number becomes the lowest value, as in onnxruntime.
     with np.errstate(over="ignore"):  # infinite saturates as well
         real = np.nan_to_num(f.values.astype(np.float32), nan=-np.inf) / quant.scale
     values = np.clip(np.rint(real) + np.float32(quant.zero), -128, 127).astype(np.int8)
-    fields = {"name": node.name, "op_type": "+".join(f.op_types), "output": ""}
-    op = Table(**fields, low=-128, high=127, x=f.tensor, values=values)
+    op = Table(**node.fields("+".join(f.op_types)), x=f.tensor, values=values)
     return Pending(op, shape, f.view)
 
 
 def whole(node: Node, name: str, shape: Shape, scale: float) -> Select:
     """A Select that moves nothing."""
-    fields = {"name": node.name, "op_type": node.op_type, "output": "", "low": -128, "high": 127}
-    return Select(**fields, phases=[[moves.identity(name, shape, scale)]])
+    return Select(**node.fields(), phases=[[moves.identity(name, shape, scale)]])
 
 
 def clamp(op: Select) -> Pool:
     """A maximum of one element in the place of a Select that moves nothing."""
-    fields = {"name": op.name, "op_type": op.op_type, "output": "", "low": -128, "high": 127}
-    window = {"kernel": (1, 1), "strides": (1, 1), "pads": (0, 0, 0, 0)}
-    return Pool(**fields, x=op.inputs[0], kind="max", **window)
+    return Pool(
+        name=op.name,
+        op_type=op.op_type,
+        output="",
+        low=-128,
+        high=127,
+        x=op.inputs[0],
+        kind="max",
+        kernel=(1, 1),
+        strides=(1, 1),
+        pads=(0, 0, 0, 0),
+    )

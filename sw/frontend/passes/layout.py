@@ -15,10 +15,18 @@ import numpy as np
 
 Atom = tuple[int, int]
 """Size and stride."""
+Shape = tuple[int, int, int, int]
+"""Of a stored array: images, channels, rows, columns."""
 
 
 class LayoutError(ValueError):
     """A layout that strides cannot express."""
+
+
+def four(shape: Sequence[int]) -> Shape:
+    """The shape of an array that has four dimensions."""
+    n, c, h, w = shape
+    return n, c, h, w
 
 
 def merge(*groups: Sequence[Atom]) -> tuple[Atom, ...]:
@@ -57,7 +65,7 @@ class OnnxView:
         if math.prod(shape) != math.prod(self.shape):
             raise LayoutError(f"cannot reshape {list(self.shape)} to {list(shape)}")
         rest = list(merge(*self.dims))
-        dims = []
+        dims: list[tuple[Atom, ...]] = []
         for need in shape:
             dim: list[Atom] = []
             while need > 1:
@@ -76,9 +84,9 @@ class OnnxView:
 
     def indices(self) -> np.ndarray:
         """For each element of the value its place in the base array."""
-        out = np.zeros((), np.int32)
+        out: np.ndarray = np.zeros((), np.int32)
         for dim in self.dims:
-            axis = np.zeros(1, np.int32)
+            axis: np.ndarray = np.zeros(1, np.int32)
             for size, stride in dim:
                 axis = np.add.outer(axis, np.arange(size, dtype=np.int32) * stride).reshape(-1)
             out = np.add.outer(out, axis)
@@ -98,7 +106,7 @@ class OnnxView:
 def _split(dim: Sequence[Atom], whole: Sequence[Atom]) -> list[int]:
     """New strides of a dimension's atoms, given the one atom they become together."""
     stride = whole[0][1] if whole else 1
-    out = []
+    out: list[int] = []
     for size, _ in reversed(dim):
         out.insert(0, stride)
         stride *= size
@@ -111,10 +119,10 @@ def _relabel(dim: Sequence[Atom], pieces: Sequence[tuple[int, int, int]]) -> lis
     for size, stride in dim:
         parts: list[Atom] = []
         while size > 1:
-            found = [p for p in pieces if p[1] <= stride < p[1] * p[0]]
-            if not found or stride % found[0][1]:
+            inside = [p for p in pieces if p[1] <= stride < p[1] * p[0]]
+            if not inside or stride % inside[0][1]:
                 raise LayoutError("the dimension is cut unevenly")
-            piece, old, new = found[0]
+            piece, old, new = inside[0]
             factor = stride // old
             take = min(size, piece // factor)
             if size % take or piece % factor:
@@ -133,11 +141,11 @@ def input_perm(onnx_shape: Sequence[int], stored: OnnxView) -> tuple[int, ...]:
     for size, stride in merge(*stored.dims):
         while size > 1:
             end = size * stride
-            found = [i for i, (s, at) in axes.items() if s * at == end and size % s == 0]
-            if not found:
+            ends = [i for i, (s, at) in axes.items() if s * at == end and size % s == 0]
+            if not ends:
                 raise LayoutError("an axis is divided between two that do not follow each other")
-            perm.append(found[0])
-            size //= axes.pop(found[0])[0]
+            perm.append(ends[0])
+            size //= axes.pop(ends[0])[0]
     return tuple(perm)
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from systole.isa.commands import COMMANDS, Opcode
+from systole.sw.frontend.passes.layout import Shape, four
 from systole.sw.ir.graph import Pick, Select
 
 LIMITS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
@@ -31,13 +33,22 @@ BLOCK = 16
 MAX_STRIDE = LIMITS["stride_x"].high
 MAX_OFFSET = LIMITS["x0"].high
 
-Shape = tuple[int, int, int, int]
-Fit = tuple[tuple[int, int], list[list[Pick]], bool, bool]
-"""Steps, phases, ``flat`` and ``joined`` of a Select."""
+Source = tuple[str, float, Shape]
+"""Name, scale and shape of a tensor that elements come from."""
+
+
+class Fit(NamedTuple):
+    """The fields of a Select that carries out a movement."""
+
+    steps: tuple[int, int]
+    phases: list[list[Pick]]
+    flat: bool
+    joined: bool
+
 
 MAX_KEPT = 10_000
-_FITS: dict[tuple, Fit | None] = {}
-"""Results of :func:`fit` by what they depend on."""
+_FITS: dict[tuple[object, ...], Fit | None] = {}
+"""Results of :func:`fit`, their sources numbered, by what they depend on."""
 
 
 def identity(name: str, shape: Shape, scale: float) -> Pick:
@@ -55,9 +66,7 @@ def is_identity(op: Select, shape: Shape, source: Shape) -> bool:
     return same and pick.strides == (1, 1) and pick.offsets == (0, 0)
 
 
-def fit(
-    index: np.ndarray, sources: Sequence[tuple[str, float, Shape]], zero_fill: bool
-) -> Fit | None:
+def fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit | None:
     """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
     (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
     (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
@@ -65,44 +74,47 @@ def fit(
 
     A network makes the same movements again and again, and placement asks for them with every
     attempt: results are kept by what they depend on."""
-    places = np.ascontiguousarray(index, np.int64)
     shapes = tuple(shape for _, _, shape in sources)
+    places = np.ascontiguousarray(index, np.int64)
     key = (places.shape, hashlib.sha256(places.tobytes()).digest(), shapes, zero_fill)
     if key not in _FITS:
         if len(_FITS) >= MAX_KEPT:
             _FITS.clear()
-        _FITS[key] = _fit(places, shapes, zero_fill)
+        numbered = [(str(i), 1.0, shape) for i, shape in enumerate(shapes)]
+        _FITS[key] = _fit(places, numbered, zero_fill)
     known = _FITS[key]
     if known is None:
         return None
-    steps, phases, flat, joined = known
-    bound = [
-        [replace(pick, x=sources[int(pick.x)][0], scale=sources[int(pick.x)][1]) for pick in phase]
-        for phase in phases
-    ]
-    return steps, bound, flat, joined
+    phases = [[_bound(pick, *sources[int(pick.x)][:2]) for pick in phase] for phase in known.phases]
+    return known._replace(phases=phases)
 
 
-def _fit(index: np.ndarray, sources: Sequence[Shape], zero_fill: bool) -> Fit | None:
-    """:func:`fit`, with sources known by their shape alone; the picks name them by number."""
+def _bound(pick: Pick, name: str, scale: float) -> Pick:
+    """A pick of a numbered source as one of the tensor ``name``."""
+    return replace(pick, x=name, scale=scale)
+
+
+def _fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit | None:
+    """:func:`fit`, computed anew."""
     for joined in (False, True):
-        forms = []
+        forms: list[tuple[bool, np.ndarray, list[Source], list[Shape], tuple[int, ...]]] = []
         for flat in (False, True):
-            shapes = [_seen(shape, flat, joined) for shape in sources]
-            places = index.reshape(_seen(index.shape, flat, joined))
-            if forms and (shapes, places.shape) == forms[0][2:]:
+            seen = [(name, scale, _seen(shape, flat, joined)) for name, scale, shape in sources]
+            shapes = [shape for _, _, shape in seen]
+            places = index.reshape(_seen(four(index.shape), flat, joined))
+            if forms and (shapes, places.shape) == forms[0][3:]:
                 continue
             if joined and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
                 continue
             cells = _cells(places, shapes)
             if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
-                forms.append((flat, cells, shapes, places.shape))
+                forms.append((flat, cells, seen, shapes, places.shape))
         for most, count in CHANNEL_PICKS:
-            for flat, cells, shapes, _ in forms:
+            for flat, cells, seen, _, _ in forms:
                 for sy, sx in _steps(cells.shape[2:], count):
-                    phases = _phases(cells, (sy, sx), shapes, zero_fill, most)
+                    phases = _phases(cells, (sy, sx), seen, zero_fill, most)
                     if phases is not None:
-                        return (sy, sx), phases, flat, joined
+                        return Fit((sy, sx), phases, flat, joined)
     return None
 
 
@@ -114,9 +126,9 @@ def _seen(shape: Shape, flat: bool, joined: bool) -> Shape:
     return (n, c, 1, h * w) if flat else (n, c, h, w)
 
 
-def cost(found: Fit, shape: Shape) -> int:
+def cost(fit: Fit, shape: Shape) -> int:
     """Words that the array streams for a Select with an output of ``shape``, about."""
-    (sy, sx), phases, _, _ = found
+    (sy, sx), phases = fit.steps, fit.phases
     size = shape[2] * shape[3] // (sy * sx) + 1
     blocks = 0
     for pick in (p for picks in phases for p in picks):
@@ -130,7 +142,7 @@ def cost(found: Fit, shape: Shape) -> int:
 def _phases(
     cells: np.ndarray,
     steps: tuple[int, int],
-    sources: Sequence[Shape],
+    sources: Sequence[Source],
     zero_fill: bool,
     most: int,
 ) -> list[list[Pick]] | None:
@@ -174,7 +186,7 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
 
 
 def _phase(
-    cells: np.ndarray, sources: Sequence[Shape], zero_fill: bool, most: int
+    cells: np.ndarray, sources: Sequence[Source], zero_fill: bool, most: int
 ) -> list[Pick] | None:
     """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
@@ -192,21 +204,28 @@ def _phase(
         key = pattern.tobytes()
         if key not in covers:
             covers[key] = _cover(pattern, sources, most)
-        if covers[key] is None or len(groups) > MAX_PICKS:
+        cover = covers[key]
+        if cover is None or len(groups) > MAX_PICKS:
             return None
-        for place, offset in covers[key]:
+        for place, offset in cover:
             channels = groups.setdefault(place, np.full(cells.shape[1], -1))
             if channels[o] >= 0:  # the same places of two channels: not in one pick
                 return None
             channels[o] = first + offset
     return [
-        Pick(str(s), channels, strides, offsets)
+        Pick(
+            x=sources[s][0],
+            channels=channels,
+            strides=strides,
+            offsets=offsets,
+            scale=sources[s][1],
+        )
         for (s, strides, offsets), channels in groups.items()
     ]
 
 
 def _cover(
-    pattern: np.ndarray, sources: Sequence[Shape], most: int
+    pattern: np.ndarray, sources: Sequence[Source], most: int
 ) -> list[tuple[tuple, int]] | None:
     """Picks (source, strides, offsets) with their channels that together give a channel (source,
     channel, rows, columns): each the largest that starts with the first element left."""
@@ -222,8 +241,8 @@ def _cover(
         i, j = (int(v) for v in np.unravel_index(np.argmax(left), left.shape))
         s, own = int(source[i, j]), int(channel[i, j])
         mine = left & (source == s) & (channel == own)
-        height, width = sources[s][2:]
-        best: tuple[int, tuple, np.ndarray] | None = None
+        height, width = sources[s][2][2:]
+        best: tuple[int, tuple, tuple[np.ndarray, ...]] | None = None
         for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
             for sx, ox, xs in _lines(columns[i], mine[i], j, width):
                 box = np.ix_(ys, xs)
@@ -254,6 +273,6 @@ def _lines(
             strides.add(rise // run)
     for stride in sorted(strides):
         offset = int(places[first]) - first * stride
-        made = np.arange(len(places)) * stride + offset
-        if stride <= MAX_STRIDE and np.abs(made[[0, -1]]).max() <= MAX_OFFSET:
-            yield stride, offset, np.flatnonzero((made >= 0) & (made < size))
+        taken = np.arange(len(places)) * stride + offset
+        if stride <= MAX_STRIDE and np.abs(taken[[0, -1]]).max() <= MAX_OFFSET:
+            yield stride, offset, np.flatnonzero((taken >= 0) & (taken < size))

@@ -125,9 +125,10 @@ def _attempt(what: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except Exception as e:
-        while e.__cause__ is not None:
-            e = e.__cause__
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise ModelError(f"{what}: {reason}") from None
 
 
@@ -184,9 +185,10 @@ def _fix_shapes(graph: ir.Graph, given: Mapping[str, int]) -> None:
                 names = [n for n in (dim.value, *names) if n]
                 known.update(names)
                 dims[i] = next((given[n] for n in names if n in given), 1 if i == 0 else dim)
-            if not isinstance(dims[i], int) or dims[i] < 1:
+            bound = dims[i]
+            if not isinstance(bound, int) or bound < 1:
                 raise ModelError(
-                    f"input {value.name!r}: dimension {i} is {_shown(dims[i])}; it must be a fixed "
+                    f"input {value.name!r}: dimension {i} is {_shown(bound)}; it must be a fixed "
                     f"positive number: bind an open one with --dim {names[0]}=N (only the first, "
                     "the batch, may stay open and becomes 1)"
                 )

@@ -16,12 +16,12 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import onnx_ir as ir
 
-from systole.sw.frontend.passes.layout import OnnxView
+from systole.sw.frontend.passes.layout import OnnxView, Shape
 from systole.sw.ir.graph import ModelError, Op
 
 
@@ -101,6 +101,8 @@ class Affine:
 @dataclass(frozen=True)
 class RealInput:
     name: str
+    shape: tuple[int, ...]
+    """Of the graph input, however ``view`` reshapes it."""
     view: OnnxView
 
 
@@ -110,12 +112,14 @@ class Pending:
     the result, ``view`` its model form, ``low``/``high`` the clamps met so far."""
 
     op: Op
-    shape: tuple[int, int, int, int]
+    shape: Shape
     view: OnnxView
     low: float = -math.inf
     high: float = math.inf
     off: float = 0.0
     """By how much, in real numbers, rounding an operand or its factor may falsify it."""
+    fill: float = 0.0
+    """The real number of a Select's channels that take no element."""
 
 
 Value = Const | QuantConst | Quantised | Dequantised | Function | Affine | RealInput | Pending
@@ -136,56 +140,75 @@ class Quant:
         return int(np.clip(np.rint(np.float32(x) / self.scale) + self.zero, -128, 127))
 
 
-@dataclass
-class Stored:
-    """A tensor in the making. Graph inputs get scale and layout from their first consumers."""
+class OpFields(TypedDict):
+    """The fields that all operators of the graph have."""
 
-    unsigned: bool
-    quant: Quant | None
-    shape: tuple[int, int, int, int] | None
-    onnx_shape: tuple[int, ...] | None = None
-    perm: tuple[int, ...] | None = None
-    layout: OnnxView | None = None
-    """Graph inputs: the stored form as a view of the model's array, once bound."""
+    name: str
+    op_type: str
+    output: str
+    low: int
+    high: int
 
 
 class Node:
-    """An ONNX node with checked attribute access and errors that name it."""
+    """An ONNX node with checked access to its attributes, and errors that name it."""
 
     def __init__(self, raw: ir.Node):
         self.raw = raw
         self.op_type = raw.op_type
         self.name = raw.name or (raw.outputs[0].name if raw.outputs else "") or ""
         self.output = raw.outputs[0].name or "" if raw.outputs else ""
+        """Name of the output that a result is for: the first, if :meth:`with_output` named no
+        other."""
 
-    def making(self, output: str) -> Node:
-        """The node, of whose results ``output`` is meant."""
-        made = copy.copy(self)
-        made.output = output
-        return made
+    def with_output(self, output: str) -> Node:
+        """The same node, its result being for ``output``."""
+        node = copy.copy(self)
+        node.output = output
+        return node
+
+    def input(self, index: int) -> str | None:
+        """The name of input ``index``; None where the node leaves it out."""
+        value = self.raw.inputs[index] if index < self.input_count else None
+        return None if value is None else value.name
+
+    @property
+    def input_count(self) -> int:
+        return len(self.raw.inputs)
+
+    def fields(self, op_type: str | None = None, *, name: str | None = None) -> OpFields:
+        """The common fields of an operator that computes the node, not yet named or clamped."""
+        return {
+            "name": self.name if name is None else name,
+            "op_type": self.op_type if op_type is None else op_type,
+            "output": "",
+            "low": -128,
+            "high": 127,
+        }
 
     def fail(self, why: str) -> ModelError:
+        """The error of a node that is not supported for the reason ``why``."""
         return ModelError(f"{self.op_type} {self.name!r}: {why}")
 
-    def _attribute(self, name: str, types: tuple[ir.AttributeType, ...], default: Any) -> Any:
-        attribute = self.raw.attributes.get(name)
-        if attribute is None:
-            return default
-        if attribute.type not in types:
-            raise self.fail(f"attribute {name} has type {attribute.type.name}")
-        return attribute.value
-
-    def int(self, name: str, default: int | None) -> int | None:
+    def integer(self, name: str, default: int) -> int:
         return self._attribute(name, (ir.AttributeType.INT,), default)
 
-    def float(self, name: str, default: float) -> float:
+    def real(self, name: str, default: float) -> float:
         return float(self._attribute(name, (ir.AttributeType.FLOAT, ir.AttributeType.INT), default))
 
     def string(self, name: str, default: str) -> str:
         return self._attribute(name, (ir.AttributeType.STRING,), default)
 
-    def ints(
-        self, name: str, default: Sequence[int] | None, low: int | None = None, count: int = 0
+    @overload
+    def integers(
+        self, name: str, default: Sequence[int], *, low: int | None = None, count: int = 0
+    ) -> tuple[int, ...]: ...
+    @overload
+    def integers(
+        self, name: str, default: None, *, low: int | None = None, count: int = 0
+    ) -> tuple[int, ...] | None: ...
+    def integers(
+        self, name: str, default: Sequence[int] | None, *, low: int | None = None, count: int = 0
     ) -> tuple[int, ...] | None:
         """``count`` (0: any number of) integers, each at least ``low``."""
         values = self._attribute(name, (ir.AttributeType.INTS,), default)
@@ -197,3 +220,11 @@ class Node:
         if low is not None and any(v < low for v in values):
             raise self.fail(f"{name} = {list(values)}: each must be at least {low}")
         return values
+
+    def _attribute(self, name: str, types: tuple[ir.AttributeType, ...], default: Any) -> Any:
+        attribute = self.raw.attributes.get(name)
+        if attribute is None:
+            return default
+        if attribute.type not in types:
+            raise self.fail(f"attribute {name} has type {attribute.type.name}")
+        return attribute.value

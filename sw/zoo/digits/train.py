@@ -39,14 +39,15 @@ def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """x and y of the training set, x and y of the held-out set; x is (N, 1, 8, 8) in 0..1."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    x = (data.images / 16).astype(np.float32)[:, None]
+    images, labels = load_digits(return_X_y=True)
+    x = (images.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
     order = np.random.default_rng(SEED).permutation(len(x))
     train, test = order[HELD_OUT:], order[:HELD_OUT]
-    return x[train], data.target[train], x[test], data.target[test]
+    return x[train], labels[train], x[test], labels[test]
 
 
 def initial(rng: np.random.Generator) -> Parameters:
+    """Random weights, and biases of zero."""
     shapes = {"w1": (8, 1, 3, 3), "w2": (16, 8, 3, 3), "w3": (16, 16, 3, 3), "w4": (256, 10)}
     parameters = {}
     for i, (name, shape) in enumerate(shapes.items(), 1):
@@ -63,6 +64,7 @@ class Convolution:
         self.stride = stride
 
     def forward(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """The convolution of x (N, C, H, W) by w (O, C, 3, 3), plus b."""
         padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
         windows = windows[:, :, :: self.stride, :: self.stride].transpose(0, 2, 3, 1, 4, 5)
@@ -174,6 +176,7 @@ class Calibration(CalibrationDataReader):
         self.images = iter(x[:, None])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next image, None behind the last."""
         image = next(self.images, None)
         return None if image is None else {"image": image}
 
@@ -200,7 +203,7 @@ def accuracy(model: onnx.ModelProto, x: np.ndarray, y: np.ndarray) -> float:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    guess = [session.run(None, {"image": image[None]})[0].argmax() for image in x]
+    guess = [np.argmax(np.asarray(session.run(None, {"image": i[None]})[0])) for i in x]
     return float((np.array(guess) == y).mean())
 
 

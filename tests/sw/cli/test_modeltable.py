@@ -33,7 +33,7 @@ def recipe(name: str) -> Recipe:
 @pytest.mark.parametrize("name", ["kws_int8", "ic_int8"])
 def test_programs_of_published_models(name):
     """Handfuls of samples: all layers of the program as golden, and classes as onnxruntime."""
-    row = modeltable.measure(recipe(name), MODELS, 5, 2, 0, Config())
+    row = modeltable.measure(recipe(name), MODELS, 5, Config(), commands=2)
     assert not row.refusal
     assert row.mismatches == {"commands": (2, 0)}
     assert (row.equal, row.largest) == (row.elements, 0)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from systole.sw.cli import run
+from systole.sw.session import run as session
 from systole.sw.zoo import digits
 from tests.helpers.random_models import Model, random_array
 
@@ -74,7 +75,7 @@ def test_report(mixed, tmp_path):
 def test_mismatches_are_found_in_every_segment(mixed, tmp_path, monkeypatch):
     """The second program on a machine that gets one element wrong."""
     out, calls = tmp_path / "report.json", []
-    true = run.execute
+    true = session.execute
 
     def wrong(driver, program, inputs, *, trace):
         done = true(driver, program, inputs, trace=trace)
@@ -84,7 +85,7 @@ def test_mismatches_are_found_in_every_segment(mixed, tmp_path, monkeypatch):
             done.tensors[name][0, 1, 1, 1] ^= 1
         return done
 
-    monkeypatch.setattr(run, "execute", wrong)
+    monkeypatch.setattr(session, "execute", wrong)
     result = cli(mixed, "--sim", "commands", "--json", out)
     assert result.exit_code == 1
     assert len(calls) == 4

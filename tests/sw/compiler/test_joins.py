@@ -14,8 +14,8 @@ from systole.sw.session.backends import open_device
 from tests.helpers.layer_checks import check_program, compile_by_chance
 from tests.helpers.random_graphs import GraphBuilder, random_joins
 
-SMALL = dict(scratchpad_bytes=16384, weight_bytes=4096, accumulator_bytes=8192)
-CONFIGS = [Config(), Config.sized(4, 4), Config.sized(12, 20), Config(rows=8, cols=8, **SMALL)]
+SMALL = Config(rows=8, cols=8, scratchpad_bytes=16384, weight_bytes=4096, accumulator_bytes=8192)
+CONFIGS = [Config(), Config.sized(4, 4), Config.sized(12, 20), SMALL]
 AROUND = ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from rich.console import Console
 
 from systole.isa import Config
-from systole.sw.cli.run import RunOptions, run_model
 from systole.sw.compiler.partition import AcceleratorSegment, HostSegment, partition, place
 from systole.sw.ir.graph import ModelError
 from systole.sw.session import host
+from systole.sw.session.run import RunOptions, run_model
 from tests.helpers.random_models import Model, random_array, random_inputs
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "models"
@@ -74,7 +73,7 @@ def kinds(plan) -> str:
 
 def run(path: Path, arrays, config=CONFIG, **options):
     plan = partition(path, config, **options)
-    report = run_model(plan, arrays, RunOptions(config, "commands"), Console(stderr=True))
+    report = run_model(plan, arrays, RunOptions(config, "commands")).report
     assert report.golden_mismatches == 0, report.first_mismatch
     assert report.ort["equal"] == report.ort["elements"] > 0
     assert report.ort["max_abs_diff"] == 0
@@ -102,7 +101,7 @@ def test_real_models_as_shipped(name):
         images, labels = data["x"][:3], data["y_ref"][:3].argmax(1)
     for image, label in zip(images, labels, strict=True):
         arrays = {plan.inputs.inputs[0].name: image[None]}
-        report = run_model(plan, arrays, RunOptions(config, "commands"), Console(stderr=True))
+        report = run_model(plan, arrays, RunOptions(config, "commands")).report
         assert report.golden_mismatches == 0, report.first_mismatch
         assert report.ort["max_abs_diff"] <= 1
         for segment in plan.segments:

@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from systole.sw.cli.quantize import QuantisationOptions, main, quantise_model
+from systole.sw.cli.quantize import main
 from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.load import load
 from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation.calibrate import activation_ranges
 from systole.sw.quantisation.measure import layer_noise
-from systole.sw.quantisation.pipeline import quantise
+from systole.sw.quantisation.pipeline import QuantisationOptions, quantise, quantise_model
 from systole.sw.quantisation.prepare import input_shapes, prepare, session
 from systole.sw.quantisation.samples import ArraySamples, Preprocessing, read_samples
 

@@ -68,7 +68,7 @@ def test_prediction_holds_for_other_machines(config, latency):
 def test_model_has_the_hardwares_constants(config):
     array = SystolicArray(config)
     Fragment.get(array, None)  # Amaranth warns of components that are never elaborated.
-    machine = cyclemodel._Machine([], config, 64, 64)
+    machine = cyclemodel._MachineModel([], config, 64, 64)
     assert machine.capture == array.capture_lead
     assert machine.array == array.latency(config.cols - 1)
     assert array.SWAP_LEAD == cyclemodel.CONV_SWAP

@@ -13,11 +13,11 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from systole.sw import zoo
+from systole.sw.cli import zoo as command
 from systole.sw.frontend.load import load
 from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
 from systole.sw.ir.graph import macs
-from systole.sw.zoo import __main__ as command
 from systole.sw.zoo import measure
 from systole.sw.zoo.digits import MODEL, TEST_SET
 

@@ -1,5 +1,8 @@
-"""Pass 2's operators. A handler's docstring states what is supported of its operator; anything else
-is refused by name, attribute, value and limit. ``OPERATORS`` is the table.
+"""Pass 2's operators. ``OPERATORS`` is the table of their handlers.
+
+A handler's docstring states what is supported of its operators, one constraint a sentence; it is
+the users' documentation (docs/supported-ops.md). Anything else is refused by node, attribute, value
+and limit.
 """
 
 from systole.sw.frontend.passes.operators import (

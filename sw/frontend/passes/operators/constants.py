@@ -11,8 +11,8 @@ import numpy as np
 
 from systole.sw.frontend.passes import codes, moves
 from systole.sw.frontend.passes.layout import LayoutError, OnnxView, default_layout
-from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.products import bias
+from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import (
     Affine,
     Const,
@@ -23,34 +23,57 @@ from systole.sw.frontend.passes.values import (
     QuantConst,
     Value,
 )
-from systole.sw.ir.graph import Binary, Conv, ConvTranspose, ModelError, Select
+from systole.sw.ir.graph import (
+    Binary,
+    BinaryKind,
+    Conv,
+    ConvTranspose,
+    MatMul,
+    ModelError,
+    Op,
+    Pool,
+    Select,
+)
+
+KINDS: dict[str, BinaryKind] = {"Add": "add", "Sub": "sub", "Mul": "mul"}
+"""Of the graph's Binary, by ONNX operator."""
 
 
 def with_constant(
-    state: GraphBuilder,
+    state: LoweringState,
     node: Node,
     op_type: str,
     x: Value | None,
     constant: Const | QuantConst,
+    *,
     first: bool,
 ) -> Value:
-    """Add, Sub, Mul, Div of ``x`` and a constant, which is the ``first`` operand or the second."""
+    """Add, Sub, Mul or Div of ``x`` and a constant, which is the ``first`` operand or the
+    second."""
     if op_type == "Div" and not _real(node, constant).all():
-        raise node.fail("its divisor has zeros")
+        raise node.fail("its divisor has zeros; each value must be other than 0")
     if isinstance(x, Pending) and not isinstance(x.op, Select):
         return _pending(node, op_type, x, constant, first)
     if isinstance(x, Affine):
-        return _by_constant(node, op_type, *per_channel(state, node, x, constant), first)
-    x = state.real(node, x, 0)
+        affine, values = per_channel(state, node, x, constant)
+        return _by_constant(node, op_type, affine, values, first)
+    x = state.operands.real(node, x, 0)
     try:
-        found = _as_it_lies(state, node, x, constant)
+        affine, values = _as_it_lies(state, node, x, constant)
     except ModelError as e:
-        try:
-            np.broadcast_to(_real(node, constant), x.view.shape)
-        except ValueError:
-            raise e from None
-        return over_image(state, node, op_type, x, constant, first)
-    return _by_constant(node, op_type, *found, first)
+        _check_broadcast(node, x, constant, e)
+        return over_image(state, node, op_type, x, constant, first=first)
+    return _by_constant(node, op_type, affine, values, first)
+
+
+def _check_broadcast(
+    node: Node, x: Dequantised, constant: Const | QuantConst, error: ModelError
+) -> None:
+    """Raise ``error`` if the constant cannot be broadcast to ``x``."""
+    try:
+        np.broadcast_to(_real(node, constant), x.view.shape)
+    except ValueError:
+        raise error from None
 
 
 def _pending(
@@ -61,11 +84,11 @@ def _pending(
         return _add_bias(node, x, constant)
     real = _real(node, constant)
     if op_type == "Sub" and not first:
-        return _add_bias(node, x, Const(np.float32(-real)))
+        return _add_bias(node, x, Const(np.asarray(-real, np.float32)))
     if op_type == "Sub":
         raise node.fail("its operand is float32: a QuantizeLinear and DequantizeLinear are needed")
     factor = real if op_type == "Mul" else 1 / real
-    return _times(x, factor) or _scaled(node, x, Const(np.float32(factor)))
+    return _times(x, factor) or _scaled(node, x, Const(np.asarray(factor, np.float32)))
 
 
 def _times(x: Pending, factor: np.ndarray) -> Pending | None:
@@ -74,13 +97,22 @@ def _times(x: Pending, factor: np.ndarray) -> Pending | None:
     fits = factor.ndim <= len(x.view.shape) and factor.size == 1
     if not (fits and 0 < number < math.inf):
         return None
-    op = x.op
+    op = _rescaled(x.op, number)
+    if op is None:
+        return None
+    return replace(x, op=op, low=x.low * number, high=x.high * number, off=x.off * number)
+
+
+def _rescaled(op: Op, number: float) -> Op | None:
+    """``op`` with its result multiplied by a positive number; None if it has no scale."""
     if isinstance(op, Binary):
         other = op.b_ratio if op.kind == "mul" else op.b_ratio * number
-        op = replace(op, a_ratio=op.a_ratio * number, b_ratio=other)
-    else:
-        op = replace(op, scale=op.scale * np.float32(number))
-    return replace(x, op=op, low=x.low * number, high=x.high * number, off=x.off * number)
+        return replace(op, a_ratio=op.a_ratio * number, b_ratio=other)
+    if isinstance(op, Conv | ConvTranspose):
+        return replace(op, scale=op.scale * np.float32(number))
+    if isinstance(op, Pool | MatMul):
+        return replace(op, scale=op.scale * np.float32(number))
+    return None
 
 
 def _by_constant(node: Node, op_type: str, x: Affine, values: np.ndarray, first: bool) -> Affine:
@@ -96,7 +128,7 @@ def _by_constant(node: Node, op_type: str, x: Affine, values: np.ndarray, first:
 
 
 def per_channel(
-    state: GraphBuilder, node: Node, x: Value | None, constant: Const | QuantConst
+    state: LoweringState, node: Node, x: Value | None, constant: Const | QuantConst
 ) -> tuple[Affine, np.ndarray]:
     """``x`` as a function of its channels, this node the last, and the constant's value for
     each."""
@@ -106,33 +138,32 @@ def per_channel(
             raise node.fail("a QuantizeLinear and DequantizeLinear are needed before it")
         x = replace(x, op_types=(*x.op_types, node.op_type))
         return x, _by_channel(state, node, x, array)
-    x = state.real(node, x, 0)
+    x = state.operands.real(node, x, 0)
     try:
         return _as_it_lies(state, node, x, constant)
     except ModelError as e:
-        try:
-            np.broadcast_to(array, x.view.shape)
-        except ValueError:
-            raise e from None
-    made = _affine(state, node, state.plain(node, x), None)  # stored in another order till now
-    return made, _by_channel(state, node, made, array)
+        _check_broadcast(node, x, constant, e)
+    # Stored in another order till now.
+    affine = _affine(state, node, state.mover.plain(node, x), None)
+    return affine, _by_channel(state, node, affine, array)
 
 
 def _as_it_lies(
-    state: GraphBuilder, node: Node, x: Dequantised, constant: Const | QuantConst
+    state: LoweringState, node: Node, x: Dequantised, constant: Const | QuantConst
 ) -> tuple[Affine, np.ndarray]:
     """As ``per_channel``, of the channels of the tensor of ``x``."""
     array = _real(node, constant)
-    made = _affine(state, node, x, _rows(state, x, array))
-    return made, _by_channel(state, node, made, array)
+    affine = _affine(state, node, x, _rows(state, x, array))
+    return affine, _by_channel(state, node, affine, array)
 
 
 def over_image(
-    state: GraphBuilder,
+    state: LoweringState,
     node: Node,
     op_type: str,
     x: Dequantised,
     constant: Const | QuantConst,
+    *,
     first: bool,
 ) -> Value:
     """``x`` and a constant that varies over the image, which becomes a tensor of its own: the
@@ -144,51 +175,60 @@ def over_image(
         raise node.fail("its constant gives numbers that are not finite")
     if op_type == "Div":
         op_type, real = "Mul", 1 / real
-        constant = None
-    if isinstance(constant, QuantConst) and constant.scale.size == constant.zero.size == 1:
+        array, quant, off = codes.of_real(real)
+    elif isinstance(constant, QuantConst) and constant.scale.size == constant.zero.size == 1:
         (array, quant), off = codes.of_quantised(node, constant), 0.0
     else:
         array, quant, off = codes.of_real(real)
     if off > codes.EXACT * quant.scale:
         try:
-            made = _affine(state, node, state.plain(node, x), None)
-            return _by_constant(node, op_type, made, _by_channel(state, node, made, real), first)
+            affine = _affine(state, node, state.mover.plain(node, x), None)
+            values = _by_channel(state, node, affine, real)
+            return _by_constant(node, op_type, affine, values, first)
         except ModelError:
             if op_type != "Mul":
-                return _sum(state, node, op_type, x, real, first)
-    view = state.bound(node, x, None)
-    shape = state.tensors[x.tensor].shape
-    name = state.keep(node, _laid_out(x, view, shape, array), quant, stored=True)
+                return _sum(state, node, op_type, x, real, first=first)
+    view = state.tensors.checked_view(node, x)
+    shape = state.tensors.shape(x.tensor)
+    laid_out = _laid_out(x, view, shape, array)
+    name = state.tensors.add_constant(node, laid_out, quant, stored=True)
     operands = [(x.tensor, x.scale), (name, quant.scale)]
     (a, a_scale), (b, b_scale) = operands[::-1] if first else operands
     product = op_type == "Mul"
     op = Binary(
-        kind=op_type.lower(),
-        **_fields(node),
+        **node.fields(),
+        kind=KINDS[op_type],
         a=a,
         b=b,
         a_ratio=float(a_scale * b_scale if product else a_scale),
         b_ratio=float(b_scale),
     )
-    own = state.tensors[x.tensor].quant
+    own = state.tensors.quant(x.tensor)
     reach = max(own.zero + 128, 127 - own.zero) * float(x.scale)
     return Pending(op, shape, view, off=off * reach if product else 0.0)
 
 
 def _sum(
-    state: GraphBuilder, node: Node, op_type: str, x: Dequantised, real: np.ndarray, first: bool
+    state: LoweringState,
+    node: Node,
+    op_type: str,
+    x: Dequantised,
+    real: np.ndarray,
+    *,
+    first: bool,
 ) -> Pending:
     """``x`` plus or minus real numbers (or these minus ``x``) with one rounding."""
-    view = state.bound(node, x, None)
-    shape = state.tensors[x.tensor].shape
+    view = state.tensors.checked_view(node, x)
+    shape = state.tensors.shape(x.tensor)
     # The finest unit of which x is a whole number, and the constant not too many.
     most = np.abs(real).max() / (127 * codes.FINE)
     weight = int(min(127, max(1, float(x.scale) / most)))
     unit = float(x.scale) / weight
     if most > unit:
         raise node.fail(
-            f"its constant of up to {np.abs(real).max():g} varies over the image, where its "
-            f"operand's steps are {x.scale:g}: {127 * codes.FINE} of these are the limit"
+            f"its constant varies over the image and reaches {np.abs(real).max():g}, "
+            f"{np.abs(real).max() / x.scale:.3g} steps of its operand; "
+            f"{127 * codes.FINE} steps are the limit"
         )
     sign = -1 if op_type == "Sub" else 1
     own, other = (sign, 1) if first else (1, sign)
@@ -196,14 +236,9 @@ def _sum(
     for part, factor in zip(codes.fine(real, unit), (codes.FINE, 1), strict=True):
         quant = Quant(np.float32(unit * factor), 0, False)
         array = _laid_out(x, view, shape, part)
-        terms.append((state.keep(node, array, quant, stored=True), other * factor))
+        terms.append((state.tensors.add_constant(node, array, quant, stored=True), other * factor))
     picks = [replace(moves.identity(name, shape, unit), weight=w) for name, w in terms]
-    return Pending(Select(**_fields(node), phases=[picks]), shape, view)
-
-
-def _fields(node: Node) -> dict:
-    fields = {"name": node.name, "op_type": node.op_type, "output": ""}
-    return fields | {"low": -128, "high": 127}
+    return Pending(Select(**node.fields(), phases=[picks]), shape, view)
 
 
 def _laid_out(
@@ -215,26 +250,26 @@ def _laid_out(
     return out.reshape(shape)
 
 
-def _affine(state: GraphBuilder, node: Node, x: Dequantised, layout: OnnxView | None) -> Affine:
-    """``x`` itself; ``layout``: see ``GraphBuilder.bound``."""
-    view = state.bound(node, x, layout)
-    channels = state.tensors[x.tensor].shape[1]
+def _affine(state: LoweringState, node: Node, x: Dequantised, layout: OnnxView | None) -> Affine:
+    """``x`` itself; ``layout``: see ``TensorTable.stored_view``."""
+    view = state.tensors.checked_view(node, x, layout)
+    channels = state.tensors.shape(x.tensor)[1]
     gain, shift = np.ones(channels), np.zeros(channels)
     return Affine(node.name, (node.op_type,), x.tensor, view, x.scale, gain, shift)
 
 
-def _by_channel(state: GraphBuilder, node: Node, x: Affine, array: np.ndarray) -> np.ndarray:
+def _by_channel(state: LoweringState, node: Node, x: Affine, array: np.ndarray) -> np.ndarray:
     """The value of a constant for each stored channel of ``x``."""
-    shape, (n, c, h, w) = x.view.shape, state.tensors[x.tensor].shape
+    shape, (n, c, h, w) = x.view.shape, state.tensors.shape(x.tensor)
     try:
         whole = np.broadcast_to(array, shape)
     except ValueError:
         raise node.fail(
             f"constant {list(array.shape)} does not fit operand {list(shape)}"
         ) from None
-    stored = np.empty(n * c * h * w)
-    stored[x.view.indices().reshape(-1)] = whole.reshape(-1)
-    stored = stored.reshape(n, c, h * w).transpose(1, 0, 2).reshape(c, -1)
+    places = np.empty(n * c * h * w)
+    places[x.view.indices().reshape(-1)] = whole.reshape(-1)
+    stored = places.reshape(n, c, h * w).transpose(1, 0, 2).reshape(c, -1)
     if (stored != stored[:, :1]).any():
         raise node.fail(
             f"constant {list(array.shape)} does not run along the {c} channels only: one value "
@@ -251,7 +286,7 @@ def _real(node: Node, constant: Const | QuantConst) -> np.ndarray:
     return constant.array.astype(np.float64)
 
 
-def _rows(state: GraphBuilder, x: Dequantised, array: np.ndarray) -> OnnxView | None:
+def _rows(state: LoweringState, x: Dequantised, array: np.ndarray) -> OnnxView | None:
     """The layout of rows and features for a graph input of three dimensions not yet laid out, where
     a constant runs along the last alone, or the last two; else None."""
     lead, features = x.view.shape[:-1], x.view.shape[-1:]
@@ -259,17 +294,20 @@ def _rows(state: GraphBuilder, x: Dequantised, array: np.ndarray) -> OnnxView | 
         return None
     if array.size != features[0] and array.shape[-2:] != x.view.shape[-2:]:
         return None
-    if state.tensors[x.tensor].shape is not None:
+    if state.tensors.has_layout(x.tensor):
         return None
     with contextlib.suppress(LayoutError):
         return default_layout(x.view.reshape((math.prod(lead), *features)))
     return None
 
 
-def _check_channels(node: Node, x: Pending, value: Const | QuantConst) -> None:
+def _convolution(node: Node, x: Pending, value: Const | QuantConst) -> Conv | ConvTranspose:
+    """The operator of ``x``, a convolution not clamped yet whose channels the constant runs
+    along."""
     if not isinstance(x.op, Conv | ConvTranspose) or (x.low, x.high) != (-math.inf, math.inf):
         raise node.fail(
-            "of unquantised results only a convolution's or product's can meet a constant; a "
+            f"its operand is the unquantised result of {x.op.op_type} {x.op.name!r}; only that of "
+            "a convolution or of a product by a constant can meet a constant, unclamped: a "
             "QuantizeLinear and DequantizeLinear are needed before it"
         )
     outputs = x.shape[1]
@@ -281,28 +319,36 @@ def _check_channels(node: Node, x: Pending, value: Const | QuantConst) -> None:
             raise node.fail(
                 f"constant {list(value.array.shape)} does not run along the {outputs} channels only"
             )
+    return x.op
 
 
 def _scaled(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
     """A convolution times a constant: its scale, and the sign in its weights."""
-    _check_channels(node, x, value)
-    if isinstance(x.op, Conv) and x.op.shortcut:
-        raise node.fail("behind an addition without a scale: only one positive number for all")
+    op = _convolution(node, x, value)
+    if isinstance(op, Conv) and op.shortcut:
+        raise node.fail(
+            "its operand is an unquantised sum with an activation; its factor must be one positive "
+            "number"
+        )
     gain = np.broadcast_to(_real(node, value).reshape(-1), x.shape[1:2]).astype(np.float32)
     if not np.isfinite(gain).all():
         raise node.fail("its constant has values that are not finite")
     sign = np.sign(gain).astype(np.int16)
-    weights = x.op.weights * sign[:, None, None, None]
+    weights = op.weights * sign[:, None, None, None]
     if np.abs(weights).max(initial=0) <= 127:
         weights = weights.astype(np.int8)
-    scale = np.where(gain == 0, x.op.scale, x.op.scale * np.abs(gain))
-    changes = {"weights": weights, "bias": x.op.bias * sign, "scale": scale.astype(np.float32)}
-    return replace(x, op=replace(x.op, **changes))
+    scale = np.where(gain == 0, op.scale, op.scale * np.abs(gain)).astype(np.float32)
+    scaled: Op = replace(op, weights=weights, bias=op.bias * sign, scale=scale)
+    return replace(x, op=scaled)
 
 
 def _add_bias(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
-    _check_channels(node, x, value)
-    total = x.op.bias.astype(np.int64) + bias(node, value, x.op.scale)
+    """A convolution plus a constant: its bias."""
+    op = _convolution(node, x, value)
+    total = op.bias.astype(np.int64) + bias(node, value, op.scale)
     if (np.abs(total) >= 2**31).any():
-        raise node.fail("the sum of its biases exceeds int32")
-    return replace(x, op=replace(x.op, bias=total.astype(np.int32)))
+        raise node.fail(
+            f"the sum of its biases is {np.abs(total).max()} accumulator units; it must fit int32"
+        )
+    biased: Op = replace(op, bias=total.astype(np.int32))
+    return replace(x, op=biased)

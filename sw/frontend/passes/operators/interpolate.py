@@ -12,7 +12,7 @@ import numpy as np
 from systole.sw.frontend.passes import moves
 from systole.sw.frontend.passes.evaluate import evaluate
 from systole.sw.frontend.passes.layout import OnnxView
-from systole.sw.frontend.passes.lower import GraphBuilder
+from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import Dequantised, Node, Pending
 from systole.sw.ir.graph import Pick, Select
 
@@ -43,15 +43,16 @@ class Axis:
 
     def matrix(self) -> np.ndarray:
         """(out, size), edges repeated."""
-        made = np.zeros((self.out, self.size))
+        out = np.zeros((self.out, self.size))
         for y in range(self.out):
             for place, weight in self.taps(y):
-                made[y, min(max(place, 0), self.size - 1)] += weight / self.denominator
-        return made
+                out[y, min(max(place, 0), self.size - 1)] += weight / self.denominator
+        return out
 
 
 def _axis(node: Node, size: int, out: int, scale: Fraction, usual: str) -> Axis:
-    """``usual``: the mode if the node gives none."""
+    """One axis of the node's interpolation, from ``size`` to ``out`` positions; ``usual`` is the
+    coordinate mode if the node gives none."""
     mode = node.string("coordinate_transformation_mode", usual)
     step, first = 1 / scale, Fraction(0)
     if mode == "align_corners":
@@ -64,8 +65,8 @@ def _axis(node: Node, size: int, out: int, scale: Fraction, usual: str) -> Axis:
             first = Fraction(0)
     elif mode != "asymmetric":
         raise node.fail(
-            f"coordinate_transformation_mode = {mode!r}: asymmetric, align_corners, half_pixel, "
-            "half_pixel_symmetric or pytorch_half_pixel"
+            f"coordinate_transformation_mode = {mode!r}: it must be asymmetric, align_corners, "
+            "half_pixel, half_pixel_symmetric or pytorch_half_pixel"
         )
     if out == 1:
         step = Fraction(1)
@@ -81,11 +82,13 @@ def _axis(node: Node, size: int, out: int, scale: Fraction, usual: str) -> Axis:
     return Axis(size, out, stride, phases, common)
 
 
-def _scales(state: GraphBuilder, node: Node, shape: tuple[int, ...], out: tuple[int, ...]) -> list:
-    """Of every dimension."""
-    old = len(node.raw.inputs) < 3  # Upsample, Resize of opset 10
-    given = state.const(node, 1 if old else 2, "scales")
-    axes = node.ints("axes", tuple(range(len(shape))))
+def _scales(
+    state: LoweringState, node: Node, shape: tuple[int, ...], out: tuple[int, ...]
+) -> list[Fraction]:
+    """The scale of every dimension, by which it grows from ``shape`` to ``out``."""
+    old = node.input_count < 3  # Upsample, Resize of opset 10
+    given = state.results.const(node, 1 if old else 2, "scales")
+    axes = node.integers("axes", tuple(range(len(shape))))
     scales = [Fraction(o, s) for o, s in zip(out, shape, strict=True)]
     if given is not None and given.size:
         for axis, value in zip(axes, given.reshape(-1), strict=True):
@@ -93,27 +96,32 @@ def _scales(state: GraphBuilder, node: Node, shape: tuple[int, ...], out: tuple[
     return scales
 
 
-def linear(state: GraphBuilder, node: Node, x: Dequantised) -> Pending:
-    """The node on an image (N, C, H, W) or (N, C, W)."""
+def linear(state: LoweringState, node: Node, x: Dequantised) -> Pending:
+    """The node as an interpolation of ``x``, an image (N, C, H, W) or (N, C, W)."""
     for name in ("antialias", "exclude_outside"):
-        if node.int(name, 0):
+        if node.integer(name, 0):
             raise node.fail(f"{name} = 1: it must be 0 with mode = 'linear'")
     shape = x.view.shape
-    x, (n, c, *image) = state.image(node, x)
-    operands = [state.const(node, i, "operand") for i in range(1, len(node.raw.inputs))]
+    x, (n, c, *image) = state.mover.image(node, x)
+    operands = [state.results.const(node, i, "operand") for i in range(1, node.input_count)]
     sample = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     (wanted,) = evaluate(node, [sample, *operands], state.opsets)
     if wanted.ndim != len(shape) or wanted.shape[:2] != shape[:2]:
-        raise node.fail(f"resizes {list(shape)} to {list(wanted.shape)}: only space can be")
+        raise node.fail(
+            f"resizes {list(shape)} to {list(wanted.shape)}: only rows and columns can be resized"
+        )
     scales = _scales(state, node, shape, wanted.shape)[2:]
     usual = "half_pixel" if state.opsets[""] > 10 else "asymmetric"
-    axes = [_axis(node, *v, usual) for v in zip(shape[2:], wanted.shape[2:], scales, strict=True)]
+    axes = [
+        _axis(node, size, out, scale, usual)
+        for size, out, scale in zip(shape[2:], wanted.shape[2:], scales, strict=True)
+    ]
     if len(axes) == 1:
         axes.insert(0, Axis(1, 1, 1, [[(0, 1)]], 1))
     _check_limits(node, axes)
     mine = axes[0].matrix() @ sample.reshape(n, c, *image) @ axes[1].matrix().T
     if np.abs(mine.reshape(wanted.shape) - wanted).max() > 1e-3:
-        raise node.fail("onnxruntime computes something else than plain linear interpolation")
+        raise node.fail("onnxruntime computes something else than plain linear interpolation of it")
     return _interpolated(state, node, x, axes, wanted.shape)
 
 
@@ -132,9 +140,11 @@ def _check_limits(node: Node, axes: list[Axis]) -> None:
 
 
 def _interpolated(
-    state: GraphBuilder, node: Node, x: Dequantised, axes: list[Axis], shape: tuple[int, ...]
+    state: LoweringState, node: Node, x: Dequantised, axes: list[Axis], shape: tuple[int, ...]
 ) -> Pending:
-    n, c, *image = state.tensors[x.tensor].shape
+    """The Select that interpolates ``x`` along both ``axes``; edges are repeated first where the
+    taps reach over them."""
+    n, c, *image = state.tensors.shape(x.tensor)
     common = math.prod(a.denominator for a in axes)
     before = [0, 0]
     if any(any(a.reach()) for a in axes):
@@ -145,17 +155,23 @@ def _interpolated(
         )
         before = [a.reach()[0] for a in axes]
         index = np.arange(n * c * math.prod(image), dtype=np.int32).reshape(n, c, *image)
-        x = state.rearranged(node, x, index[:, :, rows[:, None], columns])
+        x = state.mover.rearranged(node, x, index[:, :, rows[:, None], columns])
     scale = float(np.float32(x.scale) / np.float32(common))
     strides = (axes[0].stride, axes[1].stride)
     phases = [
         [
-            Pick(x.tensor, np.arange(c), strides, (oy + before[0], ox + before[1]), scale, wy * wx)
+            Pick(
+                x=x.tensor,
+                channels=np.arange(c),
+                strides=strides,
+                offsets=(oy + before[0], ox + before[1]),
+                scale=scale,
+                weight=wy * wx,
+            )
             for (oy, wy), (ox, wx) in itertools.product(rows, columns)
         ]
         for rows, columns in itertools.product(axes[0].phases, axes[1].phases)
     ]
     stored = (n, c, axes[0].out, axes[1].out)
-    fields = {"name": node.name, "op_type": node.op_type, "output": "", "low": -128, "high": 127}
-    op = Select(**fields, phases=phases, steps=(len(axes[0].phases), len(axes[1].phases)))
+    op = Select(**node.fields(), phases=phases, steps=(len(axes[0].phases), len(axes[1].phases)))
     return Pending(op, stored, OnnxView.contiguous(stored).reshape(shape))

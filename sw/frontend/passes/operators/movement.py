@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from systole.sw.frontend.passes.evaluate import evaluate
-from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.interpolate import linear
 from systole.sw.frontend.passes.operators.registry import MICROSOFT, operator
+from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import (
     Const,
     Dequantised,
     Node,
-    Pending,
+    Quant,
     QuantConst,
     Quantised,
     Value,
@@ -25,57 +26,71 @@ from systole.sw.ir.graph import ModelError
 
 @operator("Slice", "Gather", "Expand", "Tile")
 @operator("DepthToSpace", "SpaceToDepth")
-def move(state: GraphBuilder, node: Node) -> Value:
-    """Along any axis, where elements move in a regular order (up to 64 phases, 256 picks; between
-    images of up to 4096 channels together), and of constants quantised per tensor; other operands
-    constant."""
+def move(state: LoweringState, node: Node) -> Value:
+    """Moves elements of a dequantised, int8 or uint8 activation, or of a constant quantised per
+    tensor, along any axes. The other operands are constant.
+    The elements must move in a regular order: the result has at most 64 interleaved phases, and
+    consists of at most 256 strided copies. Where elements move between images, these have at most
+    4096 channels together."""
     return _moved(state, node, [0])[0]
 
 
 @operator("Split")
-def split(state: GraphBuilder, node: Node) -> tuple[Value, ...]:
-    """Along any axis; constant sizes."""
+def split(state: LoweringState, node: Node) -> tuple[Value, ...]:
+    """Splits a dequantised, int8 or uint8 activation along any axis. The sizes are constant.
+    It costs no pass over memory where convolutions, or pools in front of these, can read the
+    parts."""
     return tuple(_moved(state, node, [0]))
 
 
 @operator("Concat")
-def concat(state: GraphBuilder, node: Node) -> Value:
-    """Of activations, and constants quantised per tensor, of any scales if dequantised; along any
-    axis. It may cost nothing, as may Split and Slice: where convolutions, or pools in front of
-    these, can read the parts."""
-    return _moved(state, node, range(len(node.raw.inputs)))[0]
+def concat(state: LoweringState, node: Node) -> Value:
+    """Concatenates activations, and constants quantised per tensor, along any axis.
+    Dequantised operands may have any scales. int8 and uint8 operands have the same scale and zero
+    point.
+    It costs no pass over memory where convolutions, or pools in front of these, can read the
+    parts."""
+    return _moved(state, node, range(node.input_count))[0]
 
 
 @operator("Resize", "Upsample")
-def resize(state: GraphBuilder, node: Node) -> Value:
-    """``mode`` nearest or linear, constant scales or sizes, any rounding and coordinates but
-    ``tf_crop_and_resize``: factors of whole numbers, and others where the result repeats itself
-    regularly; linear along rows and columns, without ``antialias``."""
+def resize(state: LoweringState, node: Node) -> Value:
+    """Takes a dequantised, int8 or uint8 activation. The scales or sizes are constant.
+    ``mode`` is nearest or linear. ``coordinate_transformation_mode`` is not tf_crop_and_resize.
+    In mode nearest, elements must move in a regular order as those of a Slice: factors are whole
+    numbers, or the result repeats itself regularly.
+    In mode linear, only rows and columns are resized, ``antialias`` and ``exclude_outside`` are 0,
+    and the interpolation takes at most 64 phases, 256 taps and weights of 254."""
     mode = node.string("mode", "nearest")
     if mode == "linear":
-        value = state.operand(node, 0)
+        value = state.results.operand(node, 0)
         if not isinstance(value, Quantised):
-            return linear(state, node, state.activation(node, 0))
-        quant = state.known_quant(node, value)
+            return linear(state, node, state.operands.activation(node, 0))
+        quant = state.tensors.known_quant(node, value.tensor)
         x = Dequantised(value.tensor, value.view, quant.scale)
-        return state.quantise(node, linear(state, node, x), quant)
+        return state.quantiser.quantise(node, linear(state, node, x), quant)
     if mode != "nearest":
         raise node.fail(f"mode = {mode!r}: it must be 'nearest' or 'linear'")
     if node.string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        raise node.fail("coordinate_transformation_mode = 'tf_crop_and_resize'")
+        raise node.fail(
+            "coordinate_transformation_mode = 'tf_crop_and_resize': any other is supported"
+        )
     return _moved(state, node, [0])[0]
 
 
 @operator("Pad")
-def pad(state: GraphBuilder, node: Node) -> Value:
-    """Any axis; mode constant: zero, or another constant (in space only of up to 64
-    rows and columns); the other modes where elements move in a regular order; negative pads."""
-    value = state.operand(node, 0)
+def pad(state: LoweringState, node: Node) -> Value:
+    """Pads a dequantised, int8 or uint8 activation along any axes; pads may be negative.
+    The pads are constant. In ``mode`` constant, the value is one constant number.
+    Padding rows or columns with another number than zero takes at most 64 phases, one for each
+    position in which the number and elements alternate.
+    In the other modes elements must move in a regular order, as those of a Slice."""
+    value = state.results.operand(node, 0)
     if node.string("mode", "constant") != "constant":
         return _moved(state, node, [0])[0]
-    fill = _pad_value(node, state.operand(node, 2))
+    fill = _pad_value(node, state.results.operand(node, 2))
     if isinstance(value, Quantised):
-        quant = state.known_quant(node, value)
+        quant = state.tensors.known_quant(node, value.tensor)
         fill = (fill - quant.zero - (128 if quant.unsigned else 0)) * float(quant.scale)
     return _moved(state, node, [0], fill)[0]
 
@@ -83,73 +98,92 @@ def pad(state: GraphBuilder, node: Node) -> Value:
 def _pad_value(node: Node, given: Value | None) -> float:
     """The number to pad with."""
     if given is None:
-        return node.float("value", 0.0)
+        return node.real("value", 0.0)
     if isinstance(given, Const) and given.array.size == 1:
         return float(given.array.reshape(()))
     if isinstance(given, QuantConst) and given.array.size == given.scale.size == 1:
         return float((given.array.reshape(-1) - given.zero.astype(np.float32))[0] * given.scale[0])
-    raise node.fail("its constant must be one constant number")
+    raise node.fail("its value must be one constant number")
 
 
 def _moved(
-    state: GraphBuilder, node: Node, moving: Iterable[int], fill: float = 0.0
-) -> list[Pending | Dequantised | Quantised]:
+    state: LoweringState, node: Node, moving: Iterable[int], fill: float = 0.0
+) -> list[Value]:
     """The node's results; ``moving`` are the inputs whose elements it moves, the others
     constants."""
-    parts, quant = [], None
+    parts: list[Dequantised] = []
+    quant: Quant | None = None
     moving = list(moving)
     for i in moving:
-        value = state.operand(node, i)
+        value = state.results.operand(node, i)
         if not isinstance(value, Quantised):
-            value = state.activation(node, i)
-        elif quant not in (None, state.known_quant(node, value)):
+            parts.append(state.operands.activation(node, i))
+            continue
+        own = state.tensors.known_quant(node, value.tensor)
+        if quant not in (None, own):
             raise node.fail("its int8 or uint8 operands differ in scale or zero point")
-        else:
-            quant = state.known_quant(node, value)
-            value = Dequantised(value.tensor, value.view, quant.scale)
-        parts.append(value)
-    pending = arrange(state, node, parts, moving, fill)
+        quant = own
+        parts.append(Dequantised(value.tensor, value.view, own.scale))
+    results = arrange(state, node, parts, moving, fill)
     if quant is None:
-        return pending
+        return results
     names = [output.name or "" for output in node.raw.outputs]
     return [
-        state.quantise(node.making(name), p, quant) for name, p in zip(names, pending, strict=True)
+        state.quantiser.quantise(node.with_output(name), result, quant)
+        for name, result in zip(names, results, strict=True)
     ]
 
 
 def arrange(
-    state: GraphBuilder, node: Node, parts: list[Dequantised], moving: list[int], fill: float = 0.0
-) -> list[Pending | Dequantised]:
-    """The results of ``node``, whose inputs ``moving`` stand for ``parts``, and ``fill`` for what
-    is none of their elements. Of one constant alone constants. Parts stored in an order that
-    cannot be moved at once are brought to the usual one first."""
+    state: LoweringState,
+    node: Node,
+    parts: list[Dequantised],
+    moving: list[int],
+    fill: float = 0.0,
+) -> list[Value]:
+    """The results of ``node``, whose inputs ``moving`` stand for ``parts``, with ``fill`` for what
+    is none of their elements.
+
+    Results of one constant alone are constants. Parts stored in an order that cannot be moved at
+    once are brought to the usual one first."""
     try:
         return _arranged(state, node, parts, moving, fill)
     except ModelError:
-        plain = [state.plain(node, part) for part in parts]
+        plain = [state.mover.plain(node, part) for part in parts]
         if all(a.tensor == b.tensor for a, b in zip(plain, parts, strict=True)):
             raise
         return _arranged(state, node, plain, moving, fill)
 
 
 def _arranged(
-    state: GraphBuilder, node: Node, parts: list[Dequantised], moving: list[int], fill: float
-) -> list[Pending | Dequantised]:
-    """As ``arrange``: the node runs on positions."""
-    others = [p for p in parts if p.tensor not in state.constants]
+    state: LoweringState, node: Node, parts: list[Dequantised], moving: list[int], fill: float
+) -> list[Value]:
+    """As :func:`arrange`, of parts as they are stored."""
+    others = [p for p in parts if not state.tensors.is_constant(p.tensor)]
     for part in parts:
-        if others and part.tensor in state.constants:
-            state.positions(others[0])
-            state.lay_alike(part, others[0])
+        if others and state.tensors.is_constant(part.tensor):
+            state.tensors.lay_out(others[0])
+            state.tensors.lay_out_like(part, others[0])
+    orders = _orders(state, node, parts, moving)
+    if not others and len(parts) == 1 and all((index >= 0).all() for index in orders):
+        return [state.mover.chosen(node, parts[0].tensor, index) for index in orders]
+    return [state.mover.moved(node, parts, index, fill=fill) for index in orders]
+
+
+def _orders(
+    state: LoweringState, node: Node, parts: list[Dequantised], moving: list[int]
+) -> list[np.ndarray]:
+    """For each result the places of its elements in the tensors of ``parts`` put end to end, -1
+    where it has none of them: the node computed on places instead of values."""
     kind = np.int32 if node.op_type in ("Resize", "Upsample") else np.float64
-    arrays: list[np.ndarray | None] = [None] * len(node.raw.inputs)
+    arrays: list[np.ndarray | None] = [None] * node.input_count
     start = 0
     for i, part in zip(moving, parts, strict=True):
-        arrays[i] = (state.positions(part) + start).astype(kind)
-        start += math.prod(state.tensors[part.tensor].shape)
+        arrays[i] = (state.tensors.positions(part) + start).astype(kind)
+        start += math.prod(state.tensors.shape(part.tensor))
     for i in set(range(len(arrays))) - set(moving):
-        arrays[i] = state.const(node, i, f"operand {i}")
-    changes = {}
+        arrays[i] = state.results.const(node, i, f"operand {i}")
+    changes: dict[str, Any] = {}
     if node.op_type == "Pad":
         if len(arrays) > 1:
             arrays[2:3] = [np.array(-1, kind)]
@@ -157,17 +191,14 @@ def _arranged(
             changes["value"] = -1.0
     if node.op_type == "QLinearConcat":
         arrays, changes = [arrays[i] for i in moving], {"op_type": "Concat", "domain": ""}
-    made = [a.astype(np.int32) for a in evaluate(node, arrays, state.opsets, **changes)]
-    if not others and len(parts) == 1 and all((index >= 0).all() for index in made):
-        return [state.chosen(node, parts[0].tensor, index) for index in made]
-    return [state.moved(node, parts, index, fill) for index in made]
+    return [a.astype(np.int32) for a in evaluate(node, arrays, state.opsets, **changes)]
 
 
 @operator("QLinearConcat", domain=MICROSOFT)
-def qlinear_concat(state: GraphBuilder, node: Node) -> Value:
-    """As Concat."""
-    moving = list(range(2, len(node.raw.inputs), 3))
-    parts = [
-        state.dequantise(node, state.operand(node, i), state.quant(node, i + 1)) for i in moving
-    ]
-    return state.quantise(node, arrange(state, node, parts, moving)[0], state.quant(node, 0))
+def qlinear_concat(state: LoweringState, node: Node) -> Value:
+    """As Concat. The operands may have any scales."""
+    moving = list(range(2, node.input_count, 3))
+    parts = [state.operands.fused(node, i) for i in moving]
+    return state.quantiser.quantise(
+        node, arrange(state, node, parts, moving)[0], state.results.quant(node, 0)
+    )

@@ -8,18 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from systole.sw.frontend.passes.layout import OnnxView, merge
-from systole.sw.frontend.passes.lower import GraphBuilder
+from systole.sw.frontend.passes.layout import OnnxView, Shape, merge
 from systole.sw.frontend.passes.operators.matrices import activation_product
 from systole.sw.frontend.passes.operators.registry import operator
-from systole.sw.frontend.passes.operators.window import (
-    image_result,
-    pair,
-    transposed_window,
-    window,
-)
+from systole.sw.frontend.passes.operators.window import image_result, transposed_window, window
+from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import Const, Dequantised, Node, Pending, QuantConst, Value
-from systole.sw.ir.graph import Conv, ConvTranspose
+from systole.sw.ir.graph import Conv, ConvTranspose, ModelError
 
 BIAS_TOLERANCE = 1e-4
 """Relative difference up to which a bias' scale counts as x_scale * w_scale."""
@@ -66,93 +61,86 @@ def bias(node: Node, value: Value | None, scale: np.ndarray) -> np.ndarray:
         raise node.fail(f"bias of {real.size} values for {channels} output channels")
     number = np.rint(real / scale)
     if not (np.abs(number) < 2.0**31).all():
-        raise node.fail(f"bias {np.abs(number).max()} accumulator units; int32 is the limit")
+        raise node.fail(f"bias of {np.abs(number).max():g} accumulator units; it must fit int32")
     return np.ascontiguousarray(np.broadcast_to(number.astype(np.int32), (channels,)))
 
 
 def convolution(
-    state: GraphBuilder, node: Node, x: Dequantised, w: Value | None, b: Value | None
+    state: LoweringState, node: Node, x: Dequantised, w: Value | None, b: Value | None
 ) -> Pending:
+    """The node as a convolution of ``x`` by weights ``w`` with bias ``b``."""
     array, w_scale = weights(node, w, 0)
-    x, (n, c, *image) = state.image(node, x)
+    x, (n, c, *image) = state.mover.image(node, x)
     rank = len(x.view.shape) - 2
-    if array.ndim != rank + 2:
-        raise node.fail(f"weights of rank {array.ndim}; {rank + 2} is needed")
-    group = node.int("group", 1)
+    kernel, group = _kernel(node, array, rank), node.integer("group", 1)
     outputs = array.shape[0]
     if group < 1 or c % group or outputs % group or array.shape[1] != c // group:
-        raise node.fail(
-            f"group = {group}, weights {list(array.shape)} do not fit {c} input channels"
-        )
-    kernel = node.ints("kernel_shape", array.shape[2:], 1, rank)
-    if kernel != array.shape[2:]:
-        raise node.fail(f"kernel_shape = {list(kernel)} but weights {list(array.shape)}")
-    strides, pads, dilations, out = window(node, kernel, tuple(image))
+        raise _unfit(node, array, group, c)
+    place = window(node, kernel, (image[0], image[1]))
     scale = np.float32(x.scale) * w_scale
     op = Conv(
-        name=node.name,
-        op_type=node.op_type,
-        output="",
-        low=-128,
-        high=127,
+        **node.fields(),
         x=x.tensor,
-        weights=np.ascontiguousarray(array.reshape(outputs, c // group, *pair(kernel))),
+        weights=np.ascontiguousarray(array.reshape(outputs, c // group, *place.kernel)),
         bias=bias(node, b, scale),
         scale=scale,
-        strides=strides,
-        pads=pads,
-        dilations=dilations,
+        strides=place.strides,
+        pads=place.pads,
+        dilations=place.dilations,
         group=group,
     )
-    return image_result(op, (n, outputs, *out), rank)
+    return image_result(op, (n, outputs, *place.out), rank)
+
+
+def _kernel(node: Node, array: np.ndarray, rank: int) -> tuple[int, ...]:
+    """The spatial size of weights, which ``kernel_shape`` must repeat."""
+    if array.ndim != rank + 2:
+        raise node.fail(f"weights of rank {array.ndim}; {rank + 2} is needed")
+    size = tuple(array.shape[2:])
+    kernel = node.integers("kernel_shape", size, low=1, count=rank)
+    if kernel != size:
+        raise node.fail(f"kernel_shape = {list(kernel)} but weights {list(array.shape)}")
+    return kernel
+
+
+def _unfit(node: Node, array: np.ndarray, group: int, channels: int) -> ModelError:
+    return node.fail(
+        f"group = {group}, weights {list(array.shape)} do not fit {channels} input channels"
+    )
 
 
 def matrix_product(
-    state: GraphBuilder,
+    state: LoweringState,
     node: Node,
     x: Dequantised,
+    *,
     array: np.ndarray,
     scale: np.ndarray,
-    b: np.ndarray,
+    bias: np.ndarray,
     rows: tuple[int, ...] | None = None,
 ) -> Pending:
-    """``x`` (..., K) times ``array`` (K, O): a 1x1 convolution where the K features are the stored
-    channels; a convolution over the whole image where they are the flattened image; else they are
-    moved first. ``rows`` is the leading shape of the result, if not that of ``x``."""
+    """``x`` (..., K) times ``array`` (K, O).
+
+    It is a 1x1 convolution where the K features are the stored channels, and a convolution over the
+    whole image where they are the flattened image; otherwise the elements are moved first.
+    ``rows`` is the leading shape of the result, if not that of ``x``."""
     features, outputs = array.shape
     lead = x.view.shape[:-1]
     if x.view.shape[-1] != features:
         raise node.fail(f"operand has {x.view.shape[-1]} columns, the constant {features} rows")
     flat = OnnxView(lead, x.view.dims[:-1]).reshape((math.prod(lead),)).dims
     layout = OnnxView((1, features, 1, math.prod(lead)), ((), x.view.dims[-1], (), flat[0]))
-    view = state.bound(node, x, layout)
-    n, _, h, w = stored = state.tensors[x.tensor].shape
-    axes = OnnxView.contiguous(stored).dims
-    across, along = merge(*view.dims[:-1]), view.dims[-1]
-    if along == axes[1] and across == merge(axes[0], axes[2], axes[3]):
-        kernel = array.T.reshape(outputs, features, 1, 1)
-        shape = (n, outputs, h, w)
-    else:
-        for order in itertools.permutations((1, 2, 3)):
-            if across == axes[0] and along == merge(*(axes[i] for i in order)):
-                break
-        else:
-            index = state.positions(x).reshape(math.prod(lead), features)
-            return matrix_product(
-                state, node, state.rearranged(node, x, index), array, scale, b, lead
-            )
-        split = array.T.reshape(outputs, *(stored[i] for i in order))
-        kernel = split.transpose(0, *(1 + order.index(i) for i in (1, 2, 3)))
-        shape = (n, outputs, 1, 1)
+    view = state.tensors.checked_view(node, x, layout)
+    kernel, shape = _as_convolution(view, state.tensors.shape(x.tensor), array)
+    if kernel is None:
+        index = state.tensors.positions(x).reshape(math.prod(lead), features)
+        moved = state.mover.rearranged(node, x, index)
+        return matrix_product(state, node, moved, array=array, scale=scale, bias=bias, rows=lead)
     op = Conv(
-        name=node.name,
-        op_type=node.op_type,
-        output="",
-        low=-128,
-        high=127,
+        **node.fields(),
         x=x.tensor,
         weights=np.ascontiguousarray(kernel),
-        bias=b,
+        bias=bias,
         scale=scale,
         strides=(1, 1),
         pads=(0, 0, 0, 0),
@@ -162,97 +150,124 @@ def matrix_product(
     return Pending(op, shape, result)
 
 
+def _as_convolution(
+    view: OnnxView, stored: Shape, array: np.ndarray
+) -> tuple[np.ndarray | None, Shape]:
+    """The kernel and the result's shape of a convolution that multiplies ``view`` (..., K), on an
+    array of shape ``stored``, by ``array`` (K, O); no kernel if none does."""
+    features, outputs = array.shape
+    n, _, h, w = stored
+    axes = OnnxView.contiguous(stored).dims
+    across, along = merge(*view.dims[:-1]), view.dims[-1]
+    if along == axes[1] and across == merge(axes[0], axes[2], axes[3]):
+        return array.T.reshape(outputs, features, 1, 1), (n, outputs, h, w)
+    for order in itertools.permutations((1, 2, 3)):
+        if across == axes[0] and along == merge(*(axes[i] for i in order)):
+            split = array.T.reshape(outputs, *(stored[i] for i in order))
+            kernel = split.transpose(0, *(1 + order.index(i) for i in (1, 2, 3)))
+            return kernel, (n, outputs, 1, 1)
+    return None, stored
+
+
 @operator("Conv")
-def conv(state: GraphBuilder, node: Node) -> Value:
-    """1-D and 2-D, any group, stride, dilation, padding, ``auto_pad``; constant weights."""
-    x = state.activation(node, 0)
-    return convolution(state, node, x, state.operand(node, 1), state.operand(node, 2))
+def conv(state: LoweringState, node: Node) -> Value:
+    """Takes a dequantised activation (N, C, H, W) or (N, C, W).
+    The weights are constant, int8 or uint8, quantised per tensor or per output channel.
+    The bias is constant, float32 or quantised.
+    Any group, padding and ``auto_pad`` are supported. Kernels have at most 63 rows and columns.
+    Strides and dilations are at most 255."""
+    x = state.operands.activation(node, 0)
+    w, b = state.results.operand(node, 1), state.results.operand(node, 2)
+    return convolution(state, node, x, w, b)
 
 
 @operator("MatMul")
-def matmul(state: GraphBuilder, node: Node) -> Value:
-    """Activation (..., K) times a constant (K, N), or times an activation (..., K, N), batches
-    broadcast; the latter on square arrays (rows = cols). A constant quantised per tensor may stand
-    for the first activation."""
-    x, w = state.activation(node, 0), state.operand(node, 1)
+def matmul(state: LoweringState, node: Node) -> Value:
+    """Computes a dequantised activation (..., K) times a constant (K, N), or times a dequantised
+    activation (..., K, N), batches broadcast.
+    The constant is int8 or uint8, quantised per tensor or per column.
+    A product of two activations needs a square array (rows = cols), and K is at most 33025.
+    A constant quantised per tensor may stand for the first activation."""
+    x, w = state.operands.activation(node, 0), state.results.operand(node, 1)
     if isinstance(w, Const | QuantConst):
         return product(state, node, x, w)
-    return activation_product(state, node, x, state.real(node, w, 1))
+    return activation_product(state, node, x, state.operands.real(node, w, 1))
 
 
-def product(state: GraphBuilder, node: Node, x: Dequantised, w: Value | None) -> Pending:
+def product(state: LoweringState, node: Node, x: Dequantised, w: Value | None) -> Pending:
+    """``x`` times the constant matrix ``w``."""
     array, w_scale = weights(node, w, -1)
     if array.ndim != 2:
         raise node.fail(f"constant of rank {array.ndim}; 2 is needed")
     scale = np.float32(x.scale) * w_scale
-    return matrix_product(state, node, x, array, scale, np.zeros(array.shape[1], np.int32))
+    none = np.zeros(array.shape[1], np.int32)
+    return matrix_product(state, node, x, array=array, scale=scale, bias=none)
 
 
 @operator("Gemm")
-def gemm(state: GraphBuilder, node: Node) -> Value:
-    """Activation times a constant plus a constant; transA, transB; any alpha > 0; beta 0 or 1."""
-    return general_product(
-        state, node, state.activation(node, 0), state.operand(node, 1), state.operand(node, 2)
-    )
+def gemm(state: LoweringState, node: Node) -> Value:
+    """Multiplies a dequantised activation by a constant matrix and adds a constant.
+    The matrix is int8 or uint8, quantised per tensor or per output.
+    The constant added is float32 or quantised, one value or one per output.
+    ``transA`` and ``transB`` may be set. ``alpha`` is positive. ``beta`` is 0 or 1."""
+    x = state.operands.activation(node, 0)
+    w, c = state.results.operand(node, 1), state.results.operand(node, 2)
+    return general_product(state, node, x, w, c)
 
 
 def general_product(
-    state: GraphBuilder, node: Node, x: Dequantised, w: Value | None, c: Value | None
+    state: LoweringState, node: Node, x: Dequantised, w: Value | None, c: Value | None
 ) -> Pending:
-    alpha, beta = np.float32(node.float("alpha", 1.0)), node.float("beta", 1.0)
+    """The node as a Gemm of ``x``, matrix ``w`` and bias ``c``."""
+    alpha, beta = np.float32(node.real("alpha", 1.0)), node.real("beta", 1.0)
     if not (np.isfinite(alpha) and alpha > 0):
         raise node.fail(f"alpha = {alpha}: it must be positive")
     if beta not in (0.0, 1.0):
         raise node.fail(f"beta = {beta}: it must be 0 or 1")
-    across = bool(node.int("transB", 0))
+    across = bool(node.integer("transB", 0))
     array, w_scale = weights(node, w, 0 if across else 1)
     if array.ndim != 2 or len(x.view.shape) != 2:
-        raise node.fail("both operands must be of rank 2")
-    if node.int("transA", 0):
+        raise node.fail(
+            f"operands of rank {len(x.view.shape)} and {array.ndim}; both must be of rank 2"
+        )
+    if node.integer("transA", 0):
         x = replace(x, view=x.view.transpose((1, 0)))
     scale = alpha * x.scale * w_scale
-    b = bias(node, c if beta else None, scale)
-    return matrix_product(state, node, x, array.T if across else array, scale, b)
+    added = bias(node, c if beta else None, scale)
+    matrix = array.T if across else array
+    return matrix_product(state, node, x, array=matrix, scale=scale, bias=added)
 
 
 @operator("ConvTranspose")
-def conv_transpose(state: GraphBuilder, node: Node) -> Value:
-    """1-D and 2-D, any group, stride, dilation, padding, ``output_padding``, ``output_shape``,
-    ``auto_pad``; constant weights."""
-    array, w_scale = weights(node, state.operand(node, 1), 1)
-    x, (n, c, *image) = state.image(node, state.activation(node, 0))
+def conv_transpose(state: LoweringState, node: Node) -> Value:
+    """Takes a dequantised activation (N, C, H, W) or (N, C, W).
+    The weights are constant, int8 or uint8, quantised per tensor or per output channel.
+    The bias is constant, float32 or quantised.
+    Any group, padding, ``auto_pad``, ``output_padding`` and ``output_shape`` are supported.
+    Kernels have at most 63 rows and columns. Strides and dilations are at most 255."""
+    array, w_scale = weights(node, state.results.operand(node, 1), 1)
+    x, (n, c, *image) = state.mover.image(node, state.operands.activation(node, 0))
     rank = len(x.view.shape) - 2
-    if array.ndim != rank + 2:
-        raise node.fail(f"weights of rank {array.ndim}; {rank + 2} is needed")
-    group = node.int("group", 1)
+    kernel, group = _kernel(node, array, rank), node.integer("group", 1)
     if group < 1 or c % group or array.shape[0] != c:
-        raise node.fail(
-            f"group = {group}, weights {list(array.shape)} do not fit {c} input channels"
-        )
-    kernel = node.ints("kernel_shape", array.shape[2:], 1, rank)
-    if kernel != array.shape[2:]:
-        raise node.fail(f"kernel_shape = {list(kernel)} but weights {list(array.shape)}")
-    strides, pads, dilations, out, missing = transposed_window(node, kernel, tuple(image))
+        raise _unfit(node, array, group, c)
+    place = transposed_window(node, kernel, (image[0], image[1]))
     outputs = array.shape[1] * group
-    array = _spread(array.reshape(*array.shape[:2], *pair(kernel)), group)
-    array = np.pad(array, ((0, 0), (0, 0), *((0, m) for m in missing)))
+    array = _spread(array.reshape(*array.shape[:2], *place.kernel), group)
+    array = np.pad(array, ((0, 0), (0, 0), *((0, zeros) for zeros in place.extension)))
     scale = np.float32(x.scale) * np.tile(w_scale, group)
     op = ConvTranspose(
-        name=node.name,
-        op_type=node.op_type,
-        output="",
-        low=-128,
-        high=127,
+        **node.fields(),
         x=x.tensor,
         weights=np.ascontiguousarray(array),
-        bias=bias(node, state.operand(node, 2), scale),
+        bias=bias(node, state.results.operand(node, 2), scale),
         scale=scale,
-        strides=strides,
-        pads=pads,
-        dilations=dilations,
+        strides=place.strides,
+        pads=place.pads,
+        dilations=place.dilations,
         group=group,
     )
-    return image_result(op, (n, outputs, *out), rank)
+    return image_result(op, (n, outputs, *place.out), rank)
 
 
 def _spread(array: np.ndarray, group: int) -> np.ndarray:

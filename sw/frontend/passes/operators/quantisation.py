@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import numpy as np
 
-from systole.sw.frontend.passes.lower import GraphBuilder
 from systole.sw.frontend.passes.operators.registry import operator
+from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import Const, Node, QuantConst, Quantised, Value
 
 
 @operator("QuantizeLinear")
-def quantize_linear(state: GraphBuilder, node: Node) -> Value:
-    """Per tensor, to int8 or uint8; of a float input, an activation, an operator's result, or a
-    constant (weights, also per channel)."""
-    value = state.operand(node, 0)
+def quantize_linear(state: LoweringState, node: Node) -> Value:
+    """Quantises a float input, an activation, an unquantised result or a constant to int8 or
+    uint8. Activations are quantised per tensor, constants per tensor or per channel.
+    The scale and the zero point are constant."""
+    value = state.results.operand(node, 0)
     if isinstance(value, Const):
         return _quantise_const(state, node, value.array)
-    return state.quantise(node, value, state.quant_of(node))
+    return state.quantiser.quantise(node, value, state.results.quantize_linear(node))
 
 
 @operator("DequantizeLinear")
-def dequantize_linear(state: GraphBuilder, node: Node) -> Value:
-    """Per tensor for int8 and uint8 activations; per tensor or per channel for constants."""
-    value = state.operand(node, 0)
+def dequantize_linear(state: LoweringState, node: Node) -> Value:
+    """Dequantises an int8 or uint8 activation, or an int8, uint8 or int32 constant.
+    Activations are quantised per tensor, constants per tensor or per channel.
+    The scale and the zero point are constant. ``block_size`` is 0."""
+    value = state.results.operand(node, 0)
     if isinstance(value, Const):
-        return quant_const(state, node, value.array, 1, node.int("axis", 1))
-    unsigned = isinstance(value, Quantised) and state.tensors[value.tensor].unsigned
-    return state.dequantise(node, value, state.quant(node, 1, unsigned=unsigned))
+        return quant_const(state, node, value.array, 1, node.integer("axis", 1))
+    unsigned = isinstance(value, Quantised) and state.tensors.is_unsigned(value.tensor)
+    return state.operands.dequantise(node, value, state.results.quant(node, 1, unsigned=unsigned))
 
 
 def quant_const(
-    state: GraphBuilder, node: Node, array: np.ndarray, scale_index: int, axis: int
+    state: LoweringState, node: Node, array: np.ndarray, scale_index: int, axis: int
 ) -> QuantConst:
-    scale = state.scale(node, scale_index)
-    zero = state.const(node, scale_index + 1, "zero point")
+    """``array`` with the scale at input ``scale_index`` and the zero point behind it, one value or
+    one for each element of ``axis``."""
+    scale = state.results.scale(node, scale_index)
+    zero = state.results.const(node, scale_index + 1, "zero point")
     zero = np.zeros((), array.dtype) if zero is None else zero
     if array.dtype not in (np.int8, np.uint8, np.int32):
-        raise node.fail(f"constant of type {array.dtype}; int8, uint8 or int32 is needed")
+        raise node.fail(f"its constant has type {array.dtype}; int8, uint8 or int32 is needed")
     if zero.dtype != array.dtype:
-        raise node.fail(f"zero point is {zero.dtype}, its constant {array.dtype}")
-    if node.int("block_size", 0):
-        raise node.fail(f"block_size = {node.int('block_size', 0)}: blocks are not supported (0)")
+        raise node.fail(f"its zero point has type {zero.dtype}, its constant {array.dtype}")
+    if node.integer("block_size", 0):
+        raise node.fail(f"block_size = {node.integer('block_size', 0)}: it must be 0")
     axis = axis % array.ndim if array.ndim else 0
     for what, values in (("scale", scale), ("zero point", zero)):
         if values.size != 1 and values.shape != array.shape[axis : axis + 1]:
@@ -51,15 +56,19 @@ def quant_const(
     return QuantConst(array, scale.reshape(-1), zero.reshape(-1), axis)
 
 
-def _quantise_const(state: GraphBuilder, node: Node, array: np.ndarray) -> Const:
-    scale = state.scale(node, 1)
-    zero = state.const(node, 2, "zero point")
+def _quantise_const(state: LoweringState, node: Node, array: np.ndarray) -> Const:
+    """What QuantizeLinear computes from a float constant."""
+    scale = state.results.scale(node, 1)
+    zero = state.results.const(node, 2, "zero point")
     zero = np.zeros((), np.uint8) if zero is None else zero
     if array.dtype != np.float32 or zero.dtype not in (np.int8, np.uint8):
-        raise node.fail(f"constant {array.dtype} to {zero.dtype}; float32 to int8 or uint8")
+        raise node.fail(
+            f"its constant goes from {array.dtype} to {zero.dtype}; only from float32 to int8 or "
+            "uint8 is supported"
+        )
     shape = [1] * array.ndim
     if scale.size > 1:
-        axis = node.int("axis", 1) % array.ndim
+        axis = node.integer("axis", 1) % array.ndim
         if scale.shape != array.shape[axis : axis + 1] or zero.size not in (1, scale.size):
             raise node.fail(f"scale of shape {list(scale.shape)} does not fit axis {axis}")
         shape[axis] = -1

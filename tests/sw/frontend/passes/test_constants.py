@@ -116,7 +116,7 @@ def test_real_factor_is_rounded_where_the_result_is_coarse(tmp_path):
         if fits:
             check(model, tmp_path, least=0.5)
         else:
-            with pytest.raises(ModelError, match="half a step is the limit"):
+            with pytest.raises(ModelError, match=r"at most 0\.5 allowed"):
                 compare(model, tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_too_large(tmp_path):
     model = Build(np.int8)
     values = np.random.default_rng(1).uniform(-1e4, 1e4, (9, 40)).astype(np.float32)
     model = model.end(node("Add", (values,))(model, model.x("x", (1, 9, 40))), 90)
-    with pytest.raises(ModelError, match="16129 of these are the limit"):
+    with pytest.raises(ModelError, match="16129 steps are the limit"):
         compare(model, tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_reshaped_weights(tmp_path):
     model = Build(np.int8)
     w = model.dq(model.const("w", random_array(rng, np.int8, (10, 48))), scales, zeros, axis=0)
     w = node("Reshape", ints(5, 6, 4, 4))(model, w)
-    with pytest.raises(ModelError, match="scales along axis 0 as"):
+    with pytest.raises(ModelError, match="scales along axis 0 to"):
         compare(model.end(model.node("Conv", [model.x("x", (1, 6, 8, 8)), w], "c"), 0.3), tmp_path)
 
 

@@ -210,7 +210,7 @@ def test_what_the_configuration_cannot_do_is_named(tmp_path):
     [
         ((2, 5, 7), (2, 8, 4), "do not fit"),
         ((2, 5, 7), (3, 7, 4), "batches \\[2\\] and \\[3\\]"),
-        ((1, 40000), (40000, 1), "sums of 40000 products; 33025 is the limit"),
+        ((1, 40000), (40000, 1), "each sum has 40000 products; 33025 is the limit"),
     ],
 )
 def test_refused(a, b, why, tmp_path):

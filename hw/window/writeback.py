@@ -1,0 +1,199 @@
+"""The end of the WINDOW engine: results on their way into the scratchpad."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from systole.hw.bus.interfaces import ScratchpadWrite, WriteInterface, command_layout
+from systole.hw.window.walk import OutputWalk
+from systole.isa import Config, Opcode
+from systole.isa.commands import ADDRESS_BITS
+
+IN_FLIGHT = 16
+"""Words that a token can have been issued for and that are not yet written: more than the longest
+way through the pipeline (data, reduction, requantisation, result: 12 cycles) and a result that
+waits."""
+
+
+class PendingWrites(wiring.Component):
+    """Where the results under way will be written, oldest first.
+
+    ``push`` appends ``addr`` and ``end``; there must never be more than ``IN_FLIGHT``. ``pop``
+    removes the oldest, which is at ``o_addr`` and ``o_end``. ``clash``: ``check`` is one of the
+    addresses (with ``checks``, or else 0).
+    """
+
+    push: Signal
+    addr: Signal
+    end: Signal
+    pop: Signal
+    o_addr: Signal
+    o_end: Signal
+    empty: Signal
+    checks: Signal
+    check: Signal
+    clash: Signal
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "push": In(1),
+                "addr": In(ADDRESS_BITS),
+                "end": In(1),
+                "pop": In(1),
+                "o_addr": Out(ADDRESS_BITS),
+                "o_end": Out(1),
+                "empty": Out(1),
+                "checks": In(1),
+                "check": In(ADDRESS_BITS),
+                "clash": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        entry = data.StructLayout({"addr": ADDRESS_BITS, "end": 1})
+        entries = [Signal(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
+        used = Signal(IN_FLIGHT)
+        first, free = Signal(range(IN_FLIGHT)), Signal(range(IN_FLIGHT))
+        one = Const(1, IN_FLIGHT)
+        place = Signal(IN_FLIGHT)
+        with m.If(self.push | self.pop):
+            popped = Mux(self.pop, (one << first)[:IN_FLIGHT], 0)
+            m.d.sync += used.eq((used & ~popped) | place)
+        with m.If(self.push):
+            m.d.comb += place.eq(one << free)
+            m.d.sync += free.eq(free + 1)
+        for chosen, e in zip(place, entries, strict=True):
+            with m.If(chosen):
+                m.d.sync += [e.addr.eq(self.addr), e.end.eq(self.end)]
+        with m.If(self.pop):
+            m.d.sync += first.eq(first + 1)
+        with m.If(~self.empty), m.Switch(first):
+            for i, e in enumerate(entries):
+                with m.Case(i):
+                    m.d.comb += [self.o_addr.eq(e.addr), self.o_end.eq(e.end)]
+        hits = Signal(IN_FLIGHT)
+        with m.If(self.checks):
+            m.d.comb += hits.eq(used & Cat(e.addr == self.check for e in entries))
+        m.d.comb += [self.empty.eq(~used.any()), self.clash.eq(hits.any())]
+        return m
+
+
+class WriteBack(wiring.Component):
+    """Writes the results in order, each to the address that was set aside when it was announced.
+
+    * ``cmd``, ``start``: the command whose outputs are announced, as for
+      :class:`~hw.window.walk.OutputWalk`.
+    * ``announce``: a token that completes a word is on its way. ``last_word``: it is its pixel's
+      last (IM2COL).
+    * ``requantised``, ``maxima``, ``collected``: results, at most one in a cycle, taken when
+      ``en``. Maxima are 32 bits a lane and still to be clamped to ``low``..``high`` of ``cmd``.
+    * ``en``: the pipeline moves. It stands still while two results wait for the scratchpad.
+    * ``checks``, ``check``, ``clash``: whether a word is still to be written, as for
+      :class:`PendingWrites`. ``drained``: none is.
+    * ``retire``: the last word of a command was written in the cycle before.
+    """
+
+    cmd: data.View
+    start: Signal
+    announce: Signal
+    last_word: Signal
+    requantised: stream.Interface
+    maxima: stream.Interface
+    collected: stream.Interface
+    en: Signal
+    checks: Signal
+    check: Signal
+    clash: Signal
+    drained: Signal
+    retire: Signal
+    scratchpad: WriteInterface
+
+    def __init__(self, config: Config):
+        self.config = config
+        word = 8 * config.rows
+        always = {"always_ready": True}
+        super().__init__(
+            {
+                "cmd": In(command_layout(Opcode.WINDOW)),
+                "start": In(1),
+                "announce": In(1),
+                "last_word": In(1),
+                "requantised": In(stream.Signature(word, **always)),
+                "maxima": In(stream.Signature(4 * word, **always)),
+                "collected": In(stream.Signature(word, **always)),
+                "en": Out(1),
+                "checks": In(1),
+                "check": In(ADDRESS_BITS),
+                "clash": Out(1),
+                "drained": Out(1),
+                "retire": Out(1),
+                "scratchpad": Out(ScratchpadWrite(config)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        word = 8 * self.config.rows
+        write = self.scratchpad
+        m.submodules.outputs = outputs = OutputWalk()
+        m.submodules.pending = pending = PendingWrites()
+        written = Signal()
+        m.d.comb += [
+            outputs.cmd.eq(self.cmd),
+            outputs.start.eq(self.start),
+            outputs.step.eq(self.announce),
+            outputs.last_word.eq(self.last_word),
+            pending.push.eq(self.announce),
+            pending.addr.eq(outputs.addr),
+            pending.end.eq(outputs.end),
+            pending.pop.eq(written),
+            pending.checks.eq(self.checks),
+            pending.check.eq(self.check),
+            self.clash.eq(pending.clash),
+            self.drained.eq(pending.empty),
+        ]
+        m.d.sync += self.retire.eq(written & pending.o_end)
+
+        result, result_valid = self._take_result(m)
+        # A result that was refused makes way for the next one.
+        waiting, waits = Signal(word, reset_less=True), Signal()
+        m.d.sync += waits.eq(Mux(written, waits & result_valid, waits | result_valid))
+        with m.If(self.en & result_valid):
+            m.d.sync += waiting.eq(result)
+        m.d.comb += [
+            self.en.eq(~result_valid | ~waits | write.ready),
+            write.valid.eq(result_valid | waits),
+            write.addr.eq(pending.o_addr),
+            write.data.eq(Mux(waits, waiting, result)),
+            write.mask.eq(~0),
+            written.eq(write.valid & write.ready),
+        ]
+        return m
+
+    def _take_result(self, m: Module) -> tuple[Signal, Signal]:
+        """The register of the newest result, and whether it holds one."""
+        result = Signal(8 * self.config.rows, reset_less=True)
+        result_valid = Signal()
+        with m.If(self.en):
+            m.d.sync += result_valid.eq(
+                self.requantised.valid | self.maxima.valid | self.collected.valid
+            )
+            with m.If(self.requantised.valid):
+                m.d.sync += result.eq(self.requantised.payload)
+            with m.If(self.collected.valid):
+                m.d.sync += result.eq(self.collected.payload)
+            with m.If(self.maxima.valid):
+                self._clamp_maxima(m, result)
+        return result, result_valid
+
+    def _clamp_maxima(self, m: Module, result: Signal) -> None:
+        low, high = self.cmd.low, self.cmd.high
+        for i in range(self.config.rows):
+            value = self.maxima.payload[32 * i :][:8].as_signed()
+            raised = Signal(value.shape(), name=f"raised_{i}")
+            m.d.comb += raised.eq(Mux(value < low, low, value))
+            m.d.sync += result.word_select(i, 8).eq(Mux(raised > high, high, raised))

@@ -1,0 +1,260 @@
+"""The timing contract: pipeline depths, and the rules that decide how many cycles a command takes.
+
+The hardware takes its latencies and rules from here, and so do the compiler's estimates and the
+cycle model. What a command *means* is in :mod:`systole.isa.commands`.
+
+Functions that are documented to take *ints or hardware values* use only operators that both have.
+Pass them ints for an answer, or Amaranth values for the logic that computes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from systole.isa.commands import COMMANDS, TABLE_BYTES, Opcode, PostOp, PostSource, WindowOp
+from systole.isa.config import Config
+
+# Units that engines share -----------------------------------------------------------------------
+
+REQUANTISE_LATENCY = 6
+"""Cycles from an accumulator to its int8 (``hw.arithmetic.Requantise``)."""
+
+# Fetch unit and transfers -----------------------------------------------------------------------
+
+FETCH_REQUEST_WORDS = 32
+"""64-bit words of the program that the fetch unit asks for at a time."""
+FETCH_BUFFER_BYTES = 1024
+"""Bytes of the program that may be requested or waiting: this hides some 100 cycles of memory
+latency at the highest rate at which commands can be handed out."""
+FETCH_BUFFER_WORDS = FETCH_BUFFER_BYTES // 8
+"""64-bit words of the program that may be requested or waiting."""
+END_WORDS = COMMANDS[Opcode.END].words
+"""64-bit words of the END command."""
+FETCH_START = 1
+"""Cycles from the start of a program to the first request for its commands."""
+FETCH_RETURN = 5
+"""Cycles from a word's beat to when its command may be handed out."""
+TRANSFER_START = 2
+"""Cycles from the start of a LOAD or STORE to its first burst."""
+READ_RETURN = 2
+"""Cycles that a read takes between bus and engine, beside the memory's latency."""
+STORE_DEPTH = 5
+"""Cycles from the first burst of a STORE to its first beat, and from last response to end."""
+
+# CONV -------------------------------------------------------------------------------------------
+
+CONV_START = 2
+"""Cycles from the start of a CONV on an idle engine to the capture of its first weights."""
+SWAP_LEAD = 2
+"""Cycles from the swap of the array's weights, which comes with the read of a tile's first vector,
+to that vector's entry into the array."""
+
+
+def capture_lead(config: Config) -> int:
+    """Cycles from the capture of a tile's weights to when they may be swapped in, at least."""
+    return config.rows - config.rows // config.cell_rows + 1
+
+
+def array_latency(config: Config, column: int) -> int:
+    """Cycles from a vector's entry into the systolic array to its sum of ``column``."""
+    return config.rows // config.cell_rows + column // config.cell_cols
+
+
+# POST -------------------------------------------------------------------------------------------
+
+COMBINE_LATENCY = 4
+"""Cycles that ADD and SUB take for two operands; MUL takes one more."""
+TABLE_LATENCY = 2
+"""Cycles of a lookup in POST's table."""
+TABLE_WIDTH = 16
+"""Most bytes of the words of POST's table. Wider words only waste memory (16 words are as shallow
+as small memories come), and multiplexers behind it."""
+READ_AHEAD = 2
+"""Cycles, beside its reads, from when POST may read parameters or a table to its first word."""
+POST_DEPTH = {
+    PostOp.NONE: 1 + REQUANTISE_LATENCY,
+    PostOp.ADD: 1 + REQUANTISE_LATENCY + COMBINE_LATENCY,
+    PostOp.SUB: 1 + REQUANTISE_LATENCY + COMBINE_LATENCY,
+    PostOp.MUL: 1 + REQUANTISE_LATENCY + COMBINE_LATENCY,
+}
+"""Cycles from the last word that POST issues to the end of the command, as the cycle model counts
+them: for accumulators, without a table. MUL's additional cycle is left out."""
+
+
+def post_keeps_operand(b_step: Any, b_pitch: Any) -> Any:
+    """Whether one word of ``b`` stands for the whole image: POST with source SCRATCHPAD then reads
+    it once for each group. Takes ints or hardware values of the command's fields."""
+    return (b_pitch == 0) & (b_step == 0)
+
+
+def post_overlaps(source: Any, op: Any, lut: Any) -> Any:
+    """Whether POST follows a command of this kind at once with another such, before its words are
+    written. Takes ints or hardware values of the command's fields."""
+    return (source == PostSource.ACCUMULATOR) & (op == PostOp.NONE) & (lut == 0)
+
+
+def post_group_reads(pixels: int, *, op: int, keeps_operand: bool) -> int:
+    """Cycles in which POST reads the operands of a group of ``pixels`` outputs from the scratchpad,
+    one in each."""
+    if op == PostOp.NONE:
+        return pixels
+    return pixels + 1 if keeps_operand else 2 * pixels
+
+
+def table_parts(config: Config) -> int:
+    """Words of POST's table memory that one scratchpad word fills; the last may be filled in part.
+    Each takes a read of its own."""
+    return -(-config.rows // TABLE_WIDTH)
+
+
+def table_reads(config: Config) -> int:
+    """Scratchpad reads of a whole table, one a cycle."""
+    return -(-TABLE_BYTES // config.rows) * table_parts(config)
+
+
+# WINDOW -----------------------------------------------------------------------------------------
+
+REDUCE_LATENCY = 4
+"""Cycles from the last source word of an output to its accumulators."""
+COLLECT_LATENCY = 1
+"""Cycles from the segment that completes an IM2COL word to that word."""
+_ISSUE_TO_END = 4
+"""Cycles that every WINDOW result takes beside its operation: issue, read, result, end."""
+WINDOW_DEPTH = {
+    WindowOp.DEPTHWISE: _ISSUE_TO_END + REDUCE_LATENCY + REQUANTISE_LATENCY,
+    WindowOp.SUM: _ISSUE_TO_END + REDUCE_LATENCY + REQUANTISE_LATENCY,
+    WindowOp.MAX: _ISSUE_TO_END + REDUCE_LATENCY,
+    WindowOp.IM2COL: _ISSUE_TO_END + COLLECT_LATENCY,
+}
+"""Cycles from the last token that WINDOW issues to the end of the command."""
+WINDOW_SET_UP = 4
+"""Cycles from the start of a WINDOW command on an idle engine to its first token, beside those of
+:func:`window_set_up_bits`."""
+DIVIDEND_BITS = 17
+"""Bits of the byte columns that IM2COL divides into words and bytes, one bit a cycle."""
+WINDOW_LEAD = 2
+"""Cycles from the start of WINDOW's walk to its first read."""
+WINDOW_MACS = 9
+"""Multipliers of a lane: the most window positions reduced in a cycle."""
+CORNER = 3
+"""Height and width of the part of a window that is reduced in the cycle of its newest word."""
+
+
+def window_set_up_bits(c: Mapping[str, int]) -> int:
+    """Cycles of the bit-serial products and divisions that prepare a WINDOW command."""
+    factors = (abs(c["y0"]), c["stride_y"], c["dilation_y"], c["kernel_h"])
+    bits = max(factors).bit_length()
+    return max(bits, DIVIDEND_BITS) if c["op"] == WindowOp.IM2COL else bits
+
+
+def window_axis_is_fast(config: Config, *, kernel: Any, stride: Any, dilation: Any) -> Any:
+    """Whether an axis of a window suits the fast path: every word of the input is read once, in
+    raster order. Takes ints or hardware values. See :meth:`WindowShape.is_fast`."""
+    return (kernel <= config.window_kernel) & ((dilation == 1) | (kernel == 1)) & (stride <= kernel)
+
+
+def window_line_fits(config: Config, last_column: Any) -> Any:
+    """Whether the line memory can hold a padded input row whose last column is given (from 0).
+    It is read one word ahead, which takes two words. Takes ints or hardware values."""
+    return (last_column != 0) & (last_column < config.window_width)
+
+
+def window_further_parts(kernel: tuple[int, int]) -> int:
+    """Cycles of the fast path for each output of a ``kernel`` (height, width) beside the cycle of
+    its newest word: one for what the kernel is wider than ``CORNER``, one for what it is higher."""
+    return sum(size > CORNER for size in kernel)
+
+
+def window_part_positions(size: int) -> list[list[tuple[int, int]]]:
+    """The positions (y, x) of a window of ``size`` x ``size`` that are reduced together, a list for
+    each cycle, each at most ``WINDOW_MACS`` long: the newest corner, then what wider kernels have
+    besides, then what higher ones have. ``size`` is 3 or 5."""
+    old, corner = range(size - CORNER), range(size - CORNER, size)
+    parts = [[(y, x) for y in corner for x in corner]]
+    if size > CORNER:
+        rest = [(y, x) for y in old for x in old]
+        wide = [(y, x) for y in corner for x in old]
+        spare = WINDOW_MACS - len(wide)
+        parts.append(wide + rest[:spare])
+        parts.append([(y, x) for y in old for x in corner] + rest[spare:])
+    return parts
+
+
+def im2col_keeps_words(config: Config, *, kernel_w: Any, kernel_h: Any) -> Any:
+    """Whether IM2COL holds the words of every kernel row from one output to the next. Takes ints or
+    hardware values."""
+    return (kernel_w == 1) & (kernel_h <= config.window_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowShape:
+    """The window of a DEPTHWISE, SUM or MAX command. All pairs are (vertical, horizontal)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    out: tuple[int, int]
+    """Output rows and columns."""
+
+    @classmethod
+    def of_command(cls, c: Mapping[str, int]) -> WindowShape:
+        """The shape in the fields of a decoded command."""
+        return cls(
+            kernel=(c["kernel_h"], c["kernel_w"]),
+            stride=(c["stride_y"], c["stride_x"]),
+            dilation=(c["dilation_y"], c["dilation_x"]),
+            out=(c["out_h"], c["out_w"]),
+        )
+
+    @property
+    def pixels(self) -> int:
+        """Outputs of a block."""
+        return math.prod(self.out)
+
+    @property
+    def taps(self) -> int:
+        """Positions of the kernel."""
+        return math.prod(self.kernel)
+
+    @property
+    def region(self) -> tuple[int, int]:
+        """Rows and columns of the padded input under an undilated window."""
+        height, width = (
+            (n - 1) * stride + kernel
+            for n, stride, kernel in zip(self.out, self.stride, self.kernel, strict=True)
+        )
+        return height, width
+
+    def is_fast(self, config: Config) -> bool:
+        """Whether WINDOW takes its fast path: no axis has a kernel above ``window_kernel``, a
+        stride above its kernel or a dilation, and a row of the region takes 2..``window_width``
+        words. Otherwise it reads a word for every tap of every output."""
+        axes = zip(self.kernel, self.stride, self.dilation, strict=True)
+        return window_line_fits(config, self.region[1] - 1) and all(
+            window_axis_is_fast(config, kernel=kernel, stride=stride, dilation=dilation)
+            for kernel, stride, dilation in axes
+        )
+
+    def rereads_weights(self, config: Config) -> bool:
+        """Whether DEPTHWISE reads the tap's weights before every tap: the general path with more
+        taps than the line memory has words."""
+        return not self.is_fast(config) and self.taps > config.window_width
+
+    def block_words(self, config: Config) -> int:
+        """Tokens of the walk over one channel block: source words and further parts."""
+        if self.is_fast(config):
+            return math.prod(self.region) + window_further_parts(self.kernel) * self.pixels
+        return self.pixels * self.taps
+
+    def block_tokens(self, config: Config, op: int) -> int:
+        """Tokens of one channel block, a cycle each: those of :meth:`block_words`, the weights
+        (DEPTHWISE) and the requantisation parameters (all but MAX)."""
+        tokens = self.block_words(config)
+        if op == WindowOp.DEPTHWISE:
+            tokens += tokens if self.rereads_weights(config) else self.taps
+        if op != WindowOp.MAX:
+            tokens += config.window_param_words
+        return tokens

@@ -1,0 +1,132 @@
+"""What all commands share: options, consoles, and how they end.
+
+Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error: ...`` on stderr.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from systole.isa import Config, ConfigError
+from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
+from systole.sw.ir.graph import Graph, ModelError
+from systole.sw.runtime.device import DeviceError
+from systole.sw.runtime.program import ProgramError
+
+BAD_INPUT = (ModelError, ConfigError, InputError, DeviceError, ProgramError)
+"""What bad input raises; the message is for the user."""
+MISMATCH, BAD = 1, 2
+"""Exit status."""
+WIDTH = 150
+"""Columns of output that is not a terminal: the tables are wide."""
+
+InputOption = Annotated[
+    Path | None, typer.Option(help="inputs: .npz, .npy, .png or .jpg; default: random, from --seed")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="seed of the random inputs")]
+DimOption = Annotated[
+    list[str] | None, typer.Option(help="bind a symbolic dimension: NAME=N or INPUT:AXIS=N")
+]
+RowsOption = Annotated[int | None, typer.Option(help="rows of the array")]
+ColsOption = Annotated[int | None, typer.Option(help="columns of the array")]
+ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with a configuration")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="write the report as JSON")]
+
+
+def output_console() -> Console:
+    """Standard output, wide enough for tables when it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def progress_console() -> Console:
+    """Standard error, for progress and errors."""
+    return Console(stderr=True)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what bad input raises into one line on stderr and exit status 2."""
+    try:
+        yield
+    except BAD_INPUT as e:
+        progress_console().print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(BAD) from None
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """Run one command by itself, as ``python -m sw.NAME`` does."""
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    app()
+
+
+def parse_dims(texts: Sequence[str] | None) -> dict[str, int]:
+    """The values of ``--dim`` by name. Raises :class:`InputError`."""
+    dims = {}
+    for text in texts or ():
+        name, equals, number = text.rpartition("=")
+        if not (equals and name and number.isdecimal()):
+            raise InputError(f"--dim {text}: must be NAME=NUMBER")
+        dims[name] = int(number)
+    return dims
+
+
+def choose_config(rows: int | None, cols: int | None, file: Path | None) -> Config:
+    """The configuration that ``--rows``, ``--cols`` and ``--config`` name. Raises
+    :class:`ConfigError`."""
+    if file is not None:
+        if rows is not None or cols is not None:
+            raise ConfigError("--config and --rows/--cols exclude each other")
+        return Config.from_toml(file)
+    if rows is not None and cols is not None:
+        return Config.sized(rows, cols)
+    side = rows if rows is not None else cols
+    return Config() if side is None else Config.sized(side, side)
+
+
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Raises :class:`InputError` unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise InputError(f"{option} {value}: must be one of {', '.join(known)}")
+
+
+def check_writable(path: Path | None) -> None:
+    """Raises :class:`InputError` unless a file can be written to ``path``; None is no file."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"output {path}: is a folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"output {path}: its folder does not exist")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as e:
+        raise InputError(f"output {path}: its folder cannot be written: {e.strerror}") from None
+
+
+def check_document(path: Path) -> None:
+    """Raises :class:`InputError` unless the folder of a document is there; that of the project's
+    own documents is in a checkout only."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist; the documents are in a checkout only")
+
+
+def choose_inputs(
+    file: Path | None, seed: int, graph: Graph, console: Console
+) -> Mapping[str, np.ndarray]:
+    """The model's inputs by name from ``--input``, or random ones, which is said. Raises
+    :class:`InputError`."""
+    if file is not None:
+        return read_inputs(file, graph)
+    console.print(f"no --input: seeded random input (seed {seed})")
+    return random_inputs(graph, seed)

@@ -1,0 +1,75 @@
+"""What quantising a model costs, as a report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import onnx
+
+from systole.sw.quantisation.measure import LayerNoise, classes, layer_noise
+from systole.sw.quantisation.samples import Chosen, Feeds
+
+NOISE_SAMPLES = 16
+"""Samples over which the layers' noise is measured."""
+
+
+@dataclass
+class QuantisationReport:
+    """What quantising a model costs, and what ``--json`` writes. Accuracies are fractions of the
+    labelled samples; None without labels."""
+
+    model: str
+    """File name of the float model."""
+    calibration_samples: int
+    input_ranges: dict[str, tuple[float, float]]
+    """After preprocessing, over the calibration samples."""
+    output: str = ""
+    """Path of the int8 model; empty if it is not written."""
+    float_bytes: int = 0
+    int8_bytes: int = 0
+    labelled_samples: int = 0
+    float_accuracy: float | None = None
+    int8_accuracy: float | None = None
+    agreement: float | None = None
+    """Fraction of samples that both models put into the same class."""
+    layers: list[LayerNoise] = field(default_factory=list)
+    """The noisiest first; ``snr_db`` null in the JSON: no noise, or noise without a signal."""
+
+    def measure(
+        self,
+        model: onnx.ModelProto,
+        quantised: onnx.ModelProto,
+        samples: Sequence[Feeds],
+        labels: np.ndarray | None,
+    ) -> None:
+        """Fill in the layers' noise and, given ``labels`` (a class number per sample), the
+        accuracy. Raises :class:`InputError` if the model is no classifier."""
+        self.layers = layer_noise(model, quantised, Chosen(samples, NOISE_SAMPLES))
+        if labels is not None:
+            before, after = classes(model, samples), classes(quantised, samples)
+            self.labelled_samples = len(labels)
+            self.float_accuracy = float((before == labels).mean())
+            self.int8_accuracy = float((after == labels).mean())
+            self.agreement = float((before == after).mean())
+
+    def to_json(self) -> str:
+        """The report as JSON, infinite ratios as null."""
+        rows = [
+            replace(r, snr_db=None if r.snr_db is not None and math.isinf(r.snr_db) else r.snr_db)
+            for r in self.layers
+        ]
+        return json.dumps(asdict(replace(self, layers=rows)), indent=1) + "\n"
+
+
+def input_ranges(samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:
+    """The least and the largest value of each input over all samples."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for feeds in samples:
+        for name, array in feeds.items():
+            low, high = ranges.get(name, (math.inf, -math.inf))
+            ranges[name] = (min(low, float(array.min())), max(high, float(array.max())))
+    return ranges

@@ -1,0 +1,92 @@
+"""The compiler's estimates against the cycle model."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from systole.isa import Config, Engine
+from systole.sw.compiler import Compiler
+from systole.sw.compiler.costs import table_share, work
+from systole.sw.compiler.joins import _Joiner
+from systole.sw.compiler.plan import PLAIN
+from systole.sw.ir.graph import Graph
+from systole.sw.simulate.cycles import busy, predict_layers
+from tests.helpers.networks import load_network
+from tests.helpers.random_graphs import GraphBuilder
+
+TOLERANCE = 0.15
+LAYER = 1
+"""Number of the layer that is measured: the one before keeps WINDOW busy until it begins, the one
+behind leaves little to store, so that its cycles are WINDOW's."""
+
+
+def depthwise(kernel: int, stride: int, dilation: int, *, channels: int, size: int) -> Graph:
+    """A depthwise convolution of ``size`` x ``size`` outputs between two others on WINDOW."""
+    b = GraphBuilder(np.random.default_rng(0))
+    wide = (size - 1) * stride + (kernel - 1) * dilation + 1
+    x = b.input((1, channels, wide, wide))
+    x = b.conv(x, channels, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), group=channels)
+    x = b.conv(
+        x, channels, (kernel,) * 2, (stride,) * 2, (0, 0, 0, 0), (dilation,) * 2, group=channels
+    )
+    x = b.conv(x, channels, (2, 2), (size - 2,) * 2, (0, 0, 0, 0), (1, 1), group=channels)
+    return b.graph([x])
+
+
+GRID = list(itertools.product(range(2, 8), range(1, 4), range(1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "config"),
+    [
+        pytest.param(16, 16, Config(), id="one block"),
+        pytest.param(40, 16, Config(), id="three blocks"),
+        pytest.param(16, 40, Config(), id="several regions"),
+        pytest.param(24, 20, Config.sized(8, 8), id="8x8"),
+        pytest.param(16, 24, Config(window_kernel=3), id="3x3 fast path only"),
+    ],
+)
+def test_estimates_of_depthwise_convolutions(channels: int, size: int, config: Config) -> None:
+    # Everything stays on chip, as the cycles are to be WINDOW's.
+    config = replace(config, scratchpad_bytes=config.rows << 18)
+    for kernel, stride, dilation in GRID:
+        case = f"{kernel=} {stride=} {dilation=}"
+        graph = depthwise(kernel, stride, dilation, channels=channels, size=size)
+        compiler = Compiler(graph, config)
+        cycles = predict_layers(compiler.program(PLAIN), 64).layers[LAYER].cycles
+        # The estimate of the search, which knows the regions.
+        planner = compiler.planner()
+        plan, stage = planner.plan(), planner.stages[LAYER]
+        estimate = work(stage, plan.stages[LAYER], plan.resident, config)
+        assert set(estimate) == {Engine.WINDOW}, case
+        assert estimate[Engine.WINDOW] == pytest.approx(cycles, rel=TOLERANCE), case
+        # That of joining, which does not.
+        joiner = _Joiner(graph, config)
+        rewrite = joiner._rewrite(set())
+        estimate = joiner._cycles(rewrite, rewrite.items[LAYER])
+        assert estimate == pytest.approx(cycles, rel=TOLERANCE), case
+
+
+@pytest.mark.parametrize("config", [Config(), Config.sized(8, 8), Config.sized(12, 20)])
+@pytest.mark.parametrize("name", ["resnet8", "dscnn-kws", "mobilenetv1-0.25-vww"])
+def test_estimates_of_networks(name: str, config: Config) -> None:
+    """All stages together keep CONV and POST as busy as the commands do."""
+    compiler = Compiler(load_network(name), config)
+    planner = compiler.planner()
+    plan = planner.plan()
+    estimate: Counter[Engine] = Counter()
+    for stage, stage_plan in zip(planner.stages, plan.stages, strict=True):
+        estimate += work(stage, stage_plan, plan.resident, config)
+    cycles = busy(compiler.program(PLAIN))
+    for engine, unit in ((Engine.CONV, "array"), (Engine.POST, "POST")):
+        assert estimate[engine] == pytest.approx(cycles[unit], rel=TOLERANCE), unit
+
+
+def test_a_table_is_read_for_every_tile() -> None:
+    assert table_share(Config()) == 1 / 16
+    assert table_share(Config.sized(8, 8)) == 1 / 8

@@ -15,10 +15,10 @@ import numpy as np
 
 from systole.isa import Config
 from systole.sw.compiler.emit import Emitter
-from systole.sw.compiler.lowering import Lowering
+from systole.sw.compiler.lowering import lower
 from systole.sw.compiler.plan import PLAIN, Buffer, Plan, Planner, pack
 from systole.sw.compiler.search import Search
-from systole.sw.compiler.stages import Stage
+from systole.sw.compiler.stages import ArrayStage, Stage
 from systole.sw.compiler.stream import CommandStream
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.ir import layout
@@ -63,7 +63,7 @@ def _constants(stages: list[Stage], graph: Graph, config: Config) -> Constants:
         if stage.fixed:
             words = np.concatenate([words for _, words in stage.fixed])
             out.add((i, "fixed"), layout.to_dram(words, config.vector_bytes))
-        if stage.weights is not None:
+        if isinstance(stage, ArrayStage):
             out.add((i, "weights"), layout.to_dram(stage.weights, config.weight_vector_bytes))
     for name, array in graph.constants.items():
         words = layout.pack_blocked(array, config.rows)
@@ -96,9 +96,9 @@ class Compiler:
 
     def __init__(self, graph: Graph, config: Config):
         """Raises :class:`ModelError` for what the configuration's engines cannot do."""
-        self.lowering = Lowering(graph, config)
+        self.lowering = lower(graph, config)
         self.graph, self.config = graph, config
-        self.stages = self.lowering.stages()
+        self.stages = self.lowering.stages
         self.constants = _constants(self.stages, graph, config)
         self._made: tuple[tuple[Schedule, bool], Program] | None = None
 

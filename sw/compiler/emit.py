@@ -11,7 +11,7 @@ from systole.isa import Config, Engine, LoadTarget, Opcode, PostOp, PostSource, 
 from systole.sw.compiler.matrices import MatrixEmitter
 from systole.sw.compiler.moves import BufferView
 from systole.sw.compiler.plan import Plan, Region, cuts, input_extent, part_of, tiles
-from systole.sw.compiler.stages import Geometry, Pass, Phase, Stage, WeightRun
+from systole.sw.compiler.stages import ArrayStage, Geometry, Pass, Phase, Stage, WeightRun
 from systole.sw.compiler.stream import CommandStream, Span, StreamMemory, run
 from systole.sw.compiler.weights import CHUNK_WORDS, JOINED_WORDS, Piece, WeightRing, pieces
 
@@ -61,12 +61,14 @@ class Emitter(MatrixEmitter):
         region = plan.regions[r]
         if stage.kind == "transpose":
             return self.transpose(i, region)
-        whole = plan.split is None and bool(stage.mains)
+        whole = plan.split is None and bool(stage.whole_sources)
         # A single copy is still being read by the groups to come, and what the chain itself makes
         # has not been made.
-        prepared = ("im2col", *(k for k, _ in stage.mains))
+        prepared = ("im2col", *(k for k, _ in stage.whole_sources))
         early = all(plan.buffers[k][1] > 1 for k in prepared if k in plan.buffers) and not any(
-            self.stages[k].op.output == s.tensor for k in chain.stages for _, s in stage.mains
+            self.stages[k].op.output == s.tensor
+            for k in chain.stages
+            for _, s in stage.whole_sources
         )
         if stage.op.output in self.plan.rolls:
             self.slide(i, r % chain.stripes)
@@ -90,7 +92,9 @@ class Emitter(MatrixEmitter):
 
     def _prepare(self, i: int, stage: Stage, region: Region) -> dict[int, BufferView]:
         """The sources that a region reads whole, in the scratchpad; folded: their im2col."""
-        views = {k: self.input(i, k, region) for k, _ in stage.mains}
+        views = {k: self.input(i, k, region) for k, _ in stage.whole_sources}
+        if not isinstance(stage, ArrayStage):
+            return views
         if stage.fold is not None and stage.fold.by_row:
             views[0] = self._gather_rows(i, stage, region, views[0])
         elif stage.fold is not None:
@@ -516,7 +520,7 @@ class Emitter(MatrixEmitter):
         if stage.bands is None:
             self._window_part(i, stage, region, group, x, out)
             return
-        rows, columns, sets = stage.bands
+        rows, columns, sets = stage.bands.rows, stage.bands.columns, stage.bands.sets
         for y, h in _runs(rows, region.y, region.h):
             for at, w in _runs(columns, region.x, region.w):
                 part = Region(region.n, y, at, h, w)

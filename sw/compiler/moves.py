@@ -262,7 +262,7 @@ class Mover:
         """Where the group of a region goes; block 0 is the group's first."""
         stage = self.stages[i]
         if stage.op.output in self.plan.resident:
-            start, size = self._place(stage, region.n)
+            start, size = stage.image_place(region.n)
             base = self.plan.addresses[("tensor", stage.op.output)]
             base += start + group * stage.group_words * size
             return BufferView(base, stage.out_w, size, 0, 0, stage.out_h, stage.out_w)
@@ -271,13 +271,6 @@ class Mover:
             view = self._rolling_view(stage.op.output, y, h)
             return replace(view, base=view.base + group * stage.group_words * view.block)
         return BufferView(self.slot("out", i), w, h * w, y, x, h, w)
-
-    def _place(self, stage: Stage, n: int) -> tuple[int, int]:
-        """First word of an image of the output in its tensor, and words from block to block."""
-        if stage.spread is not None:
-            return stage.spread.starts[n], stage.spread.step
-        size = stage.out_h * stage.out_w
-        return n * stage.blocks * size, size
 
     def store(self, i: int, region: Region, group: int, view: BufferView) -> None:
         """Store a finished group where DRAM needs it; small ones of a resident tensor several at a
@@ -297,7 +290,7 @@ class Mover:
             view = self.output(i, region, group + 1 - groups)
         first = (group + 1 - groups) * stage.group_words
         count = min(groups * stage.group_words, stage.blocks - first)
-        start, block = self._place(stage, region.n)
+        start, block = stage.image_place(region.n)
         word = start + first * block + y * stage.out_w + x
         self._transfer(
             Engine.STORE,

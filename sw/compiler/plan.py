@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from systole.isa import Config
-from systole.sw.compiler.stages import Geometry, Source, Stage
+from systole.sw.compiler.stages import ArrayStage, Geometry, Product, Source, Stage
 from systole.sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
 from systole.sw.ir.graph import Graph, ModelError
 
@@ -189,6 +189,11 @@ def _total(plans: list[StagePlan], rolls: dict[str, Roll]) -> int:
     return buffers + sum(r.words for r in rolls.values())
 
 
+def _product_of(stage: Stage) -> Product | None:
+    """The product of activations that a stage computes, if it does."""
+    return stage.product if isinstance(stage, ArrayStage) else None
+
+
 class DoesNotFitError(ModelError):
     """A chain that does not fit in the scratchpad, or cannot be carried out in stripes."""
 
@@ -213,8 +218,8 @@ class Planner:
         self._alone = stages
         self.stages = list(stages)
         self.config = config
-        weights = [t for s in stages if s.product is not None for t in s.product.tensors]
-        self.stored = stored | set(weights)
+        weights = {t for s in stages for p in [_product_of(s)] if p for t in p.tensors}
+        self.stored = stored | weights
         self.chain = [Chain(i, i) for i in range(len(stages))]
         self.regions = dict(schedule.regions)
         for chain in schedule.chains:
@@ -264,9 +269,10 @@ class Planner:
         """Tensors that only go from DRAM to the weight buffer: never resident."""
         streamed = set()
         for stage, chain in zip(self.stages, self.chain):
-            for name in () if stage.product is None else stage.product.tensors:
+            product = _product_of(stage)
+            for name in product.tensors if product else ():
                 self.life.setdefault(name, (chain.first, chain.last))
-                self.words.setdefault(name, stage.product.spread.words)
+                self.words.setdefault(name, product.spread.words)
                 streamed.add(name)
         return streamed - read
 
@@ -421,13 +427,13 @@ class Planner:
                 plan = StagePlan(regions, self._buffers(stage, resident, regions, copies))
                 if fits(plan):
                     return plan
-        if stage.phases and stage.fold is None and stage.product is None:
+        if isinstance(stage, ArrayStage) and stage.fold is None and stage.product is None:
             return next(filter(fits, self._splits(stage, resident)), None)
         return None
 
     def _most(self, stage: Stage, resident: set[str]) -> int:
         """Outputs per region beyond which nothing is gained."""
-        if stage.fold is not None:
+        if isinstance(stage, ArrayStage) and stage.fold is not None:
             return FOLD_REGION
         names = {stage.op.output, *(s.tensor for s in stage.sources)}
         early = stage.kind in EARLY_REGION and names <= resident
@@ -435,7 +441,7 @@ class Planner:
             return EARLY_REGION[stage.kind]
         return stage.h * stage.w
 
-    def _splits(self, stage: Stage, resident: set[str]) -> Iterator[StagePlan]:
+    def _splits(self, stage: ArrayStage, resident: set[str]) -> Iterator[StagePlan]:
         """Plans with the reduction split, largest regions and pieces first."""
         passes = {(p.source, p.geometry) for phase in stage.phases for p in phase.passes}
         blocks = max(stage.sources[k].blocks for k, _ in passes)
@@ -480,7 +486,7 @@ class Planner:
                 out[k] = (area * stage.group_words, slots)
             else:
                 out[k] = (area * source.blocks, twice)
-        if stage.fold is not None:
+        if isinstance(stage, ArrayStage) and stage.fold is not None:
             if stage.fold.by_row:
                 # The whole image, so that gathering never waits; or the rows of some regions,
                 # gathered for one while others are still being read.

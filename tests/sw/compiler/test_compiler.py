@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from systole.isa import Config, Engine, LoadTarget, Opcode, PostSource, WindowOp
 from systole.isa.csr import TOKEN_BITS
 from systole.sw.compiler import compile_graph
-from systole.sw.compiler.lowering import Lowering
+from systole.sw.compiler.lowering import lower
 from systole.sw.compiler.plan import Buffer, Planner, cuts, pack
 from systole.sw.compiler.stream import CommandStream, Span, StreamMemory, TokenError, run
 from systole.sw.compiler.weights import WeightRing, pieces
@@ -422,7 +422,7 @@ def test_single_buffers_are_not_prefetched():
     b = GraphBuilder(np.random.default_rng(5))
     b.conv(b.input((1, 16, 3, 13)), 12, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1))
     graph = b.graph(["t0"])
-    stages = Lowering(graph, config).stages()
+    stages = lower(graph, config).stages
     plan = Planner(graph, stages, config, {"t0"}).plan().stages[0]
     assert plan.buffers[0][1] == 1 and len(plan.regions) > 1 and stages[0].groups > 1
     _check(config, graph, b)

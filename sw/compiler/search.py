@@ -25,7 +25,7 @@ from systole.sw.compiler.plan import (
     output_extent,
     tiles,
 )
-from systole.sw.compiler.stages import Stage
+from systole.sw.compiler.stages import ArrayStage, Stage
 from systole.sw.compiler.stripes import Chain, Schedule, depths
 from systole.sw.ir.graph import ModelError
 from systole.sw.runtime.program import Program
@@ -77,7 +77,7 @@ def work(stage: Stage, plan: StagePlan, on_chip: set[str], config: Config) -> Co
             else:
                 words += region.pixels * sum(k > 3 for k in g.kernel)
             out[Engine.WINDOW] += stage.groups * (words + COMMAND)
-    if stage.fold is not None:
+    if isinstance(stage, ArrayStage) and stage.fold is not None:
         f = stage.fold
         rows = stage.sources[0].h if f.by_row else stage.h * f.geometry.kernel[0]
         run = (f.run + config.rows - 1) / config.rows
@@ -87,7 +87,7 @@ def work(stage: Stage, plan: StagePlan, on_chip: set[str], config: Config) -> Co
     return out
 
 
-def _tiles(stage: Stage) -> int:
+def _tiles(stage: ArrayStage) -> int:
     """Weight tiles of all phases and columns."""
     return sum(
         run.blocks * math.prod(each.geometry.kernel)
@@ -99,7 +99,7 @@ def _tiles(stage: Stage) -> int:
 
 
 def _words(stages: list[Stage]) -> int:
-    return sum(len(s.weights) for s in stages if s.weights is not None)
+    return sum(len(s.weights) for s in stages if isinstance(s, ArrayStage))
 
 
 class _FastSearch:

@@ -16,15 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from systole.isa import Config, Engine, PostOp
-from systole.sw.compiler.plan import (
-    PLAIN,
-    DoesNotFitError,
-    Planner,
-    StagePlan,
-    input_extent,
-    output_extent,
-    tiles,
-)
+from systole.sw.compiler.plan import PLAIN, DoesNotFitError, Planner
+from systole.sw.compiler.regions import input_extent, output_extent, tiles
+from systole.sw.compiler.stageplan import StagePlan
 from systole.sw.compiler.stages import ArrayStage, Stage
 from systole.sw.compiler.stripes import Chain, Schedule, depths
 from systole.sw.ir.graph import ModelError

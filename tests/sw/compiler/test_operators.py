@@ -1,7 +1,9 @@
 """Every graph operator with random parameters, compiled for random memories: the command-level
 simulator (races included) against the golden model."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal, cast
 
 import numpy as np
 import onnx
@@ -41,6 +43,19 @@ CONFIGS = [
 ]
 
 
+PoolKind = Literal["max", "average"]
+
+
+def pair(values: Iterable) -> tuple[int, int]:
+    a, b = (int(v) for v in values)
+    return a, b
+
+
+def four(values: Iterable) -> tuple[int, int, int, int]:
+    a, b, c, d = (int(v) for v in values)
+    return a, b, c, d
+
+
 class Sketch:
     """A graph under construction. ``constants``: all inputs but the first become constants."""
 
@@ -54,8 +69,16 @@ class Sketch:
     def tensor(self, shape, zero=None):
         name = f"t{len(self.tensors)}"
         zero = int(self.rng.integers(-128, 128)) if zero is None else zero
-        shape = tuple(int(s) for s in shape)
-        self.tensors[name] = Tensor(name, shape, np.float32(0.1), zero, False, shape, (0, 1, 2, 3))
+        shape = four(shape)
+        self.tensors[name] = Tensor(
+            name=name,
+            shape=shape,
+            scale=np.float32(0.1),
+            zero=zero,
+            unsigned=False,
+            onnx_shape=shape,
+            perm=(0, 1, 2, 3),
+        )
         return name
 
     def input(self, shape):
@@ -102,7 +125,14 @@ class Sketch:
             p.tensor: self.rng.integers(-128, 128, self.shape(p.tensor)).astype(np.int8)
             for p in self.inputs[count:]
         }
-        return Graph("test", self.tensors, self.ops, self.inputs[:count], ports, constants)
+        return Graph(
+            name="test",
+            tensors=self.tensors,
+            ops=self.ops,
+            inputs=self.inputs[:count],
+            outputs=ports,
+            constants=constants,
+        )
 
 
 def some_shape(rng, channels=40, size=14):
@@ -114,7 +144,7 @@ def make_binary(s, rng):
     a = s.input(shape)
     b = s.input((*shape[:2], 1, 1) if rng.integers(2) else shape)
     ratios = rng.uniform(0.2, 1.5, 2)
-    kind = str(rng.choice(["add", "sub", "mul"]))
+    kind = cast(Literal["add", "sub", "mul"], str(rng.choice(["add", "sub", "mul"])))
     if kind == "mul":
         ratios = [ratios[0] / 50, 1.0]
     out = s.tensor(shape)
@@ -157,9 +187,9 @@ def make_conv(s, rng):
             weights=weights,
             bias=rng.integers(-5000, 5000, o).astype(np.int32),
             scale=s.scales(o, weights[0].size),
-            strides=tuple(int(v) for v in strides),
-            pads=tuple(int(v) for v in pads),
-            dilations=tuple(int(v) for v in dilations),
+            strides=pair(strides),
+            pads=four(pads),
+            dilations=pair(dilations),
             group=group,
             activation=s.activation(),
         )
@@ -194,9 +224,9 @@ def make_transposed(s, rng):
             weights=weights,
             bias=rng.integers(-5000, 5000, o).astype(np.int32),
             scale=s.scales(o, c * kernel.prod()),
-            strides=tuple(int(v) for v in strides),
-            pads=tuple(int(v) for v in pads),
-            dilations=tuple(int(v) for v in dilations),
+            strides=pair(strides),
+            pads=four(pads),
+            dilations=pair(dilations),
             activation=s.activation(),
         )
     )
@@ -211,7 +241,7 @@ def make_select(s, rng):
     ]
     channels = int(rng.integers(1, 70))
     flat = bool(rng.integers(2))
-    steps = tuple(int(v) for v in rng.choice([1, 1, 2, 3], 2))
+    steps = pair(rng.choice([1, 1, 2, 3], 2))
     steps = (1, steps[1]) if flat else steps
     size = [int(v) for v in rng.integers(1, 12, 2)]
     phases = []
@@ -228,12 +258,14 @@ def make_select(s, rng):
             taken = rng.integers(0, have, len(owner))
             picks.append(
                 Pick(
-                    x,
-                    np.where((owner == k) | (sums and owner >= 0), taken, -1),
-                    tuple(int(v) for v in rng.integers(1, 3, 2)),
-                    tuple(int(v) for v in rng.integers(-3, 4, 2)),
-                    common if sums else float(np.float32(rng.choice([1.0, rng.uniform(0.3, 2)]))),
-                    int(rng.integers(-255, 255)) if sums else 1,
+                    x=x,
+                    channels=np.where((owner == k) | (sums and owner >= 0), taken, -1),
+                    strides=pair(rng.integers(1, 3, 2)),
+                    offsets=pair(rng.integers(-3, 4, 2)),
+                    scale=common
+                    if sums
+                    else float(np.float32(rng.choice([1.0, rng.uniform(0.3, 2)]))),
+                    weight=int(rng.integers(-255, 255)) if sums else 1,
                 )
             )
         phases.append(picks)
@@ -255,8 +287,8 @@ def make_select(s, rng):
 def make_pool(s, rng):
     n, c, h, w = some_shape(rng)
     kernel = (int(rng.integers(1, h + 1)), int(rng.integers(1, w + 1)))
-    kind = str(rng.choice(["max", "average"]))
-    pads = (0, 0, 0, 0) if kind == "average" else tuple(int(k // 2) for k in kernel * 2)
+    kind = cast(PoolKind, str(rng.choice(["max", "average"])))
+    pads = (0, 0, 0, 0) if kind == "average" else four(k // 2 for k in kernel * 2)
     strides = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
     size = [
         (d + pads[i] + pads[i + 2] - k) // t + 1
@@ -266,9 +298,10 @@ def make_pool(s, rng):
     if kind == "average" and rng.integers(2):
         # The last window of an axis hangs over: fewer elements count; so at the start, at random.
         scale = np.float32(0.7)
-        counts = tuple(
+        rows, columns = (
             tuple(sorted(int(v) for v in rng.integers(1, k + 1, z))) for k, z in zip(kernel, size)
         )
+        counts = rows, columns
     out = s.tensor((n, c, *size))
     s.ops.append(
         Pool(
@@ -288,11 +321,18 @@ def make_whole_pool(s, rng):
     """One window over an image longer than windows are."""
     n, c = (int(v) for v in rng.integers(1, (3, 40)))
     h, w = [(1, 196), (2, 98), (112, 8), (1, 441), (70, 1)][rng.integers(5)]
-    kind = str(rng.choice(["max", "average"]))
+    kind = cast(PoolKind, str(rng.choice(["max", "average"])))
     x, out = s.input((n, c, h, w)), s.tensor((n, c, 1, 1))
-    window = dict(kernel=(h, w), strides=(1, 1), pads=(0, 0, 0, 0))
     s.ops.append(
-        Pool(**s.common(out), x=x, kind=kind, **window, scale=np.float32(0.7 / (h * w) ** 0.5))
+        Pool(
+            **s.common(out),
+            x=x,
+            kind=kind,
+            kernel=(h, w),
+            strides=(1, 1),
+            pads=(0, 0, 0, 0),
+            scale=np.float32(0.7 / (h * w) ** 0.5),
+        )
     )
 
 

@@ -267,8 +267,9 @@ class _Joiner:
         for pick in op.phases[0]:
             numbers = VALUES.astype(np.int64) - rewrite.tensors[pick.x].zero
             multiplier, shift = numerics.split_scale(np.asarray(pick.scale, np.float32))
+            bias = np.zeros_like(numbers)
             values = numerics.requantise(
-                numbers, np.zeros_like(numbers), multiplier, shift, zero, op.low, op.high
+                numbers, bias, multiplier, shift, zero=zero, low=op.low, high=op.high
             )
             for view, channels in _functions(self._views(rewrite, pick.x), values, zero).items():
                 picked = _taken(channels, pick.channels)
@@ -511,7 +512,7 @@ class _Joiner:
 
 def _conversion(op: Op, output: str, x: str, table: np.ndarray) -> Table:
     """A table's stage, reported as part of ``op``."""
-    return Table(op.name, op.op_type, output, -128, 127, x, table)
+    return Table(op.name, op.op_type, output, low=-128, high=127, x=x, values=table)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -175,7 +175,7 @@ class _Joiner:
     def _brings_channels(self, op: Select) -> bool:
         """Every channel of its output is a whole channel of an input."""
         shape = self.graph.tensors[op.output].shape
-        if op.joined or op.flat or op.steps != (1, 1):
+        if op.across_images or op.flat or op.steps != (1, 1):
             return False
         (picks,) = op.phases
         for pick in picks:
@@ -208,7 +208,7 @@ class _Joiner:
         if op.output in virtual or isinstance(op, ConvTranspose):
             return True
         if isinstance(op, Select):
-            return not op.joined
+            return not op.across_images
         if not isinstance(op, Conv) or windowed(op, self.config):
             return False
         return all(each is None or each.other != name for each in (op.residual, op.shortcut))
@@ -382,7 +382,7 @@ class _Joiner:
             op = dataclasses.replace(op, x=plan.names[item.reads[0]], output=item.output)
             if isinstance(op, Conv):
                 op = _depthwise_part(op, item.channels, plan.tensors[op.x].shape[1])
-        elif isinstance(op, Select) and not op.joined:
+        elif isinstance(op, Select) and not op.across_images:
             phases = [
                 [dataclasses.replace(p, x=plan.names[v], channels=picked) for p, v, picked in picks]
                 for picks in self._picks(plan, op)
@@ -421,7 +421,7 @@ class _Joiner:
             kernels = 1 if op.weights.dtype == np.int8 else 2
             taps = kernels * op.weights.shape[2] * op.weights.shape[3]
             return max(streamed * taps * self._tiles(plan, op), post)
-        if isinstance(op, Select) and not op.joined:
+        if isinstance(op, Select) and not op.across_images:
             tiles = sum(
                 len(set(zip((taken // config.cols).tolist(), blocks_of.tolist())))
                 for picks in self._picks(plan, op)

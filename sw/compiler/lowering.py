@@ -480,11 +480,11 @@ class Lowering(ProductLowering):
             phases.append(made)
         other = copy.copy(self)
         other.graph = dataclasses.replace(self.graph, tensors=seen)
-        stage = other._select(layer, dataclasses.replace(op, phases=phases, joined=False))
+        stage = other._select(layer, dataclasses.replace(op, phases=phases, across_images=False))
         return dataclasses.replace(stage, striped=False)
 
     def _select(self, layer: int, op: Select) -> Stage:
-        if op.joined:
+        if op.across_images:
             return self._select_joined(layer, op)
         tensors = self.graph.tensors
         out = tensors[op.output]

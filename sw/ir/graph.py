@@ -264,14 +264,14 @@ class Select(Op):
     """int8."""
     flat: bool = False
     """Rows and columns of the output and of all inputs count as one row."""
-    joined: bool = False
-    """Inputs and output are taken as single images, (1, N * C, H, W): elements move between images.
-    Else all images move alike."""
+    across_images: bool = False
+    """Elements move between images: inputs and output count as one image each, (1, N * C, H, W).
+    Else the elements of all images move alike."""
 
     def seen(self, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-        """A tensor of this shape as ``flat`` and ``joined`` say."""
+        """A tensor of this shape as ``flat`` and ``across_images`` say."""
         n, c, h, w = shape
-        if self.joined:
+        if self.across_images:
             n, c = 1, n * c
         return (n, c, 1, h * w) if self.flat else (n, c, h, w)
 

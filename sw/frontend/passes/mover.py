@@ -157,7 +157,7 @@ class Mover:
             phases=fit.phases,
             steps=fit.steps,
             flat=fit.flat,
-            joined=fit.joined,
+            across_images=fit.across_images,
         )
         return Pending(op, four(layout.shape), whole.rebase(layout), fill=fill)
 

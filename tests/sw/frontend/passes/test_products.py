@@ -187,7 +187,7 @@ def test_elements_between_images(tmp_path):
     x = model.again(x, 0.0371, 3, "all")
     x = node("Slice", ints(2, 1), ints(0, 5), ints(0, 1), ints(-1, 1))(model, x)
     graph = check_on_commands(model.end(x, 0.0371, 3), tmp_path)
-    assert [(type(op), op.joined) for op in graph.ops] == [(Select, True)] * 2
+    assert [(type(op), op.across_images) for op in graph.ops] == [(Select, True)] * 2
 
 
 # Refusals and whole blocks ------------------------------------------------------------------------

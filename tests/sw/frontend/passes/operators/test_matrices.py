@@ -18,6 +18,7 @@ from systole.sw.ir.graph import Conv, MatMul, ModelError, Select, Transpose, mac
 from systole.sw.quantisation.pipeline import quantise_model
 from systole.sw.session.backends import open_device
 from tests.helpers.layer_checks import check_on, prepare
+from tests.helpers.operator_models import Build, ints, node
 from tests.helpers.product_models import (
     attention_model,
     encoder_block,
@@ -26,7 +27,6 @@ from tests.helpers.product_models import (
 )
 from tests.helpers.random_models import random_array
 from tests.sw.cli.test_run import cli
-from tests.sw.frontend.passes.test_operators import Build, ints, node
 
 CONFIGS = [
     Config(),

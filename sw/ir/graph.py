@@ -175,7 +175,7 @@ class Pool(Op):
         return (self.x,)
 
     def scale_of(self, count: int) -> np.float32:
-        """Of a window that counts so many elements; ``counts`` is given."""
+        """The scale of a window that counts ``count`` elements; ``counts`` is given."""
         return np.float32(self.scale / np.float32(count))
 
     def window(self, shape: tuple[int, int, int, int], limit: int) -> tuple[int, int]:
@@ -322,7 +322,7 @@ class MatMul(Op):
     a: Matrices
     b: Matrices
     places: np.ndarray
-    """Of the output's matrices, which are all of it."""
+    """Places of the output's matrices, which are all of it."""
     rows: int
     """M."""
     depth: int

@@ -19,7 +19,7 @@ from systole.sw.ir.graph import ModelError, Select, Transpose
 
 
 class Mover:
-    """Tensors with the elements of others in another order, each made once.
+    """Tensors with the elements of others in another order, each built once.
 
     An order is an array ``index`` of places in the stored array, in the shape of the value that is
     wanted. All methods raise :class:`~sw.ir.graph.ModelError` for an order that no Select

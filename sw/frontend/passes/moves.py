@@ -1,4 +1,4 @@
-"""Operators that move elements, as ``Select``: found from where each element comes from.
+"""Operators that move elements, as a ``Select`` fitted to where each element comes from.
 
 Whatever the operator, it is run on positions instead of values; the picks are fitted to the result.
 """
@@ -21,7 +21,7 @@ MAX_PHASES = 64
 MAX_PICKS = 256
 """Picks of a Select, over all its phases."""
 MAX_CHANNELS = 4096
-"""Of all images of a tensor together, where elements move between images."""
+"""Channels of all images of a tensor together, where elements move between images."""
 
 CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
 """Picks for one channel of a phase that are tried, and of how many phases at most: each more is a

@@ -192,7 +192,7 @@ class _Joiner:
     def _brings_channels(self, op: Select) -> bool:
         """Whether each channel of its output is a whole channel of one input."""
         shape = self.graph.tensors[op.output].shape
-        if op.joined or op.flat or op.steps != (1, 1):
+        if op.across_images or op.flat or op.steps != (1, 1):
             return False
         (picks,) = op.phases
         for pick in picks:
@@ -226,7 +226,7 @@ class _Joiner:
         if op.output in virtual or isinstance(op, ConvTranspose):
             return True
         if isinstance(op, Select):
-            return not op.joined
+            return not op.across_images
         if not isinstance(op, Conv) or windowed(op, self.config):
             return False
         return all(each is None or each.other != name for each in (op.residual, op.shortcut))
@@ -425,7 +425,7 @@ class _Joiner:
             if isinstance(op, Conv):
                 op = _depthwise_part(op, item.channels, rewrite.tensors[x].shape[1])
             return dataclasses.replace(op, x=x, output=item.output)
-        if isinstance(op, Select) and not op.joined:
+        if isinstance(op, Select) and not op.across_images:
             phases = [
                 [dataclasses.replace(p, x=names[v], channels=channels) for p, v, channels in picks]
                 for picks in self._picks(rewrite, op)
@@ -452,7 +452,7 @@ class _Joiner:
             return self._window_cycles(rewrite, item, op, post)
         if isinstance(op, Conv | ConvTranspose):
             return max(self._convolution_cycles(rewrite, item, op), post)
-        if isinstance(op, Select) and not op.joined:
+        if isinstance(op, Select) and not op.across_images:
             return max(self._select_cycles(rewrite, item, op), post)
         return post if isinstance(op, Table) else 0
 

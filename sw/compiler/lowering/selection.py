@@ -14,7 +14,7 @@ from systole.sw.ir.graph import Pick, Select
 
 def lower_select(context: LoweringContext, layer: int, op: Select) -> Stage:
     """A Select. Its output is a phase for each of its phases, with a pass for each pick."""
-    if op.joined:
+    if op.across_images:
         return _across_images(context, layer, op)
     numbers = {name: k for k, name in enumerate(op.inputs)}
     phases, params = [], []
@@ -132,6 +132,6 @@ def _across_images(context: LoweringContext, layer: int, op: Select) -> Stage:
             channels[places[op.output][taken]] = places[pick.x][pick.channels[taken]]
             moved.append(dataclasses.replace(pick, channels=channels))
         phases.append(moved)
-    whole_op = dataclasses.replace(op, phases=phases, joined=False)
+    whole_op = dataclasses.replace(op, phases=phases, across_images=False)
     stage = lower_select(context.seeing(*seen.values()), layer, whole_op)
     return dataclasses.replace(stage, striped=False)

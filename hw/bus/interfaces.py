@@ -29,6 +29,11 @@ def command_layout(opcode: Opcode) -> data.StructLayout:
     return layout_of(COMMANDS[opcode].fields)
 
 
+def read_beat_layout(config: Config) -> data.StructLayout:
+    """A beat of a read; see :class:`MemoryRead`."""
+    return data.StructLayout({"data": config.axi_data_bits, "last": 1, "error": 1})
+
+
 class Bus(wiring.Signature):
     """A signature whose interfaces are of a class that names its members, for editors and type
     checkers."""
@@ -36,7 +41,7 @@ class Bus(wiring.Signature):
     interface: ClassVar[type[wiring.PureInterface]]
 
     def create(
-        self, *, path: tuple[str | int, ...] | None = None, src_loc_at: int = 0
+        self, *, path: tuple[str | int, ...] = (), src_loc_at: int = 0
     ) -> wiring.PureInterface:
         """A new interface of this signature."""
         return self.interface(self, path=path, src_loc_at=1 + src_loc_at)
@@ -210,11 +215,7 @@ class MemoryRead(Bus):
         super().__init__(
             {
                 "req": Out(stream.Signature(data.StructLayout({"addr": 32, "bytes": 32}))),
-                "beats": In(
-                    stream.Signature(
-                        data.StructLayout({"data": config.axi_data_bits, "last": 1, "error": 1})
-                    )
-                ),
+                "beats": In(stream.Signature(read_beat_layout(config))),
                 "denied": In(1),
             }
         )

@@ -7,7 +7,10 @@ from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.axi import Axi4Lite
+from systole.hw.bus.axi import (
+    Axi4Lite,
+    Axi4LiteInterface,
+)
 from systole.hw.bus.interfaces import INDEX_BITS
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import COUNTERS, ENGINES
@@ -35,6 +38,15 @@ class RegisterBus(wiring.Component):
     bits to write). ``read`` pulses with ``read_word``; ``read_data`` is taken in the next cycles,
     until the following read. Addresses of ``words`` and more answer SLVERR.
     """
+
+    bus: Axi4LiteInterface
+    write: Signal
+    write_word: Signal
+    write_data: Signal
+    write_mask: Signal
+    read: Signal
+    read_word: Signal
+    read_data: Signal
 
     def __init__(self, *, addr_bits: int, words: int):
         self.words = words
@@ -107,6 +119,37 @@ class ControlStatus(wiring.Component):
     raises ``drain`` until ``axi_idle``, then ``reset`` for some cycles: everything but this unit
     and the contents of memories is reset.
     """
+
+    bus: Axi4LiteInterface
+    irq: Signal
+    base: Signal
+    limit: Signal
+    program: Signal
+    words: Signal
+    trace_address: Signal
+    trace_limit: Signal
+    trace_enable: Signal
+    start: Signal
+    fetch_start: Signal
+    running: Signal
+    fault: Signal
+    halt: Signal
+    drain: Signal
+    reset: Signal
+    cycle: Signal
+    counter_select: Signal
+    axi_idle: Signal
+    finished: Signal
+    drained: Signal
+    ended: Signal
+    read_beat: Signal
+    write_beat: Signal
+    last_index: Signal
+    trace_count: Signal
+    trace_dropped: Signal
+    states: list[Signal]
+    counters: list[Signal]
+    faults: list[data.View]
 
     def __init__(self, config: Config):
         self.config = config

@@ -7,7 +7,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import INDEX_BITS, MemoryRead
+from systole.hw.bus.interfaces import (
+    INDEX_BITS,
+    MemoryRead,
+    MemoryReadInterface,
+)
 from systole.isa import COMMANDS, Config, Engine, Fault, Opcode
 from systole.isa.commands import ENGINE_BITS, HEADER
 from systole.isa.csr import NO_ENGINE
@@ -49,6 +53,20 @@ class Fetch(wiring.Component):
     no END, program outside the window, read error) pulses in ``fault`` and stops the unit until it
     is reset. While ``halt`` is high nothing is asked for and nothing handed out.
     """
+
+    start: Signal
+    halt: Signal
+    program: Signal
+    words: Signal
+    memory: MemoryReadInterface
+    index: Signal
+    command: list[Signal]
+    push: Signal
+    ready: Signal
+    ended: Signal
+    idle: Signal
+    last_index: Signal
+    fault: data.View
 
     def __init__(self, config: Config):
         self.config = config
@@ -248,6 +266,15 @@ class Prefetch(wiring.Component):
     request is offered and all beats to come have left through ``beats``.
     """
 
+    start: Signal
+    stop: Signal
+    program: Signal
+    words: Signal
+    denied: Signal
+    idle: Signal
+    memory: MemoryReadInterface
+    beats: stream.Interface
+
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
@@ -330,6 +357,13 @@ class Unpack(wiring.Component):
     The first beat after ``start`` begins with a word. ``address`` is the byte offset in the DRAM
     window of the beat that the word comes from. ``discard`` swallows beats.
     """
+
+    start: Signal
+    discard: Signal
+    program: Signal
+    address: Signal
+    beats: stream.Interface
+    word: stream.Interface
 
     def __init__(self, config: Config):
         self.config = config

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import (
     INDEX_BITS,
+    CommandInterface,
     CommandPort,
     command_layout,
     layout_of,
@@ -53,6 +54,23 @@ class Shell(wiring.Component):
     * ``halt`` keeps commands not yet offered to the core from being offered.
     * ``idle``: nothing queued, nothing in flight. ``state``: the engine's STATE register.
     """
+
+    push: stream.Interface
+    core: CommandInterface
+    clear: Signal
+    running: Signal
+    halt: Signal
+    given: Signal
+    overflow: Signal
+    give: Signal
+    overflows: Signal
+    start_event: data.View
+    end_event: data.View
+    idle: Signal
+    state: Signal
+    counter_select: Signal
+    counter: Signal
+    fault: data.View
 
     def __init__(self, config: Config, engine: Engine, opcode: Opcode):
         self.config = config
@@ -148,7 +166,7 @@ class Shell(wiring.Component):
             self._flight.r_en.eq(self.core.retire),
             self._retired.eq(self.core.retire & in_flight),
             self.give.eq(Mux(self._retired, self._oldest.signal, 0)),
-            self.idle.eq((self._queue.level == 0) & ~in_flight),
+            self.idle.eq((self._queue.r_level == 0) & ~in_flight),
         ]
 
     def _report_start(self, m: Module) -> None:

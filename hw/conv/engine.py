@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import AccumulatorRead, CommandPort, ScratchpadRead, WeightWrite
+from systole.hw.bus.interfaces import (
+    AccumulatorInterface,
+    AccumulatorRead,
+    CommandInterface,
+    CommandPort,
+    ReadInterface,
+    ScratchpadRead,
+    WeightWrite,
+    WriteInterface,
+)
 from systole.hw.conv.array import SystolicArray
 from systole.hw.conv.sequencer import CONV, TAG, ActivationSequencer, WeightSequencer
 from systole.isa import Config, Opcode
@@ -25,6 +34,12 @@ class Accumulators(wiring.Component):
       cycle sees all of that command.
     * ``read``: POST. Must not be enabled on the half in which vectors are in flight.
     """
+
+    valid: Signal
+    tag: data.View
+    sums: list[Signal]
+    done: Signal
+    read: AccumulatorInterface
 
     def __init__(self, config: Config, array: SystolicArray):
         self.config = config
@@ -116,6 +131,11 @@ class ConvEngine(wiring.Component):
     first weights are in place in time. ``stalled`` is a refused scratchpad read. CONV never faults.
     ``weight_write`` is always ready; a weight read in the next cycle sees the write.
     """
+
+    command: CommandInterface
+    scratchpad: ReadInterface
+    weight_write: WriteInterface
+    accumulators: AccumulatorInterface
 
     def __init__(self, config: Config):
         self.config = config

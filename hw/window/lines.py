@@ -66,6 +66,26 @@ class WindowReduce(wiring.Component):
 
     LATENCY = REDUCE_LATENCY
 
+    en: Signal
+    fast: Signal
+    maximum: Signal
+    stored: Signal
+    used: Signal
+    clear: Signal
+    ones: Signal
+    issue: Signal
+    index: Signal
+    pixel_valid: Signal
+    pixel: data.View
+    weight_valid: Signal
+    weight: data.View
+    word: Signal
+    kept: Signal
+    keep: Signal
+    held: Signal
+    o_valid: Signal
+    acc: Signal
+
     def __init__(self, config: Config):
         self.config = config
         word = 8 * config.rows
@@ -249,7 +269,7 @@ class WindowReduce(wiring.Component):
         m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
 
-def _largest(m: Module, name: str, values: list[Signal]) -> Signal:
+def _largest(m: Module, name: str, values: list[Signal]) -> Value:
     """The largest of three signed bytes."""
     a, b, c = values
     ab = Signal(signed(8), name=f"{name}_ab")

@@ -30,11 +30,14 @@ OFFSET = 1 << 15
 """The division of columns floors: a multiple of ``rows`` from here on makes every x0 positive."""
 
 
-def prepared_layout(config: Config) -> data.StructLayout:
-    """A command with what its walk needs beside its fields.
+def column_layout(config: Config) -> data.StructLayout:
+    """A column as a word and a byte: ``rows`` bytes to a word; the byte is 0 but for IM2COL."""
+    return data.StructLayout({"word": COORDINATE_BITS, "byte": range(config.rows)})
 
-    A column is a word and a byte (``rows`` bytes to a word; the byte is 0 but for IM2COL)."""
-    column = data.StructLayout({"word": COORDINATE_BITS, "byte": range(config.rows)})
+
+def prepared_layout(config: Config) -> data.StructLayout:
+    """A command with what its walk needs beside its fields."""
+    column = column_layout(config)
     return data.StructLayout(
         {
             "cmd": command_layout(Opcode.WINDOW),
@@ -281,7 +284,7 @@ class TapWalk(wiring.Component):
                 "block_end": Out(1),  # last word of the block
             }
         )
-        column = self.current.x0.shape()
+        column = column_layout(config)
         # Where the walk is, and where the loops over pixels and taps return to.
         self._x, self._tap_x, self._pixel_x = (
             Signal(column, name=n) for n in ("x", "tap_x", "pixel_x")

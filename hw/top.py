@@ -107,7 +107,7 @@ class Systole(wiring.Component):
         connect(m, wload.weights, weights.clients[1])
         connect(m, weights.weights, conv.weight_write)
 
-        cores = {
+        cores: dict[Engine, LoadEngine | ConvEngine | PostEngine | StoreEngine | WindowEngine] = {
             Engine.LOAD: load,
             Engine.WLOAD: wload,
             Engine.CONV: conv,

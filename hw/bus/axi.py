@@ -19,6 +19,7 @@ from systole.hw.bus.interfaces import (
     MemoryWrite,
     MemoryWriteInterface,
     read_beat_layout,
+    record,
 )
 from systole.isa import Config
 from systole.isa.config import bits_for
@@ -396,7 +397,7 @@ class ReadManager(wiring.Component):
 
         full = Signal()
         client = Signal(len(splitter.issue_client))
-        payload = Signal(read_beat_layout(self.config))
+        payload = record(read_beat_layout(self.config))
         taken = Signal()
         m.d.comb += splitter.address(bus, "ar")
         m.d.comb += [

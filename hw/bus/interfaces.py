@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
 
 from amaranth.hdl import Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
@@ -22,6 +22,18 @@ def layout_of(fields: Iterable[Field]) -> data.StructLayout:
     return data.StructLayout(
         {f.name: signed(f.bits) if f.signed else unsigned(f.bits) for f in fields}
     )
+
+
+def record(
+    layout: data.StructLayout,
+    *,
+    name: str | None = None,
+    init: Mapping[str, int] | None = None,
+    reset_less: bool = False,
+) -> data.View:
+    """A signal of this layout: ``Signal(layout, ...)`` with the type that it really has."""
+    signal = Signal(layout, name=name, init=cast(Any, init), reset_less=reset_less, src_loc_at=1)
+    return cast(data.View, signal)
 
 
 def command_layout(opcode: Opcode) -> data.StructLayout:

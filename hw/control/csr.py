@@ -11,7 +11,10 @@ from systole.hw.bus.axi import (
     Axi4Lite,
     Axi4LiteInterface,
 )
-from systole.hw.bus.interfaces import INDEX_BITS
+from systole.hw.bus.interfaces import (
+    INDEX_BITS,
+    record,
+)
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import COUNTERS, ENGINES
 from systole.isa import CSRS, DEVICE_ID, VERSION, Config, Control, Engine, Fault, Irq
@@ -199,7 +202,7 @@ class ControlStatus(wiring.Component):
         self._resetting = Signal()
         self._reset_over = Signal()
         self._done = Signal()
-        self._failure = Signal(FAULT_REPORT, init={"engine": NO_ENGINE})
+        self._failure = record(FAULT_REPORT, init={"engine": NO_ENGINE})
         self._irq = Signal(Irq)
         self._irq_set = Signal(Irq)
 
@@ -371,7 +374,7 @@ class ControlStatus(wiring.Component):
     def _report(self, m: Module, *, watchdog: Signal) -> data.View:
         """The report of this cycle's first fault, the watchdog's last."""
         quiet = Signal(32)  # Cycles since a command ended.
-        report = Signal(FAULT_REPORT)
+        report = record(FAULT_REPORT)
         with m.If(self.start | self.ended.any()):
             m.d.sync += quiet.eq(0)
         with m.Elif(self.running):

@@ -11,6 +11,7 @@ from systole.hw.bus.interfaces import (
     INDEX_BITS,
     MemoryRead,
     MemoryReadInterface,
+    record,
 )
 from systole.isa import COMMANDS, Config, Engine, Fault, Opcode
 from systole.isa.commands import ENGINE_BITS, HEADER
@@ -22,6 +23,9 @@ LONGEST = max(c.words for c in COMMANDS.values())
 """Words of the longest command."""
 REST_BITS = WORD_BITS - sum(f.bits for f in HEADER)
 """Bits of a command's first word behind the header."""
+
+HEAD = data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
+"""A command's first word."""
 
 FAULT_REPORT = data.StructLayout(
     {"valid": 1, "code": 4, "index": INDEX_BITS, "engine": 4, "address": 32}
@@ -91,7 +95,7 @@ class Fetch(wiring.Component):
         self._running = Signal()
         self._left = Signal(32)  # words of the program still to come
         self._index = Signal(INDEX_BITS)
-        self._head = Signal(
+        self._head = record(
             data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
         )
         # Of every engine, the words behind the first as its last command had them.

@@ -201,7 +201,8 @@ class Shell(wiring.Component):
 
     def _count_cycles(self, m: Module) -> None:
         """The counters: one memory with one increment a cycle."""
-        m.submodules.counters = counters = Memory(shape=32, depth=COUNTERS, init=[])
+        counters: Memory = Memory(shape=32, depth=COUNTERS, init=[])
+        m.submodules.counters = counters
         write = counters.write_port()
         current = counters.read_port(domain="comb")
         csr = counters.read_port(domain="comb")

@@ -12,6 +12,7 @@ from systole.hw.bus.interfaces import (
     MemoryWrite,
     MemoryWriteInterface,
     layout_of,
+    record,
 )
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import END_EVENT, START_EVENT
@@ -105,7 +106,7 @@ class Trace(wiring.Component):
         pending = Signal.like(happened)
         handled = Signal.like(happened)
         now = Signal.like(happened)
-        event = Signal(EVENT)
+        event = record(EVENT)
         with m.If(captured.r_rdy):
             m.d.comb += pending.eq(
                 Cat(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -106,7 +106,7 @@ class SystolicArray(wiring.Component):
             for d in range(j):
                 # A row of weights is on this column's bus while the wave is in its first cells.
                 weight = delayed(f"bus_{c}_{d}", weight, capture_wave[d : d + rows].any())
-            total = 0
+            total: Value | int = 0
             for i in range(down):
                 for r in range(i * cell_rows, (i + 1) * cell_rows):
                     shadow = delayed(f"shadow_{r}_{c}", weight, capture_wave[r + j])

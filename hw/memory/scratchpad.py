@@ -48,13 +48,15 @@ class Scratchpad(wiring.Component):
 
         ports = []
         for b in range(config.banks):
-            m.submodules[f"bank_{b}"] = bank = memory.Memory(
+            bank: memory.Memory = memory.Memory(
                 shape=unsigned(width), depth=config.scratchpad_words // config.banks, init=[]
             )
+            m.submodules[f"bank_{b}"] = bank
             granularity = 8 * config.lanes if masked else None
             ports.append((bank.read_port(), bank.write_port(granularity=granularity)))
 
-        for clients in (self.read, self.write):
+        sides: tuple[list[ReadInterface] | list[WriteInterface], ...] = (self.read, self.write)
+        for clients in sides:
             for i, client in enumerate(clients):
                 bank = client.addr[:bank_bits]
                 clash = [c.valid & (c.addr[:bank_bits] == bank) for c in list(clients)[:i]]

@@ -65,9 +65,10 @@ class PostTable(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, read = self.config, self.read
-        m.submodules.memory = table = memory.Memory(
+        table: memory.Memory = memory.Memory(
             shape=unsigned(8 * self.width), depth=self.load_words, init=[]
         )
+        m.submodules.memory = table
 
         # Loading -----------------------------------------------------------------------------
         write = table.write_port()

@@ -20,6 +20,7 @@ from systole.hw.bus.interfaces import (
     WeightWrite,
     WriteInterface,
     command_layout,
+    record,
 )
 from systole.isa import Config, Fault, LoadTarget, Opcode
 from systole.isa.commands import ADDRESS_BITS
@@ -75,7 +76,7 @@ class RunRequester(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         new, run = self.cmd.payload, self.run
-        held = Signal(self.layout)
+        held = record(self.layout)
         left1, left2 = Signal(16), Signal(16)
         # Bit 32 says that the address has left the 32 bits: the run is refused, the engine stops.
         dram, next_dram = Signal(33), Signal(33)

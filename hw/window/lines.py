@@ -149,7 +149,8 @@ class WindowReduce(wiring.Component):
         """The line memory: rows before, taps' weights, or words lent out."""
         bits, depth = 8 * self.config.rows, self.config.window_width
         count = self.config.window_kernel - 1
-        m.submodules.lines = lines = memory.Memory(shape=count * bits, depth=depth, init=[])
+        lines: memory.Memory = memory.Memory(shape=count * bits, depth=depth, init=[])
+        m.submodules.lines = lines
         read, write = lines.read_port(), lines.write_port()
         address = bits_for(depth)
         self._before = [read.data.word_select(y, bits) for y in range(count)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -55,7 +57,7 @@ class Scratchpad(wiring.Component):
             granularity = 8 * config.lanes if masked else None
             ports.append((bank.read_port(), bank.write_port(granularity=granularity)))
 
-        sides: tuple[list[ReadInterface] | list[WriteInterface], ...] = (self.read, self.write)
+        sides: tuple[Sequence[ReadInterface | WriteInterface], ...] = (self.read, self.write)
         for clients in sides:
             for i, client in enumerate(clients):
                 bank = client.addr[:bank_bits]

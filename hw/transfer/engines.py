@@ -355,7 +355,7 @@ class StoreEngine(wiring.Component):
         m.submodules.words = words = SyncFIFO(width=entry.size, depth=self.WORDS)
         run = data.View(RUN, reads.r_data)
         index = Signal(16)  # words of the run that have been read
-        arriving, place_arriving = Signal(), Signal(place)
+        arriving, place_arriving = Signal(), record(place)
         accepted, last_word = Signal(), Signal()
         m.d.comb += [
             self.scratchpad.valid.eq(reads.r_rdy & (words.r_level + arriving < self.WORDS)),

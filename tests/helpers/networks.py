@@ -6,8 +6,8 @@ import functools
 
 from systole.isa import Config
 from systole.sw.cli import bench
-from systole.sw.cli.bench import Result
 from systole.sw.ir.graph import Graph
+from systole.sw.report.results import Measurement
 
 
 @functools.cache
@@ -16,5 +16,5 @@ def load_network(name: str) -> Graph:
 
 
 @functools.cache
-def measured(name: str) -> Result:
+def measured(name: str) -> Measurement:
     return bench.measured(name, load_network(name), Config())

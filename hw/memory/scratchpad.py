@@ -60,8 +60,8 @@ class Scratchpad(wiring.Component):
         sides: tuple[Sequence[ReadInterface | WriteInterface], ...] = (self.read, self.write)
         for clients in sides:
             for i, client in enumerate(clients):
-                bank = client.addr[:bank_bits]
-                clash = [c.valid & (c.addr[:bank_bits] == bank) for c in list(clients)[:i]]
+                own_bank = client.addr[:bank_bits]
+                clash = [c.valid & (c.addr[:bank_bits] == own_bank) for c in list(clients)[:i]]
                 m.d.comb += client.ready.eq(~Cat(clash).any())
 
         # The last assignment wins: clients in reverse, so that the first comes last.

@@ -26,7 +26,7 @@ from systole.sim.benches.environment import CONFIG, Handle
 COMMANDS = 30
 
 
-class WeightLoader(Agent):
+class WeightAgent(Agent):
     """Writer of the whole weight buffer; the engine takes a word in every cycle."""
 
     def __init__(self, bench: Bench, weights: np.ndarray):
@@ -112,7 +112,7 @@ async def conv_random(dut: Handle) -> None:
     """Compares all accumulators after all commands; a stall is exactly a refused read."""
     bench = await Bench.started(dut)
     model = Model(bench.rng)
-    weights = WeightLoader(bench, model.memories.weights)
+    weights = WeightAgent(bench, model.memories.weights)
     await bench.run(weights, until=lambda: weights.at > len(model.memories.weights))
     coverage: Counter[str] = Counter()
 

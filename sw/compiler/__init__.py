@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from systole.isa import Config
-from systole.sw.compiler.emission import EmissionContext, Emitter, StageConstants
+from systole.sw.compiler.emission import EmissionContext, ProgramEmitter, StageConstants
 from systole.sw.compiler.lowering import lower
 from systole.sw.compiler.packing import Buffer, pack
 from systole.sw.compiler.plan import PLAIN, Plan, Planner
@@ -201,7 +201,7 @@ class Compiler:
             constants=self.constants.stages,
             stored=planner.stored,
         )
-        Emitter(context).emit()
+        ProgramEmitter(context).emit()
         stream.check_tokens()
         return stream
 

@@ -1,7 +1,7 @@
 """Emission: the planned stages as commands.
 
-:class:`Emitter` goes through the regions in the plan's order. Emitters of its own do the rest, each
-for one kind of command or stage, over one common :class:`~.context.EmissionContext`:
+:class:`ProgramEmitter` goes through the regions in the plan's order. Emitters of its own do the
+rest, each for one kind of command or stage, over one common :class:`~.context.EmissionContext`:
 
 * ``activations``: loads, stores and scratchpad addresses of tensors (``transfers``, ``views``).
 * ``array``: tiles of ``convolution`` or ``products``, their ``weights``, and ``post``.
@@ -22,10 +22,10 @@ from systole.sw.compiler.emission.window import WindowEmitter
 from systole.sw.compiler.regions import Region
 from systole.sw.compiler.stages import ArrayStage, Stage, TransposeStage, VectorStage, WindowStage
 
-__all__ = ["EmissionContext", "Emitter", "StageConstants"]
+__all__ = ["EmissionContext", "ProgramEmitter", "StageConstants"]
 
 
-class Emitter:
+class ProgramEmitter:
     """Emits all stages of a plan into its command stream."""
 
     def __init__(self, context: EmissionContext):

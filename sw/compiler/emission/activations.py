@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from systole.isa import Engine
 from systole.sw.compiler.emission.context import EmissionContext, OutputGroup
 from systole.sw.compiler.emission.post import PostEmitter
-from systole.sw.compiler.emission.transfers import Box, transfer
+from systole.sw.compiler.emission.transfers import TransferBox, transfer
 from systole.sw.compiler.emission.views import BufferView
 from systole.sw.compiler.plan import CopyKey
 from systole.sw.compiler.regions import Region, cuts, input_extent, output_extent
@@ -29,7 +29,7 @@ MIN_RESIDENT_LOAD = 128
 
 
 @dataclass(frozen=True)
-class Blocks:
+class ChannelBlocks:
     """Consecutive channel blocks."""
 
     first: int
@@ -102,7 +102,7 @@ class ActivationMover:
             step = min(LOAD_WORDS, max(MIN_RESIDENT_LOAD, -(-words // RESIDENT_LOADS)))
             for at, count in cuts(words, step):
                 address = context.dram_address(name, at)
-                box = Box(address=address, local=base + at, counts=(1, 1, count))
+                box = TransferBox(address=address, local=base + at, counts=(1, 1, count))
                 transfer(context, Engine.LOAD, i, box)
 
     def input(self, i: int, k: int, region: Region, group: int = 0) -> BufferView:
@@ -111,10 +111,10 @@ class ActivationMover:
         first."""
         plan, stage = self.context.plan, self.context.stages[i]
         source = stage.sources[k]
-        blocks = Blocks(0, source.blocks)
+        blocks = ChannelBlocks(0, source.blocks)
         if source.per_group:
             first = group * stage.group_words
-            blocks = Blocks(first, min(stage.group_words, source.blocks - first))
+            blocks = ChannelBlocks(first, min(stage.group_words, source.blocks - first))
         if source.tensor in plan.resident:
             return self.resident_view(source, region.n).from_block(blocks.first)
         if source.tensor in plan.rolls:
@@ -123,7 +123,7 @@ class ActivationMover:
         return self.load_part(i, k, source, region, blocks)
 
     def load_part(
-        self, i: int, k: int, source: Source, region: Region, blocks: Blocks
+        self, i: int, k: int, source: Source, region: Region, blocks: ChannelBlocks
     ) -> BufferView:
         """Load what a region needs of some blocks of a source, number ``k``; block 0 is their
         first."""
@@ -138,7 +138,7 @@ class ActivationMover:
         vector = context.config.vector_bytes
         for b, n in cuts(count, step):
             word = start + (first + b) * block + y * source.w + x
-            box = Box(
+            box = TransferBox(
                 address=context.dram_address(source.tensor, word),
                 local=view.base + b * view.block,
                 counts=(n, h, w),
@@ -189,7 +189,7 @@ class ActivationMover:
         count = min(groups * stage.group_words, stage.blocks - first)
         start, block = stage.image_place(region.n)
         vector = context.config.vector_bytes
-        box = Box(
+        box = TransferBox(
             address=context.dram_address(name, start + first * block + y * stage.out_w + x),
             local=view.at(y, x),
             counts=(count, h, w),

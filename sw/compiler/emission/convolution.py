@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from systole.isa import Opcode
 from systole.sw.compiler.emission import fields
-from systole.sw.compiler.emission.activations import ActivationMover, Blocks
+from systole.sw.compiler.emission.activations import ActivationMover, ChannelBlocks
 from systole.sw.compiler.emission.context import EmissionContext, accumulators
 from systole.sw.compiler.emission.tiles import ArrayTile, TileRun
 from systole.sw.compiler.emission.views import BufferView
@@ -116,14 +116,16 @@ class ConvolutionEmitter:
         assert split is not None
         for block, count in cuts(each.weights.blocks, split.blocks):
             for ky, kernel_rows in cuts(kernel[0], split.kernel_rows):
-                x = self._part(each, Blocks(each.weights.block + block, count), ky, kernel_rows)
+                x = self._part(
+                    each, ChannelBlocks(each.weights.block + block, count), ky, kernel_rows
+                )
                 for inner in pieces(count, (kernel_rows, kernel[1]), rows, limit):
                     piece = replace(inner, block=block + inner.block, ky=ky + inner.ky)
                     at = self.weights.fetch(tile.index, [self._want(each, piece, kernel)])
                     self._command(each, piece, x, at, accumulate)
                     accumulate = True
 
-    def _part(self, each: TileRun, blocks: Blocks, ky: int, kernel_rows: int) -> BufferView:
+    def _part(self, each: TileRun, blocks: ChannelBlocks, ky: int, kernel_rows: int) -> BufferView:
         """A view of a source in which some blocks, read by some kernel rows, are present."""
         tile, number = each.tile, each.convolution.source
         source = tile.stage.sources[number]

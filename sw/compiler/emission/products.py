@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from systole.isa import Opcode
 from systole.sw.compiler.emission import fields
-from systole.sw.compiler.emission.activations import Blocks
+from systole.sw.compiler.emission.activations import ChannelBlocks
 from systole.sw.compiler.emission.context import EmissionContext, accumulators
 from systole.sw.compiler.emission.tiles import ArrayTile
 from systole.sw.compiler.emission.views import BufferView
@@ -51,7 +51,7 @@ class ProductEmitter:
         assert spread is not None
         accumulate = False
         for part in cuts(spread.blocks[image], self.weights.piece_limit // rows):
-            blocks = Blocks(*part)
+            blocks = ChannelBlocks(*part)
             at = self._matrix_rows(tile, product, product.tensor, blocks)
             self._multiply(tile, x, blocks, at, accumulate=accumulate)
             accumulate = True
@@ -62,7 +62,9 @@ class ProductEmitter:
                 at = self._constant_rows(tile, offset, blocks)
                 self._multiply(tile, x, blocks, at)
 
-    def _matrix_rows(self, tile: ArrayTile, product: Product, tensor: str, blocks: Blocks) -> int:
+    def _matrix_rows(
+        self, tile: ArrayTile, product: Product, tensor: str, blocks: ChannelBlocks
+    ) -> int:
         """Weight-buffer address of the rows that go with some blocks of the input, zeros around the
         matrix; loaded if they are not there any more."""
         i, image, rows = tile.index, tile.region.n, self.context.config.rows
@@ -86,7 +88,7 @@ class ProductEmitter:
         self.weights.load(i, zeros, at + words - tail, tail)
         return at
 
-    def _constant_rows(self, tile: ArrayTile, offset: int, blocks: Blocks) -> int:
+    def _constant_rows(self, tile: ArrayTile, offset: int, blocks: ChannelBlocks) -> int:
         """Weight-buffer address of the rows of a constant matrix that go with some blocks."""
         rows = self.context.config.rows
         start = offset + blocks.first * rows
@@ -102,7 +104,7 @@ class ProductEmitter:
         self,
         tile: ArrayTile,
         x: BufferView,
-        blocks: Blocks,
+        blocks: ChannelBlocks,
         at: int,
         *,
         accumulate: bool = True,

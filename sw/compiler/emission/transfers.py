@@ -17,7 +17,7 @@ MAX_COUNT = largest(Opcode.LOAD, "count0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Box:
+class TransferBox:
     """Words in runs, and runs in groups, in DRAM as well as in the scratchpad."""
 
     address: int
@@ -31,7 +31,7 @@ class Box:
     local_steps: tuple[int, int] = (0, 0)
     """Scratchpad words from one group, and one run, to the next."""
 
-    def simplified(self, vector: int) -> Box:
+    def simplified(self, vector: int) -> TransferBox:
         """The same with contiguous runs, of words of ``vector`` bytes, as one."""
         box = self._with_runs_merged(vector)
         groups, runs, words = box.counts
@@ -45,7 +45,7 @@ class Box:
         )
         return box._with_runs_merged(vector)
 
-    def _with_runs_merged(self, vector: int) -> Box:
+    def _with_runs_merged(self, vector: int) -> TransferBox:
         groups, runs, words = self.counts
         follow = self.dram_steps[1] == words * vector and self.local_steps[1] == words
         if runs > 1 and follow and words * runs <= MAX_COUNT:
@@ -53,7 +53,7 @@ class Box:
         return self
 
 
-def transfer(context: EmissionContext, engine: Engine, i: int, box: Box) -> None:
+def transfer(context: EmissionContext, engine: Engine, i: int, box: TransferBox) -> None:
     """Emit LOAD (engine LOAD or WLOAD) or STORE for stage ``i``."""
     stream, vector = context.stream, context.config.vector_bytes
     box = box.simplified(vector)
@@ -90,5 +90,5 @@ def load_fixed(context: EmissionContext, i: int) -> None:
     assert address is not None
     for at, count in cuts(words, MAX_COUNT):
         start = address + at * context.config.vector_bytes
-        box = Box(address=start, local=local + at, counts=(1, 1, count))
+        box = TransferBox(address=start, local=local + at, counts=(1, 1, count))
         transfer(context, Engine.WLOAD, i, box)

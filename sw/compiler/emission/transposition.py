@@ -6,7 +6,7 @@ from systole.isa import Engine, Opcode, WindowOp
 from systole.sw.compiler.emission import fields
 from systole.sw.compiler.emission.activations import ActivationMover
 from systole.sw.compiler.emission.context import EmissionContext, OutputGroup
-from systole.sw.compiler.emission.transfers import Box, transfer
+from systole.sw.compiler.emission.transfers import TransferBox, transfer
 from systole.sw.compiler.emission.views import BufferView
 from systole.sw.compiler.regions import Extent, Region
 from systole.sw.compiler.stages import TransposeStage
@@ -58,7 +58,7 @@ class TransposeEmitter:
         else:
             base, pitch = self.activations.slot(0, i), most
             word = (region.n * source.blocks + first) * source.w + position
-            box = Box(
+            box = TransferBox(
                 address=context.dram_address(source.tensor, word),
                 local=base,
                 counts=(1, end - first, count),

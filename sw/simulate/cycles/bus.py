@@ -36,7 +36,7 @@ def bursts(c: Mapping[str, int], config: Config) -> list[int]:
 
 
 @dataclass
-class Bus:
+class BusModel:
     """One direction of the bus: bursts in order of issue, ``outstanding`` of them in flight."""
 
     outstanding: int
@@ -63,7 +63,7 @@ class Bus:
 class FetchModel:
     """Fetches the program over the read bus, ahead of the commands handed out."""
 
-    def __init__(self, words: int, bus: Bus, config: Config):
+    def __init__(self, words: int, bus: BusModel, config: Config):
         self.words, self.bus = words, bus
         self.beat_words = config.beat_bytes / 8
         self.asked = self.handed = 0

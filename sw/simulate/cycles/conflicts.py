@@ -18,7 +18,7 @@ from systole.sw.simulate.cycles.engines import (
     im2col_row,
     window_writes,
 )
-from systole.sw.simulate.cycles.machine import Schedule
+from systole.sw.simulate.cycles.machine import Timetable
 
 EVERY_OTHER_BANK = 3
 """Where two accessors meet again and again because one of them only visits every other bank, one in
@@ -41,7 +41,7 @@ class Conflicts:
         self,
         commands: Sequence[Mapping[str, int]],
         windows: Mapping[int, WindowTiming],
-        schedule: Schedule,
+        schedule: Timetable,
         config: Config,
         read_latency: int,
     ):

@@ -23,7 +23,7 @@ from systole.isa.timing import (
     post_overlaps,
     table_reads,
 )
-from systole.sw.simulate.cycles.bus import Bus, FetchModel, bursts
+from systole.sw.simulate.cycles.bus import BusModel, FetchModel, bursts
 from systole.sw.simulate.cycles.engines import post_reads, window_timing
 
 _ENGINES_OF = [tuple(int(e) for e in Engine if mask >> e & 1) for mask in range(1 << len(Engine))]
@@ -31,7 +31,7 @@ _ENGINES_OF = [tuple(int(e) for e in Engine if mask >> e & 1) for mask in range(
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Timetable:
     """When commands run in one pass, in cycles, by their index in the program."""
 
     starts: list[float]
@@ -85,17 +85,21 @@ class MachineModel:
         self.capture = capture_lead(config)
         self.array = array_latency(config, config.cols - 1)
 
-    def run(self, delays: Mapping[int, int]) -> Schedule:
-        """Schedule all commands; ``delays``: cycles that conflicts add to commands."""
+    def run(self, delays: Mapping[int, int]) -> Timetable:
+        """Schedules all commands; ``delays``: cycles that conflicts add to commands."""
         config, count = self.config, len(self.commands)
         self.delays = delays
         self.starts: list[float] = [inf] * count
         self.ends: list[float] = [inf] * count
         self.streams: list[tuple[float, float, int]] = []
         self.issues: dict[int, tuple[float, float]] = {}
-        read = Bus(config.axi_outstanding, self.read_latency + READ_RETURN, 0)
-        write = Bus(config.axi_outstanding, STORE_DEPTH, self.write_latency)
-        self.buses: dict[int, Bus] = {Engine.LOAD: read, Engine.WLOAD: read, Engine.STORE: write}
+        read = BusModel(config.axi_outstanding, self.read_latency + READ_RETURN, 0)
+        write = BusModel(config.axi_outstanding, STORE_DEPTH, self.write_latency)
+        self.buses: dict[int, BusModel] = {
+            Engine.LOAD: read,
+            Engine.WLOAD: read,
+            Engine.STORE: write,
+        }
         self.free: list[float] = [0] * len(Engine)
         self.transfers: dict[int, deque[int]] = {}
         """By engine, the bursts of its transfer that are still to be issued."""
@@ -117,9 +121,9 @@ class MachineModel:
         self.changed: set[int] = set()
         """Engines whose next time has to be looked at again."""
         self._run(read)
-        return Schedule(self.starts, self.ends, self.streams, self.issues)
+        return Timetable(self.starts, self.ends, self.streams, self.issues)
 
-    def _run(self, read: Bus) -> None:
+    def _run(self, read: BusModel) -> None:
         next_at: list[float] = [inf] * len(Engine)
         last = 0
         while True:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from amaranth.back import rtlil
+from amaranth.back import rtlil  # type: ignore[attr-defined] # missing in amaranth-stubs
 from amaranth.hdl import ClockSignal, Instance, Module
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, ResetInserter
+from typing import TypeVar
+
+from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from systole.hw.bus.axi import Axi4, Axi4Lite, ReadManager, WriteManager, forward
+from systole.hw.bus.axi import (
+    Axi4,
+    Axi4Interface,
+    Axi4Lite,
+    Axi4LiteInterface,
+    ReadManager,
+    WriteManager,
+    forward,
+)
 from systole.hw.control.control import ControlUnit, port_name
 from systole.hw.conv.engine import ConvEngine
 from systole.hw.memory.scratchpad import Scratchpad, WeightArbiter
@@ -15,6 +25,8 @@ from systole.hw.transfer.engines import LoadEngine, StoreEngine
 from systole.hw.window.engine import WindowEngine
 from systole.isa import Config, Engine
 from systole.isa.csr import CSR_ADDR_BITS
+
+Block = TypeVar("Block", bound=wiring.Component)
 
 # Clients of the scratchpad and of the managers, in the order of their priority where there is one.
 READERS = (Engine.CONV, Engine.POST, Engine.WINDOW, Engine.STORE)
@@ -37,6 +49,10 @@ class Systole(wiring.Component):
     """The whole machine: an AXI4 manager to DRAM, an AXI4-Lite subordinate with the registers of
     ``isa.csr``, an interrupt line."""
 
+    m_axi: Axi4Interface
+    s_axil: Axi4LiteInterface
+    irq: Signal
+
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
@@ -54,7 +70,7 @@ class Systole(wiring.Component):
         connect(m, flipped(self.s_axil), control.s_axil)
         m.d.comb += self.irq.eq(control.irq)
 
-        def resettable(name: str, block: wiring.Component) -> wiring.Component:
+        def resettable(name: str, block: Block) -> Block:
             m.submodules[name] = ResetInserter(control.reset)(block)
             return block
 
@@ -91,7 +107,7 @@ class Systole(wiring.Component):
         connect(m, wload.weights, weights.clients[1])
         connect(m, weights.weights, conv.weight_write)
 
-        cores = {
+        cores: dict[Engine, LoadEngine | ConvEngine | PostEngine | StoreEngine | WindowEngine] = {
             Engine.LOAD: load,
             Engine.WLOAD: wload,
             Engine.CONV: conv,

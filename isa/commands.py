@@ -183,7 +183,7 @@ class Command:
         return (1 << (self.words - 1)) - 1
 
 
-def _ordered(names: str, *groups: Sequence[Field]) -> tuple[Field, ...]:
+def _ordered(names: str, groups: Sequence[Sequence[Field]]) -> tuple[Field, ...]:
     """The fields of ``groups`` in the order of ``names``, which must be all of them."""
     fields = {f.name: f for group in groups for f in group}
     order = names.split()
@@ -256,8 +256,10 @@ COMMANDS: dict[Opcode, Command] = {
             (Engine.LOAD, Engine.WLOAD),
             _ordered(
                 "dram target local2 local count0 local1 dram1 count1 count2 dram2",
-                (Field("target", 1, "destination memory", enum=LoadTarget),),
-                _transfer("destination memory"),
+                [
+                    (Field("target", 1, "destination memory", enum=LoadTarget),),
+                    _transfer("destination memory"),
+                ],
             ),
             "Copies ``count2 x count1 x count0`` vectors from DRAM. A vector takes "
             "``vector_bytes`` (scratchpad) or ``weight_vector_bytes`` (weights) in DRAM, of which "
@@ -269,7 +271,7 @@ COMMANDS: dict[Opcode, Command] = {
             (Engine.STORE,),
             _ordered(
                 "dram local2 local count0 local1 dram1 count1 count2 dram2",
-                _transfer("scratchpad"),
+                [_transfer("scratchpad")],
             ),
             "Copies ``count2 x count1 x count0`` scratchpad words to DRAM, ``vector_bytes`` each; "
             "the bytes beyond ``rows`` of each are written as zero. Ends when the last write "
@@ -281,15 +283,19 @@ COMMANDS: dict[Opcode, Command] = {
             _ordered(
                 "weights acc accumulate pad src blocks x0 kernel_w stride_x y0 out_h in_h kernel_h "
                 "out_w in_w src_pitch src_block stride_y dilation_x dilation_y",
-                (
-                    Field(
-                        "accumulate", 1, "0: the first tile overwrites the accumulators; 1: adds"
+                [
+                    (
+                        Field(
+                            "accumulate",
+                            1,
+                            "0: the first tile overwrites the accumulators; 1: adds",
+                        ),
+                        Field("weights", ADDRESS_BITS, "weight word of the first tile"),
+                        Field("acc", ACC_ADDRESS_BITS, "accumulator word of output (0, 0)"),
+                        Field("blocks", 12, "input channel blocks (>= 1)"),
                     ),
-                    Field("weights", ADDRESS_BITS, "weight word of the first tile"),
-                    Field("acc", ACC_ADDRESS_BITS, "accumulator word of output (0, 0)"),
-                    Field("blocks", 12, "input channel blocks (>= 1)"),
-                ),
-                _window("kernel"),
+                    _window("kernel"),
+                ],
             ),
             "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight "
             "buffer: for every output (oy, ox): acc[oy * out_w + ox][n] += sum over lanes r of "
@@ -304,52 +310,62 @@ COMMANDS: dict[Opcode, Command] = {
                 "acc out lane params a b op out_h out_w out_pitch groups zero low high out_block "
                 "b_block out_step a_pitch a_block b_pitch za source b_step lut zb zo low2 high2 "
                 "shift ma mb table",
-                (
-                    Field("source", 1, "where ``a`` comes from", enum=PostSource),
-                    Field("op", 2, "what is done with ``a`` and ``b``", enum=PostOp),
-                    Field(
-                        "acc",
-                        ACC_ADDRESS_BITS,
-                        "accumulator word of output (0, 0); outputs are consecutive",
+                [
+                    (
+                        Field("source", 1, "where ``a`` comes from", enum=PostSource),
+                        Field("op", 2, "what is done with ``a`` and ``b``", enum=PostOp),
+                        Field(
+                            "acc",
+                            ACC_ADDRESS_BITS,
+                            "accumulator word of output (0, 0); outputs are consecutive",
+                        ),
+                        Field("groups", 8, "groups of ``lanes`` channels to process (>= 1)"),
+                        Field(
+                            "lane", 6, "first group's position in its scratchpad word, in groups"
+                        ),
+                        Field("out_w", 16, "output columns (>= 1)"),
+                        Field("out_h", 16, "output rows (>= 1)"),
                     ),
-                    Field("groups", 8, "groups of ``lanes`` channels to process (>= 1)"),
-                    Field("lane", 6, "first group's position in its scratchpad word, in groups"),
-                    Field("out_w", 16, "output columns (>= 1)"),
-                    Field("out_h", 16, "output rows (>= 1)"),
-                ),
-                _output(),
-                (
-                    Field("out_step", 8, "words from one output column to the next (>= 1)"),
-                    Field("a", ADDRESS_BITS, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"),
-                    Field("a_pitch", 16, "words from one row of ``a`` to the next"),
-                    Field(
-                        "a_block", ADDRESS_BITS, "words from one channel block of ``a`` to the next"
+                    _output(),
+                    (
+                        Field("out_step", 8, "words from one output column to the next (>= 1)"),
+                        Field(
+                            "a", ADDRESS_BITS, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"
+                        ),
+                        Field("a_pitch", 16, "words from one row of ``a`` to the next"),
+                        Field(
+                            "a_block",
+                            ADDRESS_BITS,
+                            "words from one channel block of ``a`` to the next",
+                        ),
+                        Field("b", ADDRESS_BITS, "op not NONE: word of ``b`` (0, 0), block 0"),
+                        Field("b_pitch", 16, "words from one row of ``b`` to the next"),
+                        Field(
+                            "b_block",
+                            ADDRESS_BITS,
+                            "words from one channel block of ``b`` to the next",
+                        ),
+                        Field("b_step", 1, "words from one column of ``b`` to the next"),
+                        Field(
+                            "params",
+                            ADDRESS_BITS,
+                            "source ACCUMULATOR: scratchpad word of the parameters",
+                        ),
                     ),
-                    Field("b", ADDRESS_BITS, "op not NONE: word of ``b`` (0, 0), block 0"),
-                    Field("b_pitch", 16, "words from one row of ``b`` to the next"),
-                    Field(
-                        "b_block", ADDRESS_BITS, "words from one channel block of ``b`` to the next"
+                    _requantise(),
+                    (
+                        Field("za", 8, "op not NONE: zero point of ``a``", signed=True),
+                        Field("zb", 8, "op not NONE: zero point of ``b``", signed=True),
+                        Field("zo", 8, "op not NONE: zero point of the result", signed=True),
+                        Field("low2", 8, "op not NONE: lower clamp of the result", signed=True),
+                        Field("high2", 8, "op not NONE: upper clamp of the result", signed=True),
+                        Field("ma", 24, "op ADD, SUB: multiplier of ``a``; MUL: of the product"),
+                        Field("mb", 24, "op ADD, SUB: multiplier of ``b``"),
+                        Field("shift", 6, "op not NONE: right shift, rounding half to even (>= 1)"),
+                        Field("lut", 1, "1: results go through the table"),
+                        Field("table", ADDRESS_BITS, "lut: scratchpad word of the table"),
                     ),
-                    Field("b_step", 1, "words from one column of ``b`` to the next"),
-                    Field(
-                        "params",
-                        ADDRESS_BITS,
-                        "source ACCUMULATOR: scratchpad word of the parameters",
-                    ),
-                ),
-                _requantise(),
-                (
-                    Field("za", 8, "op not NONE: zero point of ``a``", signed=True),
-                    Field("zb", 8, "op not NONE: zero point of ``b``", signed=True),
-                    Field("zo", 8, "op not NONE: zero point of the result", signed=True),
-                    Field("low2", 8, "op not NONE: lower clamp of the result", signed=True),
-                    Field("high2", 8, "op not NONE: upper clamp of the result", signed=True),
-                    Field("ma", 24, "op ADD, SUB: multiplier of ``a``; MUL: of the product"),
-                    Field("mb", 24, "op ADD, SUB: multiplier of ``b``"),
-                    Field("shift", 6, "op not NONE: right shift, rounding half to even (>= 1)"),
-                    Field("lut", 1, "1: results go through the table"),
-                    Field("table", ADDRESS_BITS, "lut: scratchpad word of the table"),
-                ),
+                ],
             ),
             "For every group g (outermost) and output (oy, ox): takes ``lanes`` channels, "
             "computes, writes them at position (lane + g) mod (rows / lanes) of scratchpad word "
@@ -371,24 +387,28 @@ COMMANDS: dict[Opcode, Command] = {
                 "out src weights params y0 high out_h in_h x0 out_w in_w src_pitch out_pitch low "
                 "zero src_block out_block pad op kernel_w kernel_h stride_x stride_y dilation_x "
                 "dilation_y blocks run",
-                (
-                    Field("op", 2, "what is done over the window", enum=WindowOp),
-                    Field("blocks", 12, "channel blocks to process (>= 1); IM2COL: 1"),
-                    Field("run", 8, "IM2COL: bytes copied per tap (>= 1)"),
-                ),
-                _window("window"),
-                _output(),
-                (
-                    Field(
-                        "weights",
-                        ADDRESS_BITS,
-                        "DEPTHWISE: scratchpad word of the first tap's weights",
+                [
+                    (
+                        Field("op", 2, "what is done over the window", enum=WindowOp),
+                        Field("blocks", 12, "channel blocks to process (>= 1); IM2COL: 1"),
+                        Field("run", 8, "IM2COL: bytes copied per tap (>= 1)"),
                     ),
-                    Field(
-                        "params", ADDRESS_BITS, "DEPTHWISE, SUM: scratchpad word of the parameters"
+                    _window("window"),
+                    _output(),
+                    (
+                        Field(
+                            "weights",
+                            ADDRESS_BITS,
+                            "DEPTHWISE: scratchpad word of the first tap's weights",
+                        ),
+                        Field(
+                            "params",
+                            ADDRESS_BITS,
+                            "DEPTHWISE, SUM: scratchpad word of the parameters",
+                        ),
                     ),
-                ),
-                _requantise(),
+                    _requantise(),
+                ],
             ),
             "DEPTHWISE, SUM, MAX: for every block b and output (oy, ox), lane by lane: reduces "
             "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x) over "
@@ -422,10 +442,11 @@ def encode(
     present: int | None = None,
     **values: int,
 ) -> list[int]:
-    """All 64-bit words of the command; as they stand in the stream if it is complete, which it is
-    by default. Fields not named are 0. Raises ``ValueError`` naming the field that does not fit.
+    """All 64-bit words of a command. They are what stands in the stream if the command is complete,
+    as it is by default.
 
-    ``engine`` may be left out where it is the first that takes the command.
+    ``engine``: by default, the first that takes the command. Fields not named are 0. Raises
+    ``ValueError`` naming the field that does not exist or whose value does not fit.
     """
     command = COMMANDS[opcode]
     if engine is None:
@@ -477,8 +498,8 @@ class Encoder:
         present: int | None = None,
         **values: int,
     ) -> list[int]:
-        """As :func:`encode`, but without the words that the engine's last command had.
-        ``present`` says instead which are not left out."""
+        """The words of a command in the stream: those of :func:`encode` without the ones that are
+        as in the engine's last command, or with just those that ``present`` names."""
         head, *words = encode(opcode, engine, present=present, **values)
         header = header_of(head)
         last = self._last.get(header["engine"])
@@ -516,8 +537,7 @@ class Decoder:
             raise ValueError(f"word {at}: {command.name}: illegal engine {engine}")
         if present & ~command.complete:
             raise ValueError(f"word {at}: {command.name}: illegal present {present:#x}")
-        last = self._last.get(engine)
-        if last is None and present != command.complete:
+        if engine not in self._last and present != command.complete:
             raise ValueError(
                 f"word {at}: {command.name}: the first of its engine, but not complete"
             )
@@ -525,7 +545,10 @@ class Decoder:
         if end > len(words):
             raise ValueError(f"word {at}: {command.name} is truncated")
         rest = iter(words[at + 1 : end])
-        whole = [int(next(rest)) if present >> i & 1 else last[i] for i in range(command.words - 1)]
+        whole = [
+            int(next(rest)) if present >> i & 1 else self._last[engine][i]
+            for i in range(command.words - 1)
+        ]
         number = sum(w << (64 * i) for i, w in enumerate([int(words[at]), *whole]))
         out: dict[str, int] = {}
         for f, at_bit in command.places.values():

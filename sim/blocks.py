@@ -1,4 +1,4 @@
-"""Blocks of the accelerator outside it: side by side for benches of single blocks, and the array
+"""Designs of parts of the accelerator: its blocks side by side, for their benches, and the array
 alone."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import reduce
 from operator import xor
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -21,8 +21,8 @@ from systole.isa import Config
 
 
 class Blocks(wiring.Component):
-    """Blocks that share nothing but clock and reset, the ports of each under its name. One design,
-    so that all their benches need one simulator only."""
+    """Blocks that share only clock and reset; the ports of each stand under its name. They are one
+    design so that all their benches need one simulator only."""
 
     def __init__(self, config: Config):
         self.blocks = {
@@ -58,7 +58,10 @@ class Blocks(wiring.Component):
 
 
 class ArrayAlone(wiring.Component):
-    """The systolic array, its column sums folded into one output so that all of it is needed."""
+    """The systolic array; its column sums are folded into one output, so that nothing is optimised
+    away."""
+
+    sums: Signal
 
     def __init__(self, config: Config):
         self.array = SystolicArray(config)

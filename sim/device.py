@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from systole.isa import Config
 from systole.sim.build import build
@@ -23,7 +23,7 @@ LOG_LINES = 15
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryModel:
-    """Behaviour of the DRAM behind the AXI port; see ``sim/tb/axi_memory.sv``."""
+    """Behaviour of the DRAM behind the AXI port (``sim/tb/axi_memory.sv``)."""
 
     read_latency: int = 64
     """Cycles from a read's address to its first beat."""
@@ -39,22 +39,30 @@ class MemoryModel:
     stall_w: int = 0
     stall_b: int = 0
     seed: int = 1
-    """Of the stalls; takes effect at a reset."""
+    """Seed of the stalls; takes effect at a reset."""
     error_first: int = 0
     error_last: int = 0
-    """Beats that touch these bytes (both included) answer ``error_response``"""
+    """First and last byte of the range whose beats are answered with ``error_response``."""
     error_response: int = 2
     """2: SLVERR, 3: DECERR."""
     error_read: bool = False
-    """... on reads."""
+    """Reads are answered so."""
     error_write: bool = False
-    """... on writes."""
+    """Writes are answered so."""
 
     @classmethod
-    def hostile(cls, seed: int, **knobs: int) -> MemoryModel:
-        """Random backpressure on every channel."""
-        stalls = {f"stall_{channel}": 96 for channel in ("ar", "r", "aw", "w", "b")}
-        return cls(**{**stalls, "read_latency": 20, "write_latency": 10, "seed": seed, **knobs})
+    def hostile(cls, seed: int) -> MemoryModel:
+        """A memory with random backpressure on every channel."""
+        return cls(
+            read_latency=20,
+            write_latency=10,
+            stall_ar=96,
+            stall_r=96,
+            stall_aw=96,
+            stall_w=96,
+            stall_b=96,
+            seed=seed,
+        )
 
 
 class RtlDevice(Device):
@@ -101,13 +109,13 @@ class RtlDevice(Device):
             waves = Path(waves).resolve()
             verilator = ["--trace", "--trace-file", str(waves)]
             arguments += verilator if simulator == "verilator" else [f"+waves={waves}"]
-        self._pipe, theirs = multiprocessing.Pipe()
+        self._pipe, remote = multiprocessing.Pipe()
         environment = {
             "COCOTB_TEST_MODULES": "systole.sim.server",
             "COCOTB_RESULTS_FILE": str(self._directory / "results.xml"),
             "COCOTB_LOG_LEVEL": "WARNING",
             "GPI_LOG_LEVEL": "WARNING",
-            "SYSTOLE_PIPE": str(theirs.fileno()),
+            "SYSTOLE_PIPE": str(remote.fileno()),
             "SYSTOLE_PYTHON_CLOCK": "1" if python_clock else "",
         }
         with open(self._log, "wb") as log:
@@ -118,9 +126,9 @@ class RtlDevice(Device):
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[remote.fileno()],
             )
-        theirs.close()
+        remote.close()
         self.set_memory_model(memory or MemoryModel())
         self.reset()
 
@@ -178,7 +186,8 @@ class RtlDevice(Device):
     # Talking --------------------------------------------------------------------------------------
 
     def _ask(self, *request: Any) -> int:
-        if self._process is None:
+        process = self._process
+        if process is None:
             raise DeviceError("the simulator is closed")
         try:
             self._pipe.send(request)
@@ -193,7 +202,7 @@ class RtlDevice(Device):
                     return value
         except (EOFError, OSError):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(self.patience)
+                process.wait(self.patience)
             self._fail(self._how_it_ended())
         except KeyboardInterrupt:
             self._release()
@@ -211,7 +220,8 @@ class RtlDevice(Device):
         if self.name == "icarus" and b"ERROR: " in self._log.read_bytes():
             self._fail("reports a failed assertion")
 
-    def _fail(self, how: str) -> None:
+    def _fail(self, how: str) -> NoReturn:
+        """Close the device and raise :class:`DeviceError` with the tail of the simulator's log."""
         self._process_end()
         lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         self._release()

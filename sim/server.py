@@ -1,4 +1,4 @@
-"""Runs inside the simulator, as a cocotb module: carries out the requests of :mod:`sim.device`.
+"""cocotb module inside the simulator that carries out the requests of :mod:`sim.device`.
 
 Requests and replies are Python objects on one end of a ``multiprocessing`` pipe, whose file
 descriptor is in ``SYSTOLE_PIPE``. The simulation stands still between requests.
@@ -79,7 +79,7 @@ class Host:
 
 
 async def _count(dut: Any) -> None:
-    """What a testbench clocked from Python does at least: see every cycle."""
+    """Count clock edges: the least that a testbench clocked from Python does."""
     cycles = 0
     while True:
         await RisingEdge(dut.clk)
@@ -92,7 +92,7 @@ async def serve(dut: Any) -> None:
     pipe = Connection(int(os.environ["SYSTOLE_PIPE"]))
     host = Host(dut)
     if os.environ.get("SYSTOLE_PYTHON_CLOCK"):
-        cocotb.start_soon(Clock(dut.clk, 2, "ns", impl="py").start())
+        Clock(dut.clk, 2, "ns", impl="py").start()
         cocotb.start_soon(_count(dut))
     while True:
         try:

@@ -58,6 +58,18 @@ class Requantise(wiring.Component):
 
     LATENCY = REQUANTISE_LATENCY
 
+    en: Signal
+    i_valid: Signal
+    acc: Signal
+    load: Signal
+    loading: Signal
+    params: Signal
+    zero: Signal
+    low: Signal
+    high: Signal
+    o_valid: Signal
+    o: Signal
+
     def __init__(self, *, lanes: int):
         self.lanes = lanes
         super().__init__(

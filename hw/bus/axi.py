@@ -12,7 +12,15 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from systole.hw.bus.interfaces import MemoryRead, MemoryWrite
+from systole.hw.bus.interfaces import (
+    Bus,
+    MemoryRead,
+    MemoryReadInterface,
+    MemoryWrite,
+    MemoryWriteInterface,
+    read_beat_layout,
+    record,
+)
 from systole.isa import Config
 from systole.isa.config import bits_for
 
@@ -38,8 +46,81 @@ def _address_members(prefix: str, config: Config) -> dict[str, wiring.Member]:
     return {prefix + name: member for name, member in members.items()}
 
 
-class Axi4Read(wiring.Signature):
+class Axi4ReadInterface(wiring.PureInterface):
+    """The members of :class:`Axi4Read`."""
+
+    araddr: Signal
+    arlen: Signal
+    arsize: Signal
+    arburst: Signal
+    arid: Signal
+    arcache: Signal
+    arprot: Signal
+    arvalid: Signal
+    arready: Signal
+    rdata: Signal
+    rresp: Signal
+    rlast: Signal
+    rid: Signal
+    rvalid: Signal
+    rready: Signal
+
+
+class Axi4WriteInterface(wiring.PureInterface):
+    """The members of :class:`Axi4Write`."""
+
+    awaddr: Signal
+    awlen: Signal
+    awsize: Signal
+    awburst: Signal
+    awid: Signal
+    awcache: Signal
+    awprot: Signal
+    awvalid: Signal
+    awready: Signal
+    wdata: Signal
+    wstrb: Signal
+    wlast: Signal
+    wvalid: Signal
+    wready: Signal
+    bresp: Signal
+    bid: Signal
+    bvalid: Signal
+    bready: Signal
+
+
+class Axi4Interface(Axi4ReadInterface, Axi4WriteInterface):
+    """The members of :class:`Axi4`."""
+
+
+class Axi4LiteInterface(wiring.PureInterface):
+    """The members of :class:`Axi4Lite`."""
+
+    awaddr: Signal
+    awprot: Signal
+    awvalid: Signal
+    awready: Signal
+    wdata: Signal
+    wstrb: Signal
+    wvalid: Signal
+    wready: Signal
+    bresp: Signal
+    bvalid: Signal
+    bready: Signal
+    araddr: Signal
+    arprot: Signal
+    arvalid: Signal
+    arready: Signal
+    rdata: Signal
+    rresp: Signal
+    rvalid: Signal
+    rready: Signal
+
+
+class Axi4Read(Bus):
     """The AR and R channels of AXI4; the manager is the ``Out`` side."""
+
+    interface = Axi4ReadInterface
 
     def __init__(self, config: Config):
         super().__init__(
@@ -55,8 +136,10 @@ class Axi4Read(wiring.Signature):
         )
 
 
-class Axi4Write(wiring.Signature):
+class Axi4Write(Bus):
     """The AW, W and B channels of AXI4; the manager is the ``Out`` side."""
+
+    interface = Axi4WriteInterface
 
     def __init__(self, config: Config):
         super().__init__(
@@ -75,15 +158,19 @@ class Axi4Write(wiring.Signature):
         )
 
 
-class Axi4(wiring.Signature):
+class Axi4(Bus):
     """A whole AXI4 port with an ID of one bit; the manager is the ``Out`` side."""
+
+    interface = Axi4Interface
 
     def __init__(self, config: Config):
         super().__init__(dict(Axi4Read(config).members) | dict(Axi4Write(config).members))
 
 
-class Axi4Lite(wiring.Signature):
+class Axi4Lite(Bus):
     """AXI4-Lite with 32 data bits; the manager is the ``Out`` side."""
+
+    interface = Axi4LiteInterface
 
     def __init__(self, addr_bits: int):
         super().__init__(
@@ -132,6 +219,22 @@ class BurstSplitter(wiring.Component):
     forgets every request; a burst already on the channel stays there. ``idle``: no request is held
     and no burst is on the channel.
     """
+
+    base: Signal
+    limit: Signal
+    drain: Signal
+    idle: Signal
+    requests: list[stream.Interface]
+    denied: list[Signal]
+    space: Signal
+    issue: Signal
+    issue_client: Signal
+    issue_len: Signal
+    issue_last: Signal
+    valid: Signal
+    ready: Signal
+    addr: Signal
+    len: Signal
 
     def __init__(self, config: Config, *, clients: int, urgent: bool):
         self.config = config
@@ -260,6 +363,14 @@ class ReadManager(wiring.Component):
     beat received.
     """
 
+    clients: list[MemoryReadInterface]
+    bus: Axi4ReadInterface
+    base: Signal
+    limit: Signal
+    drain: Signal
+    idle: Signal
+    beat: Signal
+
     def __init__(self, config: Config, *, clients: int):
         self.config = config
         super().__init__(
@@ -286,7 +397,7 @@ class ReadManager(wiring.Component):
 
         full = Signal()
         client = Signal(len(splitter.issue_client))
-        payload = Signal(self.clients[0].beats.payload.shape())
+        payload = record(read_beat_layout(self.config))
         taken = Signal()
         m.d.comb += splitter.address(bus, "ar")
         m.d.comb += [
@@ -338,6 +449,15 @@ class WriteManager(wiring.Component):
     nothing asked, nothing in flight. ``beat`` is high for each beat taken from client
     ``beat_client``.
     """
+
+    clients: list[MemoryWriteInterface]
+    bus: Axi4WriteInterface
+    base: Signal
+    limit: Signal
+    drain: Signal
+    idle: Signal
+    beat: Signal
+    beat_client: Signal
 
     def __init__(self, config: Config, *, clients: int):
         self.config = config

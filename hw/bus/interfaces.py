@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
 
 from amaranth.hdl import Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
@@ -24,9 +24,26 @@ def layout_of(fields: Iterable[Field]) -> data.StructLayout:
     )
 
 
+def record(
+    layout: data.StructLayout,
+    *,
+    name: str | None = None,
+    init: Mapping[str, int] | None = None,
+    reset_less: bool = False,
+) -> data.View:
+    """A signal of this layout: ``Signal(layout, ...)`` with the type that it really has."""
+    signal = Signal(layout, name=name, init=cast(Any, init), reset_less=reset_less, src_loc_at=1)
+    return cast(data.View, signal)
+
+
 def command_layout(opcode: Opcode) -> data.StructLayout:
     """The layout of one kind of command, header included (shorter than its whole 64-bit words)."""
     return layout_of(COMMANDS[opcode].fields)
+
+
+def read_beat_layout(config: Config) -> data.StructLayout:
+    """A beat of a read; see :class:`MemoryRead`."""
+    return data.StructLayout({"data": config.axi_data_bits, "last": 1, "error": 1})
 
 
 class Bus(wiring.Signature):
@@ -36,7 +53,7 @@ class Bus(wiring.Signature):
     interface: ClassVar[type[wiring.PureInterface]]
 
     def create(
-        self, *, path: tuple[str | int, ...] | None = None, src_loc_at: int = 0
+        self, *, path: tuple[str | int, ...] = (), src_loc_at: int = 0
     ) -> wiring.PureInterface:
         """A new interface of this signature."""
         return self.interface(self, path=path, src_loc_at=1 + src_loc_at)
@@ -210,11 +227,7 @@ class MemoryRead(Bus):
         super().__init__(
             {
                 "req": Out(stream.Signature(data.StructLayout({"addr": 32, "bytes": 32}))),
-                "beats": In(
-                    stream.Signature(
-                        data.StructLayout({"data": config.axi_data_bits, "last": 1, "error": 1})
-                    )
-                ),
+                "beats": In(stream.Signature(read_beat_layout(config))),
                 "denied": In(1),
             }
         )

@@ -6,8 +6,14 @@ from amaranth.hdl import Cat, Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, flipped
 
-from systole.hw.bus.axi import Axi4Lite
-from systole.hw.bus.interfaces import CommandPort, MemoryRead, MemoryWrite
+from systole.hw.bus.axi import Axi4Lite, Axi4LiteInterface
+from systole.hw.bus.interfaces import (
+    CommandPort,
+    MemoryRead,
+    MemoryReadInterface,
+    MemoryWrite,
+    MemoryWriteInterface,
+)
 from systole.hw.control.csr import ControlStatus
 from systole.hw.control.fetch import OPCODE_OF, Fetch, engines_of
 from systole.hw.control.shell import Shell
@@ -29,6 +35,18 @@ class ControlUnit(wiring.Component):
     and WRITE_BEATS. A soft reset holds ``drain`` until ``axi_idle`` and then resets cores and
     managers (and what is in here) with ``reset``.
     """
+
+    s_axil: Axi4LiteInterface
+    irq: Signal
+    base: Signal
+    limit: Signal
+    drain: Signal
+    reset: Signal
+    axi_idle: Signal
+    read_beat: Signal
+    write_beat: Signal
+    program: MemoryReadInterface
+    trace: MemoryWriteInterface  # if the trace unit exists
 
     def __init__(self, config: Config):
         self.config = config

@@ -7,8 +7,14 @@ from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.axi import Axi4Lite
-from systole.hw.bus.interfaces import INDEX_BITS
+from systole.hw.bus.axi import (
+    Axi4Lite,
+    Axi4LiteInterface,
+)
+from systole.hw.bus.interfaces import (
+    INDEX_BITS,
+    record,
+)
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import COUNTERS, ENGINES
 from systole.isa import CSRS, DEVICE_ID, VERSION, Config, Control, Engine, Fault, Irq
@@ -35,6 +41,15 @@ class RegisterBus(wiring.Component):
     bits to write). ``read`` pulses with ``read_word``; ``read_data`` is taken in the next cycles,
     until the following read. Addresses of ``words`` and more answer SLVERR.
     """
+
+    bus: Axi4LiteInterface
+    write: Signal
+    write_word: Signal
+    write_data: Signal
+    write_mask: Signal
+    read: Signal
+    read_word: Signal
+    read_data: Signal
 
     def __init__(self, *, addr_bits: int, words: int):
         self.words = words
@@ -108,6 +123,37 @@ class ControlStatus(wiring.Component):
     and the contents of memories is reset.
     """
 
+    bus: Axi4LiteInterface
+    irq: Signal
+    base: Signal
+    limit: Signal
+    program: Signal
+    words: Signal
+    trace_address: Signal
+    trace_limit: Signal
+    trace_enable: Signal
+    start: Signal
+    fetch_start: Signal
+    running: Signal
+    fault: Signal
+    halt: Signal
+    drain: Signal
+    reset: Signal
+    cycle: Signal
+    counter_select: Signal
+    axi_idle: Signal
+    finished: Signal
+    drained: Signal
+    ended: Signal
+    read_beat: Signal
+    write_beat: Signal
+    last_index: Signal
+    trace_count: Signal
+    trace_dropped: Signal
+    states: list[Signal]
+    counters: list[Signal]
+    faults: list[data.View]
+
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
@@ -156,7 +202,7 @@ class ControlStatus(wiring.Component):
         self._resetting = Signal()
         self._reset_over = Signal()
         self._done = Signal()
-        self._failure = Signal(FAULT_REPORT, init={"engine": NO_ENGINE})
+        self._failure = record(FAULT_REPORT, init={"engine": NO_ENGINE})
         self._irq = Signal(Irq)
         self._irq_set = Signal(Irq)
 
@@ -328,7 +374,7 @@ class ControlStatus(wiring.Component):
     def _report(self, m: Module, *, watchdog: Signal) -> data.View:
         """The report of this cycle's first fault, the watchdog's last."""
         quiet = Signal(32)  # Cycles since a command ended.
-        report = Signal(FAULT_REPORT)
+        report = record(FAULT_REPORT)
         with m.If(self.start | self.ended.any()):
             m.d.sync += quiet.eq(0)
         with m.Elif(self.running):

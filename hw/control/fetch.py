@@ -7,7 +7,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import INDEX_BITS, MemoryRead
+from systole.hw.bus.interfaces import (
+    INDEX_BITS,
+    MemoryRead,
+    MemoryReadInterface,
+    record,
+)
 from systole.isa import COMMANDS, Config, Engine, Fault, Opcode
 from systole.isa.commands import ENGINE_BITS, HEADER
 from systole.isa.csr import NO_ENGINE
@@ -18,6 +23,9 @@ LONGEST = max(c.words for c in COMMANDS.values())
 """Words of the longest command."""
 REST_BITS = WORD_BITS - sum(f.bits for f in HEADER)
 """Bits of a command's first word behind the header."""
+
+HEAD = data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
+"""A command's first word."""
 
 FAULT_REPORT = data.StructLayout(
     {"valid": 1, "code": 4, "index": INDEX_BITS, "engine": 4, "address": 32}
@@ -50,6 +58,20 @@ class Fetch(wiring.Component):
     is reset. While ``halt`` is high nothing is asked for and nothing handed out.
     """
 
+    start: Signal
+    halt: Signal
+    program: Signal
+    words: Signal
+    memory: MemoryReadInterface
+    index: Signal
+    command: list[Signal]
+    push: Signal
+    ready: Signal
+    ended: Signal
+    idle: Signal
+    last_index: Signal
+    fault: data.View
+
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
@@ -73,7 +95,7 @@ class Fetch(wiring.Component):
         self._running = Signal()
         self._left = Signal(32)  # words of the program still to come
         self._index = Signal(INDEX_BITS)
-        self._head = Signal(
+        self._head = record(
             data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
         )
         # Of every engine, the words behind the first as its last command had them.
@@ -248,6 +270,15 @@ class Prefetch(wiring.Component):
     request is offered and all beats to come have left through ``beats``.
     """
 
+    start: Signal
+    stop: Signal
+    program: Signal
+    words: Signal
+    denied: Signal
+    idle: Signal
+    memory: MemoryReadInterface
+    beats: stream.Interface
+
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
@@ -330,6 +361,13 @@ class Unpack(wiring.Component):
     The first beat after ``start`` begins with a word. ``address`` is the byte offset in the DRAM
     window of the beat that the word comes from. ``discard`` swallows beats.
     """
+
+    start: Signal
+    discard: Signal
+    program: Signal
+    address: Signal
+    beats: stream.Interface
+    word: stream.Interface
 
     def __init__(self, config: Config):
         self.config = config

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import (
     INDEX_BITS,
+    CommandInterface,
     CommandPort,
     command_layout,
     layout_of,
@@ -53,6 +54,23 @@ class Shell(wiring.Component):
     * ``halt`` keeps commands not yet offered to the core from being offered.
     * ``idle``: nothing queued, nothing in flight. ``state``: the engine's STATE register.
     """
+
+    push: stream.Interface
+    core: CommandInterface
+    clear: Signal
+    running: Signal
+    halt: Signal
+    given: Signal
+    overflow: Signal
+    give: Signal
+    overflows: Signal
+    start_event: data.View
+    end_event: data.View
+    idle: Signal
+    state: Signal
+    counter_select: Signal
+    counter: Signal
+    fault: data.View
 
     def __init__(self, config: Config, engine: Engine, opcode: Opcode):
         self.config = config
@@ -148,7 +166,7 @@ class Shell(wiring.Component):
             self._flight.r_en.eq(self.core.retire),
             self._retired.eq(self.core.retire & in_flight),
             self.give.eq(Mux(self._retired, self._oldest.signal, 0)),
-            self.idle.eq((self._queue.level == 0) & ~in_flight),
+            self.idle.eq((self._queue.r_level == 0) & ~in_flight),
         ]
 
     def _report_start(self, m: Module) -> None:
@@ -183,7 +201,8 @@ class Shell(wiring.Component):
 
     def _count_cycles(self, m: Module) -> None:
         """The counters: one memory with one increment a cycle."""
-        m.submodules.counters = counters = Memory(shape=32, depth=COUNTERS, init=[])
+        counters: Memory = Memory(shape=32, depth=COUNTERS, init=[])
+        m.submodules.counters = counters
         write = counters.write_port()
         current = counters.read_port(domain="comb")
         csr = counters.read_port(domain="comb")

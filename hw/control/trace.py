@@ -7,7 +7,13 @@ from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import INDEX_BITS, MemoryWrite, layout_of
+from systole.hw.bus.interfaces import (
+    INDEX_BITS,
+    MemoryWrite,
+    MemoryWriteInterface,
+    layout_of,
+    record,
+)
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import END_EVENT, START_EVENT
 from systole.isa import TRACE_EVENT, Config, Engine, Fault, TraceKind
@@ -34,6 +40,21 @@ class Trace(wiring.Component):
     the buffer's start; ``cycle`` is the time of the events. A failed write pulses ``fault`` with
     index ``last_index`` (the last command fetched) and stops writing until reset.
     """
+
+    start: Signal
+    enable: Signal
+    flush: Signal
+    address: Signal
+    limit: Signal
+    cycle: Signal
+    last_index: Signal
+    starts: list[data.View]
+    ends: list[data.View]
+    memory: MemoryWriteInterface
+    idle: Signal
+    count: Signal
+    dropped: Signal
+    fault: data.View
 
     def __init__(self, config: Config):
         self.config = config
@@ -85,7 +106,7 @@ class Trace(wiring.Component):
         pending = Signal.like(happened)
         handled = Signal.like(happened)
         now = Signal.like(happened)
-        event = Signal(EVENT)
+        event = record(EVENT)
         with m.If(captured.r_rdy):
             m.d.comb += pending.eq(
                 Cat(
@@ -134,7 +155,7 @@ class Trace(wiring.Component):
             m.d.sync += self.dropped.eq(self.dropped + lost_capture + lost_buffer)
 
         writing = self._write(m, queue)
-        m.d.comb += self.idle.eq((captured.level == 0) & (queue.level == 0) & ~writing)
+        m.d.comb += self.idle.eq((captured.r_level == 0) & (queue.r_level == 0) & ~writing)
         with m.If(self.start):
             m.d.sync += [self.count.eq(0), self.dropped.eq(0), queued.eq(0)]
         return m
@@ -150,7 +171,7 @@ class Trace(wiring.Component):
         broken = Signal()
 
         size = Signal.like(events)
-        m.d.comb += size.eq(Mux(queue.level < GROUP, queue.level, GROUP))
+        m.d.comb += size.eq(Mux(queue.r_level < GROUP, queue.r_level, GROUP))
         with m.If(~writing & ~broken & ((size == GROUP) | (self.flush & (size != 0)))):
             m.d.sync += [
                 writing.eq(1),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.isa import Config
 from systole.isa.config import bits_for
+from systole.isa.timing import SWAP_LEAD, array_latency, capture_lead
 
 
 class SystolicArray(wiring.Component):
@@ -36,13 +37,20 @@ class SystolicArray(wiring.Component):
     * the next ``capture`` no earlier than in the cycle of ``swap``, set by row 0.
     """
 
-    SWAP_LEAD = 2
+    SWAP_LEAD = SWAP_LEAD
+
+    x: Signal
+    valid: Signal
+    swap: Signal
+    weights: Signal
+    capture: Signal
+    sums: list[Signal]
 
     def __init__(self, config: Config):
         self.config = config
         self.cell_row_count = config.rows // config.cell_rows
         self.cell_col_count = config.cols // config.cell_cols
-        self.capture_lead = config.rows - self.cell_row_count + 1
+        self.capture_lead = capture_lead(config)
         self.sum_width = 16 + bits_for(config.rows)
         super().__init__(
             {
@@ -57,7 +65,7 @@ class SystolicArray(wiring.Component):
 
     def latency(self, col: int) -> int:
         """Cycles from a vector to its sum of column ``col``."""
-        return self.cell_row_count + col // self.config.cell_cols
+        return array_latency(self.config, col)
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -98,7 +106,7 @@ class SystolicArray(wiring.Component):
             for d in range(j):
                 # A row of weights is on this column's bus while the wave is in its first cells.
                 weight = delayed(f"bus_{c}_{d}", weight, capture_wave[d : d + rows].any())
-            total = 0
+            total: Value | int = 0
             for i in range(down):
                 for r in range(i * cell_rows, (i + 1) * cell_rows):
                     shadow = delayed(f"shadow_{r}_{c}", weight, capture_wave[r + j])

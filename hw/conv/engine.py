@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import AccumulatorRead, CommandPort, ScratchpadRead, WeightWrite
+from systole.hw.bus.interfaces import (
+    AccumulatorInterface,
+    AccumulatorRead,
+    CommandInterface,
+    CommandPort,
+    ReadInterface,
+    ScratchpadRead,
+    WeightWrite,
+    WriteInterface,
+    record,
+)
 from systole.hw.conv.array import SystolicArray
 from systole.hw.conv.sequencer import CONV, TAG, ActivationSequencer, WeightSequencer
 from systole.isa import Config, Opcode
@@ -25,6 +35,12 @@ class Accumulators(wiring.Component):
       cycle sees all of that command.
     * ``read``: POST. Must not be enabled on the half in which vectors are in flight.
     """
+
+    valid: Signal
+    tag: data.View
+    sums: list[Signal]
+    done: Signal
+    read: AccumulatorInterface
 
     def __init__(self, config: Config, array: SystolicArray):
         self.config = config
@@ -84,9 +100,8 @@ class Accumulators(wiring.Component):
             total = Signal(32, name=f"total_{c}")
             words = []
             for h in (0, 1):
-                m.submodules[f"column_{c}_{h}"] = cells = memory.Memory(
-                    shape=32, depth=config.acc_half, init=[]
-                )
+                cells: memory.Memory = memory.Memory(shape=32, depth=config.acc_half, init=[])
+                m.submodules[f"column_{c}_{h}"] = cells
                 write, read = cells.write_port(), cells.read_port()
                 updating = next_valid & ~next_overwrite & (next_half == h)
                 m.d.comb += [
@@ -117,6 +132,11 @@ class ConvEngine(wiring.Component):
     ``weight_write`` is always ready; a weight read in the next cycle sees the write.
     """
 
+    command: CommandInterface
+    scratchpad: ReadInterface
+    weight_write: WriteInterface
+    accumulators: AccumulatorInterface
+
     def __init__(self, config: Config):
         self.config = config
         self.array = SystolicArray(config)
@@ -136,12 +156,13 @@ class ConvEngine(wiring.Component):
         m.submodules.accumulators = accumulators = Accumulators(config, array)
         m.submodules.weights = weights = WeightSequencer(config, array)
         m.submodules.activations = activations = ActivationSequencer(config)
-        m.submodules.weight_buffer = buffer = memory.Memory(
+        buffer: memory.Memory = memory.Memory(
             shape=8 * config.cols, depth=config.weight_words, init=[]
         )
+        m.submodules.weight_buffer = buffer
 
         # A command waits here until both sequencers have taken it.
-        held = Signal(CONV, reset_less=True)
+        held = record(CONV, reset_less=True)
         weights_wait, activations_wait = Signal(), Signal()
         m.d.comb += self.command.cmd.ready.eq(~weights_wait & ~activations_wait)
         for sequencer, wait in ((weights, weights_wait), (activations, activations_wait)):

@@ -9,7 +9,11 @@ from amaranth.hdl import Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import ScratchpadRead, command_layout
+from systole.hw.bus.interfaces import (
+    ReadInterface,
+    ScratchpadRead,
+    command_layout,
+)
 from systole.hw.conv.array import SystolicArray
 from systole.isa import Config, Opcode
 from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
@@ -66,6 +70,13 @@ class WeightSequencer(wiring.Component):
     * ``loaded``: the shadow weights may be swapped in, now or at any later time.
     * ``swap``: they are.
     """
+
+    command: stream.Interface
+    read_en: Signal
+    read_addr: Signal
+    capture: Signal
+    loaded: Signal
+    swap: Signal
 
     def __init__(self, config: Config, array: SystolicArray):
         self.config = config
@@ -159,6 +170,14 @@ class ActivationSequencer(wiring.Component):
       is requested, which is ``SWAP_LEAD`` cycles before it enters the array.
     * ``x``, ``valid``, ``tag``: the vectors, in the cycle in which they enter the array.
     """
+
+    command: stream.Interface
+    scratchpad: ReadInterface
+    loaded: Signal
+    swap: Signal
+    x: Signal
+    valid: Signal
+    tag: data.View
 
     def __init__(self, config: Config):
         self.config = config

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import ScratchpadRead, ScratchpadWrite, WeightWrite
+from systole.hw.bus.interfaces import (
+    ReadInterface,
+    ScratchpadRead,
+    ScratchpadWrite,
+    WeightWrite,
+    WriteInterface,
+)
 from systole.isa import Config
 
 
@@ -20,6 +28,9 @@ class Scratchpad(wiring.Component):
     cycles, and of a write in the very cycle it is taken the old word. Addresses are not checked:
     those beyond the last word read and write nothing in particular.
     """
+
+    read: list[ReadInterface]
+    write: list[WriteInterface]
 
     def __init__(self, config: Config, *, readers: int = 4, writers: int = 4):
         self.config = config
@@ -35,20 +46,22 @@ class Scratchpad(wiring.Component):
         config = self.config
         bank_bits = (config.banks - 1).bit_length()
         width = 8 * config.rows
-        masked = config.rows != config.lanes
+        masked = config.word_groups > 1
 
         ports = []
         for b in range(config.banks):
-            m.submodules[f"bank_{b}"] = bank = memory.Memory(
+            bank: memory.Memory = memory.Memory(
                 shape=unsigned(width), depth=config.scratchpad_words // config.banks, init=[]
             )
+            m.submodules[f"bank_{b}"] = bank
             granularity = 8 * config.lanes if masked else None
             ports.append((bank.read_port(), bank.write_port(granularity=granularity)))
 
-        for clients in (self.read, self.write):
+        sides: tuple[Sequence[ReadInterface | WriteInterface], ...] = (self.read, self.write)
+        for clients in sides:
             for i, client in enumerate(clients):
-                bank = client.addr[:bank_bits]
-                clash = [c.valid & (c.addr[:bank_bits] == bank) for c in list(clients)[:i]]
+                own_bank = client.addr[:bank_bits]
+                clash = [c.valid & (c.addr[:bank_bits] == own_bank) for c in list(clients)[:i]]
                 m.d.comb += client.ready.eq(~Cat(clash).any())
 
         # The last assignment wins: clients in reverse, so that the first comes last.
@@ -77,6 +90,9 @@ class Scratchpad(wiring.Component):
 
 class WeightArbiter(wiring.Component):
     """Two write clients of the weight buffer to one, without latency; ``clients[0]`` goes first."""
+
+    clients: list[WriteInterface]
+    weights: WriteInterface
 
     def __init__(self, config: Config):
         super().__init__(

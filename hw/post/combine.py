@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import wiring
+from amaranth.hdl import C, Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import command_layout
 from systole.isa import Opcode, PostOp
+from systole.isa.timing import COMBINE_LATENCY
 
 TOTAL = 41
 """Bits of what is shifted: MUL's product of two signed 9 and an unsigned 24 bits. (The sum of two
@@ -29,7 +30,16 @@ class PostCombine(wiring.Component):
     rounding. Zero point and clamp follow the last register.
     """
 
-    LATENCY = 4
+    LATENCY = COMBINE_LATENCY
+
+    setup: Signal
+    shift: Signal
+    cmd: data.View
+    i_valid: Signal
+    a: Signal
+    b: Signal
+    o_valid: Signal
+    o: Signal
 
     def __init__(self, *, lanes: int):
         self.lanes = lanes
@@ -74,7 +84,7 @@ class PostCombine(wiring.Component):
 
         for i in range(self.lanes):
 
-            def reg(name, shape, lane=i):
+            def reg(name: str, shape: ShapeLike, lane: int = i) -> Signal:
                 return Signal(shape, name=f"{name}_{lane}")
 
             da, db = reg("da", signed(9)), reg("db", signed(9))

@@ -18,6 +18,7 @@ from systole.hw.bus.interfaces import (
     ScratchpadWrite,
     WriteInterface,
     command_layout,
+    record,
 )
 from systole.hw.post.combine import PostCombine
 from systole.hw.post.parameters import ParameterPrefetch
@@ -89,7 +90,7 @@ class PostEngine(wiring.Component):
         self._results = SyncFIFO(width=8 * lanes, depth=IN_FLIGHT)
         self._addends = SyncFIFO(width=8 * lanes, depth=Requantise.LATENCY + 2)
         # The command whose words are issued.
-        self._cmd = Signal(command_layout(Opcode.POST))
+        self._cmd = record(command_layout(Opcode.POST))
         self._from_scratchpad = self._cmd.source == PostSource.SCRATCHPAD
         self._combines = self._cmd.op != PostOp.NONE
         self._keeps_b = Signal()  # source SCRATCHPAD with one word of ``b`` for the whole image

@@ -6,24 +6,24 @@ from amaranth.hdl import Cat, Const, Module, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import ScratchpadRead
+from systole.hw.bus.interfaces import (
+    ReadInterface,
+    ScratchpadRead,
+)
 from systole.isa import Config
-from systole.isa.commands import TABLE_BYTES
+from systole.isa.commands import ADDRESS_BITS
 from systole.isa.config import bits_for
-
-WIDTH = 16
-"""Most bytes of the memory's words. Wider words only waste memory (16 words are as shallow as
-small memories come), and multiplexers behind it."""
+from systole.isa.timing import TABLE_LATENCY, table_parts, table_reads
 
 
 class PostTable(wiring.Component):
     """Replaces each of ``lanes`` int8 r by byte r + 128 of a table of 256 bytes.
 
     ``load`` makes it read the table from scratchpad word ``table`` on: ``load_words`` requests to
-    ``read``, one a cycle if they are taken (words of more than ``WIDTH`` bytes are read in parts,
-    once for each). ``loaded`` goes low in the next cycle, and high once the last word has been
-    written; then lookups see the new table. ``load`` must not be raised while the table is being
-    loaded, nor while lookups are in flight.
+    ``read``, one a cycle if they are taken. Words of more than ``TABLE_WIDTH`` bytes are read in
+    parts, once for each. ``loaded`` goes low in the next cycle, and high once the last word has
+    been written; then lookups see the new table. ``load`` must not be raised while the table is
+    being loaded, nor while lookups are in flight.
 
     ``i`` is taken with ``i_valid``, every cycle if need be; ``o`` is valid with ``o_valid``
     ``LATENCY`` cycles later.
@@ -32,18 +32,27 @@ class PostTable(wiring.Component):
     memory (distributed RAM) for each. Stages: memory; byte of its word.
     """
 
-    LATENCY = 2
+    LATENCY = TABLE_LATENCY
+
+    load: Signal
+    table: Signal
+    loaded: Signal
+    read: ReadInterface
+    i_valid: Signal
+    i: Signal
+    o_valid: Signal
+    o: Signal
 
     def __init__(self, config: Config):
         self.config = config
-        self.parts = -(-config.rows // WIDTH)
+        self.parts = table_parts(config)
         """Words of the memory that one scratchpad word fills; the last may be filled in part."""
         self.width = -(-config.rows // self.parts)
-        self.load_words = -(-TABLE_BYTES // config.rows) * self.parts
+        self.load_words = table_reads(config)
         super().__init__(
             {
                 "load": In(1),
-                "table": In(20),
+                "table": In(ADDRESS_BITS),
                 "loaded": Out(1),
                 "read": Out(ScratchpadRead(config)),
                 "i_valid": In(1),
@@ -56,9 +65,10 @@ class PostTable(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, read = self.config, self.read
-        m.submodules.memory = table = memory.Memory(
+        table: memory.Memory = memory.Memory(
             shape=unsigned(8 * self.width), depth=self.load_words, init=[]
         )
+        m.submodules.memory = table
 
         # Loading -----------------------------------------------------------------------------
         write = table.write_port()

@@ -8,17 +8,24 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from systole.hw.bus.interfaces import (
+    CommandInterface,
     CommandPort,
     MemoryRead,
+    MemoryReadInterface,
     MemoryWrite,
+    MemoryWriteInterface,
+    ReadInterface,
     ScratchpadRead,
     ScratchpadWrite,
     WeightWrite,
+    WriteInterface,
     command_layout,
+    record,
 )
 from systole.isa import Config, Fault, LoadTarget, Opcode
+from systole.isa.commands import ADDRESS_BITS
 
-RUN = data.StructLayout({"dram": 32, "local": 20, "count": 16, "target": 1, "last": 1})
+RUN = data.StructLayout({"dram": 32, "local": ADDRESS_BITS, "count": 16, "target": 1, "last": 1})
 """A run of ``count`` vectors; ``last``: it is its command's last."""
 
 
@@ -38,12 +45,23 @@ class RunRequester(wiring.Component):
     ``vectors`` are the bytes of a vector in DRAM, by target.
     """
 
+    cmd: stream.Interface
+    req: stream.Interface
+    denied: Signal
+    stop: Signal
+    room: Signal
+    asked: Signal
+    run: data.View
+    refused: Signal
+    busy: Signal
+
     def __init__(self, opcode: Opcode, vectors: tuple[int, ...]):
         self.vectors = vectors
+        self.layout = command_layout(opcode)
         request = data.StructLayout({"addr": 32, "bytes": 32})
         super().__init__(
             {
-                "cmd": In(stream.Signature(command_layout(opcode))),
+                "cmd": In(stream.Signature(self.layout)),
                 "req": Out(stream.Signature(request)),
                 "denied": In(1),
                 "stop": In(1),
@@ -58,12 +76,14 @@ class RunRequester(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         new, run = self.cmd.payload, self.run
-        held = Signal(new.shape())
+        held = record(self.layout)
         left1, left2 = Signal(16), Signal(16)
         # Bit 32 says that the address has left the 32 bits: the run is refused, the engine stops.
         dram, next_dram = Signal(33), Signal(33)
         group_dram, start, step = Signal(32), Signal(32), Signal(32)
-        local, group_local, next_local = Signal(20), Signal(20), Signal(20)
+        local, group_local, next_local = (
+            Signal(ADDRESS_BITS, name=n) for n in ("local", "group_local", "next_local")
+        )
         last_of_group, was_refused, go = Signal(), Signal(), Signal()
 
         m.d.comb += [
@@ -133,7 +153,7 @@ class RunRequester(wiring.Component):
 
 
 def fail(
-    m: Module, command: wiring.PureInterface, failed: Signal, code: Fault, address: ValueLike
+    m: Module, command: CommandInterface, failed: Signal, code: Fault, address: ValueLike
 ) -> None:
     """Stop the engine for good: set ``failed`` and what :func:`report` will report."""
     m.d.sync += [
@@ -143,7 +163,7 @@ def fail(
     ]
 
 
-def report(m: Module, command: wiring.PureInterface, failed: Signal) -> None:
+def report(m: Module, command: CommandInterface, failed: Signal) -> None:
     """Pulse ``fault`` one cycle after ``failed`` rises: the ``retire`` before it is over by
     then."""
     reported = Signal()
@@ -160,6 +180,11 @@ class LoadEngine(wiring.Component):
     are asked for while beats arrive. ``retire`` comes one cycle after the last word was written.
     After a fault all beats are swallowed, so that they do not stand in the way of other clients.
     """
+
+    command: CommandInterface
+    memory: MemoryReadInterface
+    scratchpad: WriteInterface
+    weights: WriteInterface
 
     def __init__(self, config: Config):
         self.config = config
@@ -198,7 +223,7 @@ class LoadEngine(wiring.Component):
         # The word on its way to one of the memories.
         full, to_weights, last = Signal(), Signal(), Signal()
         word = Signal(8 * max(lanes.values()))
-        address = Signal(20)
+        address = Signal(ADDRESS_BITS)
         written = Signal()
         m.d.comb += [
             self.scratchpad.valid.eq(full & ~to_weights),
@@ -222,7 +247,7 @@ class LoadEngine(wiring.Component):
         with m.If(failed):
             m.d.comb += beats.ready.eq(1)
         with m.Elif(queue.r_rdy & (~full | written)):
-            with m.If(requester.refused & (queue.level == 1)):
+            with m.If(requester.refused & (queue.r_level == 1)):
                 fail(m, command, failed, Fault.DRAM_WINDOW, head.dram)
             with m.Elif(beats.valid & beats.payload.error):
                 fail(m, command, failed, Fault.AXI_READ, head.dram)
@@ -287,6 +312,10 @@ class StoreEngine(wiring.Component):
 
     WORDS = 8
 
+    command: CommandInterface
+    scratchpad: ReadInterface
+    memory: MemoryWriteInterface
+
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
@@ -326,10 +355,10 @@ class StoreEngine(wiring.Component):
         m.submodules.words = words = SyncFIFO(width=entry.size, depth=self.WORDS)
         run = data.View(RUN, reads.r_data)
         index = Signal(16)  # words of the run that have been read
-        arriving, place_arriving = Signal(), Signal(place)
+        arriving, place_arriving = Signal(), record(place)
         accepted, last_word = Signal(), Signal()
         m.d.comb += [
-            self.scratchpad.valid.eq(reads.r_rdy & (words.level + arriving < self.WORDS)),
+            self.scratchpad.valid.eq(reads.r_rdy & (words.r_level + arriving < self.WORDS)),
             self.scratchpad.addr.eq(run.local + index),
             accepted.eq(self.scratchpad.valid & self.scratchpad.ready),
             last_word.eq(index + 1 == run.count),
@@ -395,7 +424,7 @@ class StoreEngine(wiring.Component):
             with m.Elif(memory.done):
                 m.d.comb += pending.r_en.eq(1)
                 m.d.sync += command.retire.eq(oldest.last)
-            with m.Elif(requester.refused & (pending.level == 1)):
+            with m.Elif(requester.refused & (pending.r_level == 1)):
                 fail(m, command, failed, Fault.DRAM_WINDOW, oldest.dram)
         m.d.comb += command.stalled.eq(
             (requester.busy | pending.r_rdy) & ~accepted & ~step & ~failed

@@ -14,6 +14,7 @@ from systole.hw.bus.interfaces import (
     ScratchpadRead,
     ScratchpadWrite,
     WriteInterface,
+    record,
 )
 from systole.hw.window.im2col import Collector
 from systole.hw.window.issue import Kind, TokenIssue, token_layout
@@ -75,7 +76,7 @@ class WindowEngine(wiring.Component):
         self._en = self._write_back.en
         self._take = Signal()  # the token at hand goes on its way
         # The token whose word is there, and the word.
-        self._token = Signal(token_layout(config))
+        self._token = record(token_layout(config))
         self._token_valid = Signal()
         self._word = Signal(8 * config.rows)
 

@@ -43,6 +43,16 @@ class Collector(wiring.Component):
     ``kept`` are two words (the newer first) to go on with, ``held`` those to keep, in that cycle.
     """
 
+    en: Signal
+    valid: Signal
+    segment: data.View
+    word: Signal
+    pad: Signal
+    kept: Signal
+    held: Signal
+    o_valid: Signal
+    o: Signal
+
     def __init__(self, config: Config):
         self.config = config
         word = 8 * config.rows

@@ -6,7 +6,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from systole.hw.bus.interfaces import command_layout
+from systole.hw.bus.interfaces import (
+    command_layout,
+    record,
+)
 from systole.hw.window.im2col import segment_layout
 from systole.hw.window.lines import INDEX_BITS, pixel_layout, weight_layout
 from systole.hw.window.walk import TapWalk, WalkSetup, prepared_layout
@@ -97,7 +100,7 @@ class TokenIssue(wiring.Component):
         self._setup = WalkSetup(config)
         self._walk = TapWalk(config)
         # The token register and what goes into it next.
-        self._following = Signal(token_layout(config))
+        self._following = record(token_layout(config))
         self._push = Signal()
         self._free = Signal()
         # The command at hand.

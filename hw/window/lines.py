@@ -66,6 +66,26 @@ class WindowReduce(wiring.Component):
 
     LATENCY = REDUCE_LATENCY
 
+    en: Signal
+    fast: Signal
+    maximum: Signal
+    stored: Signal
+    used: Signal
+    clear: Signal
+    ones: Signal
+    issue: Signal
+    index: Signal
+    pixel_valid: Signal
+    pixel: data.View
+    weight_valid: Signal
+    weight: data.View
+    word: Signal
+    kept: Signal
+    keep: Signal
+    held: Signal
+    o_valid: Signal
+    acc: Signal
+
     def __init__(self, config: Config):
         self.config = config
         word = 8 * config.rows
@@ -129,7 +149,8 @@ class WindowReduce(wiring.Component):
         """The line memory: rows before, taps' weights, or words lent out."""
         bits, depth = 8 * self.config.rows, self.config.window_width
         count = self.config.window_kernel - 1
-        m.submodules.lines = lines = memory.Memory(shape=count * bits, depth=depth, init=[])
+        lines: memory.Memory = memory.Memory(shape=count * bits, depth=depth, init=[])
+        m.submodules.lines = lines
         read, write = lines.read_port(), lines.write_port()
         address = bits_for(depth)
         self._before = [read.data.word_select(y, bits) for y in range(count)]
@@ -249,7 +270,7 @@ class WindowReduce(wiring.Component):
         m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
 
-def _largest(m: Module, name: str, values: list[Signal]) -> Signal:
+def _largest(m: Module, name: str, values: list[Signal]) -> Value:
     """The largest of three signed bytes."""
     a, b, c = values
     ab = Signal(signed(8), name=f"{name}_ab")

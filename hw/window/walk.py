@@ -11,7 +11,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import command_layout
+from systole.hw.bus.interfaces import (
+    command_layout,
+    record,
+)
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.commands import ADDRESS_BITS
 from systole.isa.timing import (
@@ -30,11 +33,14 @@ OFFSET = 1 << 15
 """The division of columns floors: a multiple of ``rows`` from here on makes every x0 positive."""
 
 
-def prepared_layout(config: Config) -> data.StructLayout:
-    """A command with what its walk needs beside its fields.
+def column_layout(config: Config) -> data.StructLayout:
+    """A column as a word and a byte: ``rows`` bytes to a word; the byte is 0 but for IM2COL."""
+    return data.StructLayout({"word": COORDINATE_BITS, "byte": range(config.rows)})
 
-    A column is a word and a byte (``rows`` bytes to a word; the byte is 0 but for IM2COL)."""
-    column = data.StructLayout({"word": COORDINATE_BITS, "byte": range(config.rows)})
+
+def prepared_layout(config: Config) -> data.StructLayout:
+    """A command with what its walk needs beside its fields."""
+    column = column_layout(config)
     return data.StructLayout(
         {
             "cmd": command_layout(Opcode.WINDOW),
@@ -281,10 +287,10 @@ class TapWalk(wiring.Component):
                 "block_end": Out(1),  # last word of the block
             }
         )
-        column = self.current.x0.shape()
+        column = column_layout(config)
         # Where the walk is, and where the loops over pixels and taps return to.
         self._x, self._tap_x, self._pixel_x = (
-            Signal(column, name=n) for n in ("x", "tap_x", "pixel_x")
+            record(column, name=n) for n in ("x", "tap_x", "pixel_x")
         )
         self._y = Signal(COORDINATE_BITS)
         self._pixel_y = Signal(COORDINATE_BITS)
@@ -293,7 +299,7 @@ class TapWalk(wiring.Component):
         )
         # Where it goes: with the next tap, pixel, row and block.
         self._next_tap_x, self._next_pixel_x = (
-            Signal(column, name=n) for n in ("next_tap_x", "next_pixel_x")
+            record(column, name=n) for n in ("next_tap_x", "next_pixel_x")
         )
         self._next_y = Signal(COORDINATE_BITS)
         self._next_row_addr = Signal(ADDRESS_BITS)
@@ -311,7 +317,7 @@ class TapWalk(wiring.Component):
         # IM2COL: the newest word held, and how many are.
         held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
         self._holds, self._pixel_holds, self._next_holds = (
-            Signal(held, name=n) for n in ("holds", "pixel_holds", "next_holds")
+            record(held, name=n) for n in ("holds", "pixel_holds", "next_holds")
         )
         self._keeps = Signal()  # words are held from output to output
         self._run_starts = Signal()

@@ -6,7 +6,12 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import ScratchpadWrite, WriteInterface, command_layout
+from systole.hw.bus.interfaces import (
+    ScratchpadWrite,
+    WriteInterface,
+    command_layout,
+    record,
+)
 from systole.hw.window.walk import OutputWalk
 from systole.isa import Config, Opcode
 from systole.isa.commands import ADDRESS_BITS
@@ -55,7 +60,7 @@ class PendingWrites(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         entry = data.StructLayout({"addr": ADDRESS_BITS, "end": 1})
-        entries = [Signal(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
+        entries = [record(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
         used = Signal(IN_FLIGHT)
         first, free = Signal(range(IN_FLIGHT)), Signal(range(IN_FLIGHT))
         one = Const(1, IN_FLIGHT)

@@ -1,33 +1,30 @@
-"""What the cocotb benches of single blocks share: the clocked loop, agents that stand at a block's
-ports, random commands, and the model they are compared with (the engines of the command-level
-simulator).
+"""Base of the cocotb benches of single blocks: the clocked loop, agents at a block's ports, random
+commands, and the model that results are compared with (the engines of the command-level simulator).
 
-Module :mod:`sim.blocks` is simulated. Every agent acts twice a cycle: ``drive`` sets a
-block's inputs while the clock is low, ``sample`` looks once everything has settled, before the
-edge. The configuration comes as JSON in ``SYSTOLE_CONFIG``; the random seed is cocotb's."""
+The simulated design is :mod:`sim.blocks`. Every agent acts twice a cycle: ``drive`` sets a block's
+inputs while the clock is low; ``sample`` reads its outputs once they have settled, before the edge.
+The configuration comes as JSON in ``SYSTOLE_CONFIG``; the random seed is cocotb's.
+"""
 
 from __future__ import annotations
 
+import abc
 import copy
-import json
-import os
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import cocotb
 import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
 
-from systole.isa import COMMANDS, Config, Fault, Opcode, encode
-from systole.isa.params import PARAM_BYTES
+from systole.isa import COMMANDS, Fault, Opcode, encode
+from systole.isa.params import PARAM_BYTES, pack_param
+from systole.sim.benches.environment import CONFIG, PERIOD_NS, Handle
 from systole.sim.blocks import Blocks
 from systole.sw.simulate.engines import Engines, Memories, OutsideWindow
 from systole.sw.simulate.races import CommandError, TrackedMemory, Tracker, span
 
-CONFIG = Config.from_dict(json.loads(os.environ["SYSTOLE_CONFIG"]))
-PERIOD_NS = 10
 DRAM_BYTES = 8192
 """The DRAM window of the model."""
 INPUTS = Blocks(CONFIG).inputs()
@@ -36,37 +33,63 @@ Command = SimpleNamespace
 """A command's fields, as ``isa.Decoder`` names them."""
 
 
+def pick(rng: np.random.Generator, low: int, high: int) -> int:
+    """A random integer in ``low .. high - 1``."""
+    return int(rng.integers(low, high))
+
+
 def pack(values: np.ndarray) -> int:
     """An array as one number, the first element lowest."""
     return int.from_bytes(np.ascontiguousarray(values).tobytes(), "little")
 
 
-class Ports:
-    """The ports ``prefix__*`` of a block, each under the last part of its name."""
+def pack_params(bias: np.ndarray, multiplier: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The requantisation parameters of channels, 64 bits each."""
+    params = (pack_param(*map(int, channel)) for channel in zip(bias, multiplier, shift))
+    return np.fromiter(params, "<i8", len(bias))
 
-    def __init__(self, bench: Bench, prefix: str, *names: str):
+
+class Ports:
+    """Some ports ``prefix__name`` of a block, each an attribute by the last part of its name.
+
+    ``names`` are separated by spaces.
+    """
+
+    def __init__(self, bench: Bench, prefix: str, names: str):
         self.rng = bench.rng
-        for name in names:
+        for name in names.split():
             setattr(self, name.split("__")[-1], getattr(bench.dut, f"{prefix}__{name}"))
 
+    def __getattr__(self, name: str) -> Handle:
+        raise AttributeError(f"{type(self).__name__} was not given a port {name!r}")
 
-class Agent(Ports):
-    """What stands at some ports of a block."""
 
+class Agent(Ports, abc.ABC):
+    """The environment of a block at some of its ports."""
+
+    @abc.abstractmethod
     def drive(self) -> None:
-        raise NotImplementedError
+        """Set the block's inputs for this cycle."""
 
+    @abc.abstractmethod
     def sample(self) -> None:
-        raise NotImplementedError
+        """Read the block's outputs at the end of this cycle."""
 
 
 class Bench:
-    """The simulated blocks, reset; their clock runs."""
+    """The simulated blocks and their clock."""
 
-    def __init__(self, dut: Any):
+    def __init__(self, dut: Handle):
         self.dut = dut
         self.rng = np.random.default_rng(cocotb.RANDOM_SEED)
         self.cycles = 0
+
+    @classmethod
+    async def started(cls, dut: Handle) -> Bench:
+        """A bench whose clock runs and whose blocks have been reset."""
+        bench = cls(dut)
+        await bench.reset()
+        return bench
 
     async def reset(self) -> None:
         """Start the clock if it does not run; reset all blocks, their inputs 0."""
@@ -75,13 +98,16 @@ class Bench:
         self.dut.rst.value = 1
         if not self.cycles:
             self.dut.clk.value = 0
-            cocotb.start_soon(Clock(self.dut.clk, PERIOD_NS, unit="ns").start(start_high=False))
+            Clock(self.dut.clk, PERIOD_NS, unit="ns").start(start_high=False)
         for _ in range(3):
             await FallingEdge(self.dut.clk)
         self.dut.rst.value = 0
 
     async def run(self, *agents: Agent, until: Callable[[], object], timeout: int = 20_000) -> None:
-        """Clock the agents, in this order, until ``until()`` after some cycle's samples."""
+        """Clock the agents, in this order, until ``until()`` holds at the end of a cycle.
+
+        Raises ``AssertionError`` after ``timeout`` cycles.
+        """
         for _ in range(timeout):
             for agent in agents:
                 agent.drive()
@@ -99,10 +125,12 @@ class Bench:
 
 
 class CommandDriver(Agent):
-    """Offers commands with random pauses; calls ``check`` with each that retires.
+    """Driver of a block's command port: pauses at random, calls ``check`` with each command that
+    retires.
 
-    It must be sampled before the agents of the memories if a command may write in the cycle in
-    which the one before retires, and after them if the last write may come with ``retire``."""
+    Sample it before the agents of the memories if a command may write in the cycle in which the one
+    before it retires; sample it after them if a command's last write may come with ``retire``.
+    """
 
     def __init__(
         self,
@@ -112,10 +140,8 @@ class CommandDriver(Agent):
         check: Callable[[Command], None],
         pause: float = 0.3,
     ):
-        names = ("cmd__valid", "cmd__ready", "cmd__payload", "retire", "stalled")
-        super().__init__(
-            bench, f"{prefix}__command", *names, "fault", "fault_code", "fault_address"
-        )
+        names = "cmd__valid cmd__ready cmd__payload retire stalled fault fault_code fault_address"
+        super().__init__(bench, f"{prefix}__command", names)
         self.commands, self.check, self.pause = commands, check, pause
         self.offered = False
         self.accepted = self.retired = self.stalls = 0
@@ -147,16 +173,18 @@ class CommandDriver(Agent):
             self.retired += 1
 
     def done(self) -> bool:
+        """Whether every command has retired, or one has failed."""
         return self.failure is not None or self.retired == len(self.commands)
 
 
 class ReadServer(Agent):
-    """The memory behind a ScratchpadRead of a block: refuses at random, shows a word in the one
-    cycle only."""
+    """Memory behind a block's ScratchpadRead: refuses reads at random, and shows a word only in the
+    cycle after its read."""
 
     def __init__(self, bench: Bench, prefix: str, memory: np.ndarray, refuse: float = 0.3):
-        super().__init__(bench, prefix, "valid", "ready", "addr", "data")
+        super().__init__(bench, prefix, "valid ready addr data")
         self.memory, self.refuse = memory, refuse
+        self.accept = False
         self.word: np.ndarray | None = None
         self.refused = 0
 
@@ -175,15 +203,16 @@ class ReadServer(Agent):
 
 
 class WriteServer(Agent):
-    """The memory behind a ScratchpadWrite or WeightWrite of a block; refuses at random."""
+    """Memory behind a block's ScratchpadWrite (``lanes`` bytes per bit of its mask) or WeightWrite
+    (``lanes`` 0: no mask); refuses writes at random."""
 
     def __init__(
         self, bench: Bench, prefix: str, memory: np.ndarray, lanes: int = 0, refuse: float = 0.3
     ):
-        names = ("valid", "ready", "addr", "data", *(["mask"] if lanes else []))
-        super().__init__(bench, prefix, *names)
+        super().__init__(bench, prefix, "valid ready addr data" + " mask" * bool(lanes))
         self.memory, self.lanes, self.refuse = memory, lanes or memory.shape[1], refuse
         self.masked = bool(lanes)
+        self.accept = False
         self.refused = 0
 
     def drive(self) -> None:
@@ -208,7 +237,7 @@ class WriteServer(Agent):
 
 
 class Model:
-    """The memories, with random content, and what every command does with them."""
+    """Memories with random content, and the engines that execute commands on them."""
 
     def __init__(self, rng: np.random.Generator):
         self.memories = Memories(CONFIG)
@@ -229,24 +258,27 @@ class Model:
     def fill_parameters(
         self, rng: np.random.Generator, end: int, words: int, channels: int, shift: int
     ) -> None:
-        """Requantisation parameters in the scratchpad's words from 0 to ``end``, in sets of
-        ``words`` words for ``channels`` channels; shifts within 5 of ``shift``."""
+        """Write random requantisation parameters to the scratchpad's words from 0 to ``end``: sets
+        of ``words`` words for ``channels`` channels, shifts within 5 of ``shift``."""
         for first in range(0, end - words + 1, words):
             bias = rng.integers(-1000, 1000, channels)
             multiplier = rng.integers(1 << 23, 1 << 24, channels)
             shifts = rng.integers(shift - 5, shift + 6, channels)
-            packed = (bias & 0xFFFF_FFFF | multiplier << 32 | shifts << 56).astype("<i8")
+            packed = pack_params(bias, multiplier, shifts)
             used = self.memories.scratchpad[first : first + words].reshape(-1)
             used[: PARAM_BYTES * channels] = packed.view(np.int8)
 
     def execute(self, command: Command) -> None:
+        """Carry out a command. Raises :class:`CommandError` or :class:`OutsideWindow` if it is
+        illegal."""
         self.engines.execute(command)
 
     def draw(
         self, rng: np.random.Generator, count: int, random: Callable[[np.random.Generator], Command]
     ) -> list[Command]:
-        """``count`` commands that are legal one after the other, from the generator ``random``."""
-        trial, out = copy.deepcopy(self), []
+        """``count`` of the commands that ``random(rng)`` gives, legal one after the other."""
+        trial = copy.deepcopy(self)
+        out: list[Command] = []
         for _ in range(100 * count):
             command = random(rng)
             try:
@@ -260,17 +292,18 @@ class Model:
 
 
 def command(opcode: Opcode, **values: int) -> Command:
-    """A command, for the first engine that takes it; fields not named are 0."""
+    """A command for the first engine that takes it; fields not named are 0."""
     values |= {"opcode": opcode, "engine": COMMANDS[opcode].engines[0]}
     out = Command()
     for field in COMMANDS[opcode].fields:
-        value = int(values.pop(field.name, 0))
+        value = values.pop(field.name, 0)
         setattr(out, field.name, value if field.enum is None else field.enum(value))
     assert not values, f"{opcode.name}: no field {next(iter(values))!r}"
     return out
 
 
 def assert_equal(actual: np.ndarray, expected: np.ndarray, what: object) -> None:
+    """Raise ``AssertionError`` if arrays differ after ``what``, naming the first element."""
     wrong = np.argwhere(actual != expected)
     assert not len(wrong), (
         f"{len(wrong)} elements differ after {what}: at {wrong[0]} {actual[tuple(wrong[0])]}, "

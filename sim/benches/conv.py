@@ -1,17 +1,15 @@
-"""cocotb bench of ``ConvEngine``: random commands, as fast as they are taken, against the model's
-accumulators."""
+"""cocotb bench of ``ConvEngine``: random commands, as fast as the engine takes them; its
+accumulators must equal the model's."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import cocotb
 import numpy as np
 
 from systole.isa import Opcode
 from systole.sim.benches.common import (
-    CONFIG,
     Agent,
     Bench,
     Command,
@@ -21,16 +19,18 @@ from systole.sim.benches.common import (
     assert_equal,
     command,
     pack,
+    pick,
 )
+from systole.sim.benches.environment import CONFIG, Handle
 
 COMMANDS = 30
 
 
-class WeightLoader(Agent):
-    """Writes the whole weight buffer; the engine takes a word in every cycle."""
+class WeightAgent(Agent):
+    """Writer of the whole weight buffer; the engine takes a word in every cycle."""
 
     def __init__(self, bench: Bench, weights: np.ndarray):
-        super().__init__(bench, "conv__weight_write", "valid", "ready", "addr", "data")
+        super().__init__(bench, "conv__weight_write", "valid ready addr data")
         self.weights = weights
         self.at = 0
 
@@ -46,10 +46,10 @@ class WeightLoader(Agent):
 
 
 class AccumulatorReader(Agent):
-    """Reads all accumulators."""
+    """Reader of all accumulators, into ``words``."""
 
     def __init__(self, bench: Bench):
-        super().__init__(bench, "conv__accumulators", "en", "addr", "data")
+        super().__init__(bench, "conv__accumulators", "en addr data")
         self.words: list[np.ndarray] = []
         self.at = 0
 
@@ -63,53 +63,56 @@ class AccumulatorReader(Agent):
             self.words.append(np.frombuffer(raw, "<i4"))
         self.at += 1
 
+    def done(self) -> bool:
+        """Whether all words have been read."""
+        return len(self.words) == CONFIG.acc_words
+
 
 def _random(rng: np.random.Generator) -> Command:
     """A command of up to 18 tiles and 24 outputs, legal or not; often with a single output, so that
     tiles add to the same word at short distances."""
     single = rng.random() < 0.2
-    in_w, in_h = rng.integers(1, 9, 2)
-    pitch = in_w + rng.integers(0, 3)
+    in_w, in_h = rng.integers(1, 9, 2).tolist()
+    pitch = in_w + pick(rng, 0, 3)
     return command(
         Opcode.CONV,
-        accumulate=rng.integers(0, 2),
-        weights=rng.integers(0, CONFIG.weight_words),
-        acc=rng.integers(0, min(64, CONFIG.acc_words)) * (CONFIG.acc_words // 64),
-        blocks=rng.integers(1, 4),
-        src=rng.integers(0, CONFIG.scratchpad_words),
+        accumulate=pick(rng, 0, 2),
+        weights=pick(rng, 0, CONFIG.weight_words),
+        acc=pick(rng, 0, min(64, CONFIG.acc_words)) * (CONFIG.acc_words // 64),
+        blocks=pick(rng, 1, 4),
+        src=pick(rng, 0, CONFIG.scratchpad_words),
         src_pitch=pitch,
-        src_block=in_h * pitch + rng.integers(0, 5),
+        src_block=in_h * pitch + pick(rng, 0, 5),
         in_w=in_w,
         in_h=in_h,
-        x0=rng.integers(-4, 4),
-        y0=rng.integers(-4, 4),
-        out_w=1 if single else rng.integers(1, 7),
-        out_h=1 if single else rng.integers(1, 5),
-        kernel_w=rng.integers(1, 4),
-        kernel_h=rng.integers(1, 3),
-        stride_x=rng.integers(1, 4),
-        stride_y=rng.integers(1, 4),
-        dilation_x=rng.integers(1, 4),
-        dilation_y=rng.integers(1, 4),
-        pad=rng.integers(-128, 128),
+        x0=pick(rng, -4, 4),
+        y0=pick(rng, -4, 4),
+        out_w=1 if single else pick(rng, 1, 7),
+        out_h=1 if single else pick(rng, 1, 5),
+        kernel_w=pick(rng, 1, 4),
+        kernel_h=pick(rng, 1, 3),
+        stride_x=pick(rng, 1, 4),
+        stride_y=pick(rng, 1, 4),
+        dilation_x=pick(rng, 1, 4),
+        dilation_y=pick(rng, 1, 4),
+        pad=pick(rng, -128, 128),
     )
 
 
 def _clear() -> list[Command]:
     """Commands that define both halves of the accumulators."""
-    half, ones = CONFIG.acc_half, ("blocks", "out_h", "kernel_w", "kernel_h")
-    ones += ("stride_x", "stride_y", "dilation_x", "dilation_y")
-    fields = dict.fromkeys(ones, 1) | {"out_w": half, "pad": 3}
+    half = CONFIG.acc_half
+    ones = "blocks out_h kernel_w kernel_h stride_x stride_y dilation_x dilation_y"
+    fields = dict.fromkeys(ones.split(), 1) | {"out_w": half, "pad": 3}
     return [command(Opcode.CONV, acc=first, **fields) for first in (0, half)]
 
 
 @cocotb.test()
-async def conv_random(dut: Any) -> None:
-    """All accumulators after all commands; a stall is exactly a refused read."""
-    bench = Bench(dut)
-    await bench.reset()
+async def conv_random(dut: Handle) -> None:
+    """Compares all accumulators after all commands; a stall is exactly a refused read."""
+    bench = await Bench.started(dut)
     model = Model(bench.rng)
-    weights = WeightLoader(bench, model.memories.weights)
+    weights = WeightAgent(bench, model.memories.weights)
     await bench.run(weights, until=lambda: weights.at > len(model.memories.weights))
     coverage: Counter[str] = Counter()
 
@@ -129,6 +132,6 @@ async def conv_random(dut: Any) -> None:
         await bench.run(driver, memory, until=driver.done)
         assert driver.stalls == memory.refused > 0
         reader = AccumulatorReader(bench)
-        await bench.run(reader, until=lambda r=reader: len(r.words) == CONFIG.acc_words)
+        await bench.run(reader, until=reader.done)
         assert_equal(np.stack(reader.words), model.memories.accumulators, "all commands")
     assert all(coverage[name] > 3 for name in ("adds", "overwrites", "short", "pads")), coverage

@@ -1,28 +1,29 @@
-"""cocotb benches of ``LoadEngine`` and ``StoreEngine`` between a model of the AXI managers and of
+"""cocotb benches of ``LoadEngine`` and ``StoreEngine`` between models of the AXI managers and of
 the local memories; the last command of some runs fails."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 import cocotb
 import numpy as np
 
 from systole.isa import Fault, LoadTarget, Opcode
 from systole.sim.benches.common import (
-    CONFIG,
     DRAM_BYTES,
     Agent,
     Bench,
     Command,
     CommandDriver,
     Model,
+    Ports,
     ReadServer,
     WriteServer,
     assert_equal,
     command,
+    pick,
 )
+from systole.sim.benches.environment import CONFIG, Handle
 
 COMMANDS = 24
 SAFE = DRAM_BYTES - 512
@@ -31,17 +32,12 @@ BEAT = CONFIG.beat_bytes
 
 
 class Manager(Agent):
-    """Common to both managers: takes requests, denies those outside the window one cycle later."""
+    """Base of both managers: takes requests, and denies those outside the window a cycle later."""
 
-    def __init__(self, bench: Bench, prefix: str, *names: str):
-        names = ("req__valid", "req__ready", "req__payload", "denied", *names)
-        super().__init__(bench, prefix, *names)
-        # ``valid``, ``ready`` and ``payload`` are those of the request.
-        self.request = self.valid, self.ready, self.payload
-        names = ("beats__valid", "beats__ready", "beats__payload")
-        ports = [getattr(bench.dut, f"{prefix}__{name}") for name in names]
-        self.beat_valid, self.beat_ready, self.beat_payload = ports
-        self.deny = False
+    def __init__(self, bench: Bench, prefix: str, names: str = ""):
+        super().__init__(bench, prefix, f"req__valid req__ready req__payload denied {names}")
+        self.beat = Ports(bench, prefix, "beats__valid beats__ready beats__payload")
+        self.deny = self.taking = False
         self.waited = 0
         """Cycles in which the engine could not go on because of this manager."""
 
@@ -62,7 +58,7 @@ class Manager(Agent):
 
 
 class MemoryReader(Manager):
-    """Answers a LOAD engine's requests with beats, in order, at random times."""
+    """Read manager: answers a LOAD engine's requests with beats, in order, at random times."""
 
     def __init__(self, bench: Bench, dram: np.ndarray):
         super().__init__(bench, "load__memory")
@@ -74,12 +70,12 @@ class MemoryReader(Manager):
         super().drive()
         if self.beats and not self.offered:
             self.offered = bool(self.rng.random() < 0.7)
-            self.beat_payload.value = self.beats[0]
-        self.beat_valid.value = self.offered
+            self.beat.payload.value = self.beats[0]
+        self.beat.valid.value = self.offered
 
     def sample(self) -> None:
         if self.offered:
-            if self.beat_ready.value:
+            if self.beat.ready.value:
                 self.beats.popleft()
                 self.offered = False
             else:
@@ -95,15 +91,17 @@ class MemoryReader(Manager):
 
 
 class MemoryWriter(Manager):
-    """Takes a STORE engine's requests and beats; responds in order, at random times."""
+    """Write manager: takes a STORE engine's requests and beats, and responds in order, at random
+    times."""
 
     def __init__(self, bench: Bench, dram: np.ndarray):
-        super().__init__(bench, "store__memory", "done", "error")
+        super().__init__(bench, "store__memory", "done error")
         self.dram = dram
         self.open: deque[tuple[int, int, bool]] = deque()
         """First byte and strobe of every beat to come, and whether it is its request's last."""
         self.responses: deque[bool] = deque()
         """Whether each request whose beats have all come fails."""
+        self.accept = False
 
     def drive(self) -> None:
         super().drive()
@@ -111,14 +109,14 @@ class MemoryWriter(Manager):
         self.done.value = respond
         self.error.value = self.responses.popleft() if respond else False
         self.accept = bool(self.open) and bool(self.rng.random() < 0.7)
-        self.beat_ready.value = self.accept
+        self.beat.ready.value = self.accept
 
     def sample(self) -> None:
-        if self.beat_valid.value:
+        if self.beat.valid.value:
             self.waited += not self.accept
             if self.accept:
                 at, expected, last = self.open.popleft()
-                raw = int(self.beat_payload.value)
+                raw = int(self.beat.payload.value)
                 strobe = raw >> 8 * BEAT
                 assert strobe == expected, f"strobes {strobe:b} at {at:#x}, not {expected:b}"
                 data = (raw % (1 << 8 * BEAT)).to_bytes(BEAT, "little")
@@ -139,30 +137,30 @@ class MemoryWriter(Manager):
 
 def _transfer(rng: np.random.Generator, opcode: Opcode, dram: int | None = None) -> Command:
     """A transfer that is legal or leaves a memory; a single run at ``dram`` if given."""
-    target = LoadTarget(rng.integers(2)) if opcode == Opcode.LOAD else LoadTarget.SCRATCHPAD
+    target = LoadTarget(pick(rng, 0, 2)) if opcode == Opcode.LOAD else LoadTarget.SCRATCHPAD
     weights = target == LoadTarget.WEIGHTS
     vector = CONFIG.weight_vector_bytes if weights else CONFIG.vector_bytes
     words = CONFIG.weight_words if weights else CONFIG.scratchpad_words
-    count0, count1, count2 = rng.integers(1, 20), rng.integers(1, 4), rng.integers(1, 3)
+    count0, count1, count2 = pick(rng, 1, 20), pick(rng, 1, 4), pick(rng, 1, 3)
     if dram is not None:
-        count1 = count2 = 1
+        first, count1, count2 = dram, 1, 1
     else:
-        dram = rng.integers(0, SAFE // vector) * vector
-    step1 = rng.integers(0, 24) * vector
-    step2 = rng.integers(0, 64) * vector
-    if dram < SAFE <= dram + (count2 - 1) * step2 + (count1 - 1) * step1 + count0 * vector:
+        first = pick(rng, 0, SAFE // vector) * vector
+    step1 = pick(rng, 0, 24) * vector
+    step2 = pick(rng, 0, 64) * vector
+    if first < SAFE <= first + (count2 - 1) * step2 + (count1 - 1) * step1 + count0 * vector:
         return _transfer(rng, opcode)
     return command(
         opcode,
-        dram=dram,
+        dram=first,
         count0=count0,
         count1=count1,
         count2=count2,
         dram1=step1,
         dram2=step2,
-        local=rng.integers(0, words),
-        local1=rng.integers(0, 24),
-        local2=rng.integers(0, 64),
+        local=pick(rng, 0, words),
+        local1=pick(rng, 0, 24),
+        local2=pick(rng, 0, 64),
         **({"target": target} if opcode == Opcode.LOAD else {}),
     )
 
@@ -184,7 +182,7 @@ def _commands(model: Model, bench: Bench, opcode: Opcode, bad: int | None) -> li
 
 
 def _verdict(driver: CommandDriver, fault: Fault | None) -> None:
-    """All commands have retired but the one that had to fail."""
+    """Assert that all commands have retired but the one that had to fail."""
     assert driver.retired == COMMANDS
     expected = None if fault is None else (fault, driver.commands[-1].dram)
     assert driver.failure == expected, f"{driver.failure}, not {expected}"
@@ -192,17 +190,19 @@ def _verdict(driver: CommandDriver, fault: Fault | None) -> None:
 
 
 @cocotb.test()
-async def load_random(dut: Any) -> None:
-    """Both targets; each word is there when its command retires; faults of both kinds."""
+async def load_random(dut: Handle) -> None:
+    """Covers both targets and both kinds of faults; each word is there when its command retires."""
     bench = Bench(dut)
     for bad, fault in _runs(Fault.AXI_READ):
         await bench.reset()
         model = Model(bench.rng)
         expected = model.memories.scratchpad, model.memories.weights
         actual = [memory.copy() for memory in expected]
-        targets = set()
+        targets: set[LoadTarget] = set()
 
-        def check(c: Command, model=model, expected=expected, actual=actual, targets=targets):
+        def check(
+            c: Command, model=model, expected=expected, actual=actual, targets=targets
+        ) -> None:
             model.execute(c)
             targets.add(c.target)
             for memory, reference in zip(actual, expected, strict=True):
@@ -219,8 +219,8 @@ async def load_random(dut: Any) -> None:
 
 
 @cocotb.test()
-async def store_random(dut: Any) -> None:
-    """Exactly the bytes of each run are written; faults of both kinds."""
+async def store_random(dut: Handle) -> None:
+    """Covers both kinds of faults; exactly the bytes of each run are written."""
     bench = Bench(dut)
     for bad, fault in _runs(Fault.AXI_WRITE):
         await bench.reset()

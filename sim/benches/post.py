@@ -1,10 +1,9 @@
-"""cocotb bench of ``PostEngine``: random commands against the model's scratchpad, compared whole
-after every command."""
+"""cocotb bench of ``PostEngine``: random commands; after each, the whole scratchpad must equal the
+model's."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import cocotb
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from systole.isa import Opcode, PostOp, PostSource
 from systole.isa.commands import TABLE_BYTES
 from systole.sim.benches.common import (
-    CONFIG,
     Agent,
     Bench,
     Command,
@@ -23,7 +21,9 @@ from systole.sim.benches.common import (
     assert_equal,
     command,
     pack,
+    pick,
 )
+from systole.sim.benches.environment import CONFIG, Handle
 
 COMMANDS = 48
 PARAMS_END = CONFIG.scratchpad_words // 4
@@ -34,10 +34,10 @@ KINDS = list(itertools.product(PostSource, PostOp, (0, 1)))
 
 
 class AccumulatorModel(Agent):
-    """The accumulators' answers: a word in exactly the cycle after it was asked for."""
+    """Accumulators that show a word in exactly the cycle after it was asked for."""
 
     def __init__(self, bench: Bench, words: np.ndarray):
-        super().__init__(bench, "post__accumulators", "en", "addr", "data")
+        super().__init__(bench, "post__accumulators", "en addr data")
         self.words = words
         self.word: np.ndarray | None = None
 
@@ -51,57 +51,57 @@ class AccumulatorModel(Agent):
 
 def _random(rng: np.random.Generator) -> Command:
     """A command of any kind, legal or not."""
-    source, op, lut = KINDS[rng.integers(len(KINDS))]
+    source, op, lut = KINDS[pick(rng, 0, len(KINDS))]
     places = CONFIG.rows // CONFIG.lanes
-    w, h, step = rng.integers(1, 8), rng.integers(1, 5), rng.choice([1, 1, 2, 3])
+    w, h, step = pick(rng, 1, 8), pick(rng, 1, 5), int(rng.choice([1, 1, 2, 3]))
     from_scratchpad = source == PostSource.SCRATCHPAD
-    groups = rng.integers(1, 2 * places + 2 if from_scratchpad else CONFIG.groups + 1)
+    groups = pick(rng, 1, 2 * places + 2 if from_scratchpad else CONFIG.groups + 1)
     values: dict[str, int] = {}
     for name in ("out", "a", "b"):
-        pitch = w * (step if name == "out" else 1) + rng.integers(0, 3)
-        values[name] = rng.integers(TENSORS, CONFIG.scratchpad_words)
+        pitch = w * (step if name == "out" else 1) + pick(rng, 0, 3)
+        values[name] = pick(rng, TENSORS, CONFIG.scratchpad_words)
         values[f"{name}_pitch"] = pitch
-        values[f"{name}_block"] = h * pitch + rng.integers(0, 3)
+        values[f"{name}_block"] = h * pitch + pick(rng, 0, 3)
     if rng.random() < 0.2:  # in place
         step = 1
         values |= {f"out{part}": values[f"a{part}"] for part in ("", "_pitch", "_block")}
     if rng.random() < 0.3:  # one word of b for a row or for the image
-        values |= {"b_step": 0, "b_pitch": values["b_pitch"] * rng.integers(0, 2)}
+        values |= {"b_step": 0, "b_pitch": values["b_pitch"] * pick(rng, 0, 2)}
     else:
         values["b_step"] = 1
     for end in ("", "2"):
         clamped = rng.random() < 0.4
-        low, high = sorted(rng.integers(-128, 128, 2)) if clamped else (-128, 127)
+        low, high = sorted(rng.integers(-128, 128, 2).tolist()) if clamped else (-128, 127)
         values |= {f"low{end}": low, f"high{end}": high}
-    values |= {name: rng.integers(-128, 128) for name in ("zero", "za", "zb", "zo")}
-    shift = rng.integers(1, 64) if rng.random() < 0.2 else rng.integers(12, 26)
+    values |= {name: pick(rng, -128, 128) for name in ("zero", "za", "zb", "zo")}
+    shift = pick(rng, 1, 64) if rng.random() < 0.2 else pick(rng, 12, 26)
     for name in ("ma", "mb"):
         # Powers of two make ties.
         any_ = rng.random() < 0.5
-        values[name] = rng.integers(0, 1 << 24) if any_ else 1 << max(0, min(shift, 24) - 1)
+        values[name] = pick(rng, 0, 1 << 24) if any_ else 1 << max(0, min(shift, 24) - 1)
     return command(
         Opcode.POST,
         source=source,
         op=op,
         lut=lut,
-        acc=rng.integers(0, CONFIG.acc_words),
+        acc=pick(rng, 0, CONFIG.acc_words),
         groups=groups,
-        lane=rng.integers(0, places),
+        lane=pick(rng, 0, places),
         out_w=w,
         out_h=h,
         out_step=step,
-        params=rng.integers(0, PARAMS_END // CONFIG.param_words - groups + 1) * CONFIG.param_words,
+        params=pick(rng, 0, PARAMS_END // CONFIG.param_words - groups + 1) * CONFIG.param_words,
         shift=shift,
-        table=rng.integers(PARAMS_END, TENSORS - TABLE_BYTES // CONFIG.rows),
+        table=pick(rng, PARAMS_END, TENSORS - TABLE_BYTES // CONFIG.rows),
         **values,
     )
 
 
 @cocotb.test()
-async def post_random(dut: Any) -> None:
-    """Every source, operation and table; refused reads and writes; in place and broadcast."""
-    bench = Bench(dut)
-    await bench.reset()
+async def post_random(dut: Handle) -> None:
+    """Covers every source, operation and table, in place and broadcast, with refused reads and
+    writes."""
+    bench = await Bench.started(dut)
     model = Model(bench.rng)
     model.fill_parameters(bench.rng, PARAMS_END, CONFIG.param_words, CONFIG.lanes, 40)
     expected, kinds = model.memories.scratchpad, set()

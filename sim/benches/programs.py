@@ -10,7 +10,7 @@ from systole.isa import Config, Encoder, Engine, LoadTarget, Opcode, encode
 
 @dataclass(frozen=True)
 class BenchProgram:
-    """A program, the DRAM window it starts from and the one it must end with."""
+    """A program, the DRAM window that it starts from and the one that it must leave behind."""
 
     image: bytes
     command_offset: int
@@ -21,7 +21,7 @@ class BenchProgram:
 
 
 def assemble(commands: list[list[int]], memory: bytearray) -> tuple[bytes, int, int]:
-    """The image (``memory`` with the commands and END behind it), their offset and their words."""
+    """Put commands and END behind ``memory``: the image, their offset in it, their 64-bit words."""
     words = [w for command in [*commands, encode(Opcode.END)] for w in command]
     offset = -(-len(memory) // 64) * 64
     image = memory.ljust(offset, b"\0") + b"".join(w.to_bytes(8, "little") for w in words)
@@ -66,6 +66,7 @@ def round_trip(config: Config, rng: random.Random, *, copies: int) -> BenchProgr
         commands.append(
             encoder.encode(
                 Opcode.STORE,
+                Engine.STORE,
                 wait=1 << engines[i],
                 signal=1 << engines[i + 1] if i + 1 < copies else 0,
                 dram=target,
@@ -83,7 +84,7 @@ def round_trip(config: Config, rng: random.Random, *, copies: int) -> BenchProgr
 
 
 def _steps(counts: list[int], unit: int, rng: random.Random) -> tuple[tuple[int, int], list[int]]:
-    """Random strides of runs and groups that do not overlap, and every vector's offset."""
+    """Random strides of runs and of groups that do not overlap, and every vector's offset."""
     run = (counts[0] + rng.randrange(4)) * unit
     group = run * counts[1] + rng.randrange(4) * unit
     offsets = [

@@ -1,15 +1,15 @@
 """cocotb bench of ``Scratchpad``: four readers and four writers at random words, against an array
-and the rule that the lowest index goes first at each bank."""
+and the rule that each bank serves the client with the lowest index first."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import cocotb
 import numpy as np
 
-from systole.sim.benches.common import CONFIG, Agent, Bench, Ports, pack
+from systole.sim.benches.common import Agent, Bench, Ports, pack
+from systole.sim.benches.environment import CONFIG, Handle
 
 CYCLES = 1000
 CLIENTS = 4
@@ -17,16 +17,15 @@ GROUPS = CONFIG.rows // CONFIG.lanes
 
 
 class Clients(Agent):
-    """All clients, which hold a request until it is taken, with the model and the scoreboard."""
+    """All clients, each of which holds its request until it is taken; model and scoreboard."""
 
     def __init__(self, bench: Bench):
-        self.rng = bench.rng
+        super().__init__(bench, "scratchpad", "")
         self.read = [
-            Ports(bench, f"scratchpad__read__{i}", "valid", "ready", "addr", "data")
-            for i in range(CLIENTS)
+            Ports(bench, f"scratchpad__read__{i}", "valid ready addr data") for i in range(CLIENTS)
         ]
         self.write = [
-            Ports(bench, f"scratchpad__write__{i}", "valid", "ready", "addr", "data", "mask")
+            Ports(bench, f"scratchpad__write__{i}", "valid ready addr data mask")
             for i in range(CLIENTS)
         ]
         self.content = np.zeros((CONFIG.scratchpad_words, CONFIG.rows), np.int8)
@@ -63,7 +62,7 @@ class Clients(Agent):
                 self.write[i].mask.value = write[2]
 
     def _granted(self, offers: list[int | None]) -> list[bool]:
-        """Who is served: at each bank the first that asks."""
+        """Whether each client is served: at each bank, the first that asks."""
         banks = [None if a is None else a % CONFIG.banks for a in offers]
         return [b is not None and b not in banks[:i] for i, b in enumerate(banks)]
 
@@ -104,10 +103,9 @@ class Clients(Agent):
 
 
 @cocotb.test()
-async def scratchpad_traffic(dut: Any) -> None:
-    """Grants, data and masks. A read sees the word from before a write in the same cycle."""
-    bench = Bench(dut)
-    await bench.reset()
+async def scratchpad_traffic(dut: Handle) -> None:
+    """Checks grants, data and masks; a read sees the word before a write in the same cycle."""
+    bench = await Bench.started(dut)
     clients = Clients(bench)
     await bench.run(clients, until=lambda: bench.cycles >= CYCLES)
     names = ("compared", "read refused", "write refused", "read after write")

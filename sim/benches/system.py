@@ -1,7 +1,8 @@
 """Benches of the whole accelerator on the simulator device, through the driver.
 
 A bench is a function of a device and a random generator; its docstring says what it checks. It
-fails with an exception. :mod:`sim.benches.regress` runs all in ``BENCHES``."""
+fails with an exception. :mod:`sim.benches.suite` runs all in ``BENCHES``.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from systole.sw.runtime.driver import DeviceFault, Driver
 BASE = 0x1_0000
 WATCHDOG = 20_000
 TIMEOUT = 400_000
+ERROR_AT = 4096
+"""Address in the DRAM window of the beat on which the memory reports an error."""
 
 
 def memory_models(device: RtlDevice, rng: random.Random) -> None:
-    """LOAD to STORE round trips with a plain, a slow and a hostile memory; the same program
+    """Round trips from LOAD to STORE with a plain, a slow and a hostile memory, each program
     twice."""
     driver = Driver(device, base=BASE)
     models = [
@@ -38,8 +41,8 @@ def memory_models(device: RtlDevice, rng: random.Random) -> None:
 
 
 def trace(device: RtlDevice, rng: random.Random) -> None:
-    """Trace events: a START and an END of every command, in causal order, none lost; and a trace
-    buffer that is too small, which loses events, counts them, and overwrites nothing."""
+    """The trace has a START and an END of every command, in causal order. A trace buffer that is
+    too small loses events, counts them, and overwrites nothing."""
     device.set_memory_model(MemoryModel.hostile(rng.getrandbits(32)))
     driver = Driver(device, base=BASE)
     program = round_trip(device.config, rng, copies=5)
@@ -60,88 +63,154 @@ def trace(device: RtlDevice, rng: random.Random) -> None:
     assert device.read_memory(guard, 256) == b"\xa5" * 256
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaultCase:
+    """A program that fails: the fault's code and, where they are certain, its command, engine and
+    address. The memory answers beats at ``ERROR_AT`` with ``response`` as the flags say."""
+
+    name: str
+    commands: list[list[int]]
+    code: Fault
+    index: int | None = None
+    engine: Engine | None = None
+    address: int | None = None
+    error_read: bool = False
+    error_write: bool = False
+    response: int = 2
+    """2: SLVERR, 3: DECERR."""
+
+    def memory(self, plain: MemoryModel) -> MemoryModel:
+        """``plain`` with the errors of this case."""
+        return dataclasses.replace(
+            plain,
+            error_first=BASE + ERROR_AT,
+            error_last=BASE + ERROR_AT,
+            error_response=self.response,
+            error_read=self.error_read,
+            error_write=self.error_write,
+        )
+
+    def check(self, fault: DeviceFault, config: Config) -> None:
+        """Assert that ``fault`` is the one expected."""
+        where = f"{self.name}: {fault}"
+        assert fault.name == self.code.name, where
+        assert self.index is None or fault.index == self.index, where
+        assert self.engine is None or fault.engine == self.engine, where
+        assert self.address is None or _same_burst(fault.address, self.address, config), where
+
+
+def _fault_cases(beyond: int) -> list[FaultCase]:
+    """A case of every fault. Transfers at ``beyond`` leave the DRAM window."""
+    shape = {"count0": 4, "count1": 1, "count2": 1}
+
+    def load(dram: int = 0, engine: Engine = Engine.LOAD) -> list[int]:
+        fields = shape | {"target": LoadTarget.SCRATCHPAD, "dram": dram}
+        return encode(Opcode.LOAD, engine, signal=1 << Engine.STORE, **fields)
+
+    def store(dram: int) -> list[int]:
+        return encode(Opcode.STORE, Engine.STORE, dram=dram, wait=1 << Engine.LOAD, **shape)
+
+    first, second = load(), store(1024)
+    bad_engine = [first[0] | Engine.CONV << 3, *first[1:]]
+    return [
+        FaultCase(
+            name="illegal opcode",
+            commands=[first, second, [0]],
+            code=Fault.ILLEGAL_COMMAND,
+            index=2,
+        ),
+        FaultCase(
+            name="illegal engine",
+            commands=[first, bad_engine],
+            code=Fault.ILLEGAL_COMMAND,
+            index=1,
+        ),
+        FaultCase(
+            name="LOAD beyond the window",
+            commands=[first, second, load(beyond)],
+            code=Fault.DRAM_WINDOW,
+            index=2,
+            engine=Engine.LOAD,
+            address=beyond,
+        ),
+        FaultCase(
+            name="STORE beyond the window",
+            commands=[first, store(beyond)],
+            code=Fault.DRAM_WINDOW,
+            index=1,
+            engine=Engine.STORE,
+            address=beyond,
+        ),
+        FaultCase(
+            name="error on a read",
+            commands=[first, second, load(ERROR_AT)],
+            code=Fault.AXI_READ,
+            index=2,
+            engine=Engine.LOAD,
+            address=ERROR_AT,
+            error_read=True,
+        ),
+        FaultCase(
+            name="error on a read, DECERR",
+            commands=[load(ERROR_AT, Engine.WLOAD)],
+            code=Fault.AXI_READ,
+            index=0,
+            engine=Engine.WLOAD,
+            address=ERROR_AT,
+            error_read=True,
+            response=3,
+        ),
+        FaultCase(
+            name="error on a write",
+            commands=[first, store(ERROR_AT)],
+            code=Fault.AXI_WRITE,
+            index=1,
+            engine=Engine.STORE,
+            address=ERROR_AT,
+            error_write=True,
+        ),
+        FaultCase(name="watchdog", commands=[first, second, second], code=Fault.WATCHDOG),
+        FaultCase(
+            name="token overflow",
+            commands=[first] * ((1 << TOKEN_BITS) + 1),
+            code=Fault.TOKEN_OVERFLOW,
+        ),
+    ]
+
+
 def faults(device: RtlDevice, rng: random.Random) -> None:
-    """Every fault: reported with code, command, engine and address; nothing is written outside the
-    window; after the soft reset the next program runs."""
+    """Every fault is reported with its code, command, engine and address; nothing is written
+    outside the window; after the soft reset the next program runs."""
     driver = Driver(device, base=BASE)
-    vector = device.config.vector_bytes
     good = round_trip(device.config, rng, copies=2)
     size = 1 << 16
-    load = {"count0": 4, "count1": 1, "count2": 1, "target": LoadTarget.SCRATCHPAD}
-    store = {"count0": 4, "count1": 1, "count2": 1}
-    token = {"signal": 1 << Engine.STORE}
-    wait = {"wait": 1 << Engine.LOAD}
-    first = encode(Opcode.LOAD, **load, **token)
-    second = encode(Opcode.STORE, dram=1024, **store, **wait)
-    bad_engine = list(first)
-    bad_engine[0] |= Engine.CONV << 3
-    at, beyond = 4096, size - 2 * vector
-    error = {"error_first": BASE + at, "error_last": BASE + at}
-    many = [encode(Opcode.LOAD, **load, **token)] * ((1 << TOKEN_BITS) + 1)
-    cases = [
-        ("illegal opcode", [first, second, [0]], Fault.ILLEGAL_COMMAND, 2, None, None, {}),
-        ("illegal engine", [first, bad_engine], Fault.ILLEGAL_COMMAND, 1, None, None, {}),
-        (
-            "LOAD beyond the window",
-            [first, second, encode(Opcode.LOAD, dram=beyond, **load)],
-            *(Fault.DRAM_WINDOW, 2, Engine.LOAD, beyond, {}),
-        ),
-        (
-            "STORE beyond the window",
-            [first, encode(Opcode.STORE, dram=beyond, **store, **wait)],
-            *(Fault.DRAM_WINDOW, 1, Engine.STORE, beyond, {}),
-        ),
-        (
-            "error on a read",
-            [first, second, encode(Opcode.LOAD, dram=at, **load)],
-            *(Fault.AXI_READ, 2, Engine.LOAD, at, error | {"error_read": True}),
-        ),
-        (
-            "error on a read, DECERR",
-            [encode(Opcode.LOAD, Engine.WLOAD, dram=at, **load)],
-            *(Fault.AXI_READ, 0, Engine.WLOAD, at),
-            error | {"error_read": True, "error_response": 3},
-        ),
-        (
-            "error on a write",
-            [first, encode(Opcode.STORE, dram=at, **store, **wait)],
-            *(Fault.AXI_WRITE, 1, Engine.STORE, at, error | {"error_write": True}),
-        ),
-        ("watchdog", [first, second, second], Fault.WATCHDOG, None, None, None, {}),
-        ("token overflow", many, Fault.TOKEN_OVERFLOW, None, None, None, {}),
-    ]
-    for name, commands, code, index, engine, address, knobs in cases:
+    for case in _fault_cases(size - 2 * device.config.vector_bytes):
         plain = MemoryModel.hostile(rng.getrandbits(32))
-        device.set_memory_model(dataclasses.replace(plain, **knobs))
+        device.set_memory_model(case.memory(plain))
         outside = rng.randbytes(256)
         # Commands lie behind the data, so that no error hits the fetch unit.
-        image, offset, words = assemble(commands, bytearray(8192))
+        image, offset, words = assemble(case.commands, bytearray(8192))
         driver.load(image, command_offset=offset, command_words=words, memory_bytes=size)
         device.write_memory(BASE + size, outside)
         try:
             driver.run(watchdog=WATCHDOG, timeout_cycles=TIMEOUT)
         except DeviceFault as fault:
-            assert fault.name == code.name, f"{name}: {fault}"
-            assert index is None or fault.index == index, f"{name}: {fault}"
-            assert engine is None or fault.engine == engine, f"{name}: {fault}"
-            assert address is None or _same_burst(fault.address, address, device.config), (
-                f"{name}: {fault}"
-            )
-            if code == Fault.WATCHDOG:
+            case.check(fault, device.config)
+            if case.code == Fault.WATCHDOG:
                 report = fault.engines[Engine.STORE]
                 assert report.state == EngineState.WAITING, str(fault)
                 assert report.missing == (Engine.LOAD,) and report.head == 2, str(fault)
         else:
-            raise AssertionError(f"{name}: no fault")
-        assert driver.read("FAULT_CODE") == 0 and driver.read("IRQ") == 0, name
-        assert device.read_memory(BASE + size, 256) == outside, name
+            raise AssertionError(f"{case.name}: no fault")
+        assert driver.read("FAULT_CODE") == 0 and driver.read("IRQ") == 0, case.name
+        assert device.read_memory(BASE + size, 256) == outside, case.name
         device.set_memory_model(plain)
         _run(driver, good)
 
 
 def soft_reset_at_any_time(device: RtlDevice, rng: random.Random) -> None:
-    """A running program stopped by a soft reset after a random number of cycles, AXI transfers in
-    flight: the reset ends, the bus stays legal, the next program runs."""
+    """A soft reset stops a running program after a random number of cycles, with AXI transfers in
+    flight: the reset ends, the bus stays legal, and the next program runs."""
     driver = Driver(device, base=BASE)
     program = round_trip(device.config, rng, copies=4)
     for _ in range(12):
@@ -160,7 +229,7 @@ def soft_reset_at_any_time(device: RtlDevice, rng: random.Random) -> None:
 
 
 def _run(driver: Driver, program: BenchProgram, *, trace_events: int = 0) -> int:
-    """Run ``program``, compare all of its memory; the cycles it took."""
+    """Run ``program`` and compare all of its memory; returns the cycles it took."""
     driver.load(
         program.image,
         command_offset=program.command_offset,
@@ -178,7 +247,7 @@ def _run(driver: Driver, program: BenchProgram, *, trace_events: int = 0) -> int
 
 
 def _same_burst(reported: int, address: int, config: Config) -> bool:
-    """A fault's address may be that of the transfer, its burst or its beat."""
+    """Whether a fault's address is near enough: that of the transfer, its burst or its beat."""
     return abs(reported - address) < config.axi_burst_beats * config.beat_bytes
 
 

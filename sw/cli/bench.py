@@ -280,7 +280,7 @@ def document(results: list[Measurement], variants: list[tuple[str, Measurement]]
         "Written by `python -m sw.bench` (`--long` measures all networks). Cycles are those of the "
         "RTL in Verilator, from start to done, and are reproducible to the cycle; every output was "
         "compared with the golden model, and the column *predicted* is the cycle model's "
-        "(`sw/simulate/cycles.py`) for the same program.\n",
+        "(`sw/simulate/cycles`) for the same program.\n",
         f"Configuration: {config.rows}x{config.cols} processing elements, {sram // 1024} KiB of "
         f"on-chip memory (scratchpad {config.scratchpad_bytes // 1024}, weights "
         f"{config.weight_bytes // 1024}, accumulators {config.accumulator_bytes // 1024}). Memory "

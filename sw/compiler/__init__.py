@@ -2,7 +2,7 @@
 
 Passes: lowering (:mod:`~sw.compiler.lowering`), the search for a schedule
 (:mod:`~sw.compiler.search`), planning (:mod:`~sw.compiler.plan`), emission
-(:mod:`~sw.compiler.emit`) into a command stream that derives its own tokens
+(:mod:`~sw.compiler.emission`) into a command stream that derives its own tokens
 (:mod:`~sw.compiler.stream`).
 """
 
@@ -14,11 +14,12 @@ from typing import Literal
 import numpy as np
 
 from systole.isa import Config
-from systole.sw.compiler.emit import Emitter
-from systole.sw.compiler.lowering import Lowering
-from systole.sw.compiler.plan import PLAIN, Buffer, Plan, Planner, pack
+from systole.sw.compiler.emission import EmissionContext, ProgramEmitter, StageConstants
+from systole.sw.compiler.lowering import lower
+from systole.sw.compiler.packing import Buffer, pack
+from systole.sw.compiler.plan import PLAIN, Plan, Planner
 from systole.sw.compiler.search import Search
-from systole.sw.compiler.stages import Stage
+from systole.sw.compiler.stages import ArrayStage, Stage
 from systole.sw.compiler.stream import CommandStream
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.ir import layout
@@ -29,10 +30,13 @@ Optimise = Literal["fast", "best"]
 """How long to search for a schedule."""
 
 READ_LATENCY = 64
-"""Cycles, of the memory that schedules are tried on unless another is named."""
+"""Cycles of read latency of the memory that schedules are tried on, unless another is named."""
 
 ALIGN = 4096
 """Alignment of the parts of the DRAM window: one AXI burst never crosses 4 KiB."""
+
+CONSTANT_ALIGN = 64
+"""Alignment of each tensor and constant, in bytes."""
 
 MAX_MEMORY = 1 << 32
 """DRAM addresses in commands are 32 bits."""
@@ -43,32 +47,34 @@ def align(n: int, to: int = ALIGN) -> int:
     return -(-n // to) * to
 
 
-@dataclass
 class Constants:
     """The constant part of the DRAM image."""
 
-    data: bytearray
-    offsets: dict[tuple, int]
+    def __init__(self, stages: list[Stage], graph: Graph, config: Config):
+        self.data = bytearray()
+        self.stages = [self._of_stage(stage, config) for stage in stages]
+        """By stage, byte offsets of what it needs."""
+        self.tensors: dict[str, int] = {}
+        """By name, byte offsets of tensors that nothing computes."""
+        for name, array in graph.constants.items():
+            words = layout.pack_blocked(array, config.rows)
+            self.tensors[name] = self._add(layout.to_dram(words, config.vector_bytes))
 
-    def add(self, key: tuple, content: bytes) -> None:
-        self.data.extend(bytes(-len(self.data) % 64))
-        self.offsets[key] = len(self.data)
-        self.data.extend(content)
-
-
-def _constants(stages: list[Stage], graph: Graph, config: Config) -> Constants:
-    """By (stage, role) what stages need, by (name,) the constant tensors."""
-    out = Constants(bytearray(), {})
-    for i, stage in enumerate(stages):
+    def _of_stage(self, stage: Stage, config: Config) -> StageConstants:
+        fixed = weights = None
         if stage.fixed:
             words = np.concatenate([words for _, words in stage.fixed])
-            out.add((i, "fixed"), layout.to_dram(words, config.vector_bytes))
-        if stage.weights is not None:
-            out.add((i, "weights"), layout.to_dram(stage.weights, config.weight_vector_bytes))
-    for name, array in graph.constants.items():
-        words = layout.pack_blocked(array, config.rows)
-        out.add((name,), layout.to_dram(words, config.vector_bytes))
-    return out
+            fixed = self._add(layout.to_dram(words, config.vector_bytes))
+        if isinstance(stage, ArrayStage):
+            weights = self._add(layout.to_dram(stage.weights, config.weight_vector_bytes))
+        return StageConstants(fixed, weights)
+
+    def _add(self, content: bytes) -> int:
+        """The byte offset of new content."""
+        self.data.extend(bytes(-len(self.data) % CONSTANT_ALIGN))
+        offset = len(self.data)
+        self.data.extend(content)
+        return offset
 
 
 def _place_tensors(
@@ -86,9 +92,19 @@ def _place_tensors(
             continue
         kept = dump or name in inputs or name in planner.stored
         first, end = (-1, last) if kept else planner.life[name]
-        buffers.append(Buffer((name,), align(words * config.vector_bytes, 64), first, end))
-    addresses, top = pack(buffers)
-    return {key[0]: at for key, at in addresses.items()}, top
+        size = align(words * config.vector_bytes, CONSTANT_ALIGN)
+        buffers.append(Buffer(name, size, first, end))
+    return pack(buffers)
+
+
+@dataclass(frozen=True)
+class _DramWindow:
+    """The DRAM window behind the commands, from 0."""
+
+    tensors: dict[str, int]
+    """Byte addresses of tensors that are not constant."""
+    size: int
+    """Bytes of constants and tensors."""
 
 
 class Compiler:
@@ -96,11 +112,11 @@ class Compiler:
 
     def __init__(self, graph: Graph, config: Config):
         """Raises :class:`ModelError` for what the configuration's engines cannot do."""
-        self.lowering = Lowering(graph, config)
+        self.lowering = lower(graph, config)
         self.graph, self.config = graph, config
-        self.stages = self.lowering.stages()
-        self.constants = _constants(self.stages, graph, config)
-        self._made: tuple[tuple[Schedule, bool], Program] | None = None
+        self.stages = self.lowering.stages
+        self.constants = Constants(self.stages, graph, config)
+        self._last: tuple[tuple[Schedule, bool], Program] | None = None
 
     def planner(self, schedule: Schedule = PLAIN, *, dump: bool = False) -> Planner:
         """A planner; ``dump`` as in :func:`compile_graph`."""
@@ -114,80 +130,111 @@ class Compiler:
         return planner
 
     def search(self, optimise: Optimise = "fast", read_latency: int = READ_LATENCY) -> Schedule:
-        """The schedule that :mod:`~sw.compiler.search` finds, for a memory of so many cycles' read
+        """The schedule that :mod:`~sw.compiler.search` chooses for a memory of so many cycles' read
         latency. Raises :class:`~sw.ir.graph.ModelError` for what does not fit."""
         search = Search(self.program, read_latency, [stage.layer for stage in self.stages])
         schedule = search.fast(self.planner())
         return search.best(schedule) if optimise == "best" else schedule
 
     def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
-        """The program; the last one made is kept, as it mostly is the one that a search chose.
+        """The program by a schedule. The last one is kept, as it mostly is the one that a search
+        chose.
 
         Raises :class:`~sw.ir.graph.ModelError` for what does not fit."""
-        if self._made is None or self._made[0] != (schedule, dump):
-            self._made = (schedule, dump), self._compile(schedule, dump)
-        return self._made[1]
+        if self._last is None or self._last[0] != (schedule, dump):
+            self._last = (schedule, dump), self._compile(schedule, dump)
+        return self._last[1]
 
     def _compile(self, schedule: Schedule, dump: bool) -> Program:
-        graph, config, constants = self.lowering.graph, self.config, self.constants
+        graph, config = self.lowering.graph, self.config
         planner = self.planner(schedule, dump=dump)
         plan = planner.plan()
-        tensors, tensor_bytes = _place_tensors(planner, plan, graph, config, dump)
-
+        window = self._dram_window(planner, plan, dump)
         # Commands come first, but their number is only known behind emission: emit from 0, then
         # move.
-        constants_bytes = align(len(constants.data))
-        total = constants_bytes + tensor_bytes
-        if total >= MAX_MEMORY:
-            raise ModelError(
-                f"model {graph.name}: weights and tensors take {total} bytes of DRAM, over "
-                f"{MAX_MEMORY}"
-            )
-        unit = min(config.vector_bytes, config.weight_vector_bytes)
-        stream = CommandStream(config, align(total), unit)
-        dram = {name: constants_bytes + at for name, at in tensors.items()}
-        fixed = {name: constants.offsets[name,] for name in graph.constants}
-        stages, stored = planner.stages, planner.stored
-        Emitter(config, stages, plan, stream, dram | fixed, constants.offsets, stored).emit()
-        stream.check_tokens()
-
+        stream = self._emit(planner, plan, window)
         words = stream.words(lambda n: align(8 * n))
         shift = align(8 * len(words))
-        if shift + total >= MAX_MEMORY:
-            raise ModelError(
-                f"model {graph.name}: commands, weights and tensors take {shift + total} bytes of "
-                f"DRAM, over {MAX_MEMORY}"
-            )
-        image = bytearray(shift + len(constants.data))
+        self._check_memory(shift + window.size, "commands, weights and tensors")
+        image = bytearray(shift + len(self.constants.data))
         image[: 8 * len(words)] = np.array(words, "<u8").tobytes()
-        image[shift:] = constants.data
-        inputs = {p.tensor for p in graph.inputs}
-        placements = {}
-        for name, at in dram.items():
-            size = planner.words[name] * config.vector_bytes
-            kind = "packed" if name in self.lowering.packed else "blocked"
-            if name in graph.tensors and (name in stored or name in inputs):
-                placements[name] = DramTensor(graph.tensors[name], at + shift, size, kind)
+        image[shift:] = self.constants.data
         return Program(
             model=graph.name,
             config=config,
             image=bytes(image),
             command_offset=0,
             command_words=len(words),
-            memory_bytes=align(shift + total),
+            memory_bytes=align(shift + window.size),
             inputs=graph.inputs,
             outputs=graph.outputs,
-            tensors=placements,
+            tensors=self._placements(planner, window, shift),
             layers=[self._layer(op) for op in graph.ops],
-            command_layers=[stages[c.layer].layer for c in stream.commands],
+            command_layers=[planner.stages[c.stage].layer for c in stream.commands],
         )
 
+    def _dram_window(self, planner: Planner, plan: Plan, dump: bool) -> _DramWindow:
+        """Addresses of tensors behind the constants."""
+        graph = self.lowering.graph
+        tensors, tensor_bytes = _place_tensors(planner, plan, graph, self.config, dump)
+        first = align(len(self.constants.data))
+        self._check_memory(first + tensor_bytes, "weights and tensors")
+        return _DramWindow({name: first + at for name, at in tensors.items()}, first + tensor_bytes)
+
+    def _check_memory(self, size: int, content: str) -> None:
+        if size >= MAX_MEMORY:
+            raise ModelError(
+                f"model {self.graph.name}: {content} take {size} bytes of DRAM, over {MAX_MEMORY}"
+            )
+
+    def _emit(self, planner: Planner, plan: Plan, window: _DramWindow) -> CommandStream:
+        """The commands, their DRAM addresses relative to the window's start."""
+        config = self.config
+        unit = min(config.vector_bytes, config.weight_vector_bytes)
+        stream = CommandStream(config, align(window.size), unit)
+        context = EmissionContext(
+            config=config,
+            stages=planner.stages,
+            plan=plan,
+            stream=stream,
+            dram=window.tensors | self.constants.tensors,
+            constants=self.constants.stages,
+            stored=planner.stored,
+        )
+        ProgramEmitter(context).emit()
+        stream.check_tokens()
+        return stream
+
+    def _placements(
+        self, planner: Planner, window: _DramWindow, shift: int
+    ) -> dict[str, DramTensor]:
+        """Where inputs, outputs and other stored tensors of the graph lie in DRAM."""
+        graph, kept = self.lowering.graph, planner.stored | {p.tensor for p in self.graph.inputs}
+        placements = {}
+        for name, at in window.tensors.items():
+            size = planner.words[name] * self.config.vector_bytes
+            kind = "packed" if name in self.lowering.packed else "blocked"
+            if name in graph.tensors and name in kept:
+                placements[name] = DramTensor(graph.tensors[name], at + shift, size, kind)
+        return placements
+
     def _layer(self, op: Op) -> Layer:
+        """What the program says about an operator."""
         shape = self.graph.tensors[op.output].shape
-        made = self.lowering.joined.made.get(op.output)
-        stored, table = (op.output, None) if made is None else (made.tensor, made.table.tolist())
+        function = self.lowering.joined.made.get(op.output)
+        stored, table = op.output, None
+        if function is not None:
+            stored, table = function.tensor, function.table.tolist()
         total = macs(op, self.graph)
-        return Layer(op.name, op.op_type, op.output, shape, total, stored, table)
+        return Layer(
+            name=op.name,
+            op=op.op_type,
+            output=op.output,
+            shape=shape,
+            macs=total,
+            stored=stored,
+            table=table,
+        )
 
 
 def compile_graph(

@@ -12,17 +12,23 @@ from collections import Counter
 
 from systole.isa import Config, Engine, PostOp, WindowOp, timing
 from systole.isa.timing import WindowShape
-from systole.sw.compiler.plan import (
-    EARLY_REGION,
+from systole.sw.compiler.regions import (
     TILE,
     Region,
-    StagePlan,
     cuts,
     input_extent,
     output_extent,
     tiles,
 )
-from systole.sw.compiler.stages import Source, Stage
+from systole.sw.compiler.stageplan import EARLY_REGION, StagePlan
+from systole.sw.compiler.stages import (
+    ArrayStage,
+    Fold,
+    Source,
+    Stage,
+    VectorStage,
+    WindowStage,
+)
 from systole.sw.ir import layout
 
 WINDOW_COMMAND = 13
@@ -84,19 +90,18 @@ def work(stage: Stage, plan: StagePlan, on_chip: set[str], config: Config) -> Co
     out: Counter[Engine] = Counter()
     for region in plan.regions:
         out.update(_transfers(stage, region, on_chip, config))
-        if stage.kind == "array":
+        if isinstance(stage, ArrayStage):
             out.update(_array(stage, region, config))
-        elif stage.kind == "vector":
+        elif isinstance(stage, VectorStage):
             out[Engine.POST] += _vector(stage, region, config)
-        elif stage.kind == "window":
-            shape, op = _window_shape(stage.sources[0], region), stage.window_op
-            assert op is not None
-            out[Engine.WINDOW] += window_cycles(shape, op, stage.groups, config)
+        elif isinstance(stage, WindowStage):
+            shape = _window_shape(stage.sources[0], region)
+            out[Engine.WINDOW] += window_cycles(shape, stage.window_op, stage.groups, config)
         else:
             # A byte at a time.
             out[Engine.WINDOW] += region.pixels * stage.blocks * config.rows
-    if stage.kind == "array" and stage.fold is not None:
-        out[Engine.WINDOW] += _gathering(stage, config)
+    if isinstance(stage, ArrayStage) and stage.fold is not None:
+        out[Engine.WINDOW] += _gathering(stage, stage.fold, config)
     return out
 
 
@@ -114,7 +119,7 @@ def _transfers(stage: Stage, region: Region, on_chip: set[str], config: Config) 
     return out
 
 
-def _array(stage: Stage, region: Region, config: Config) -> Counter[Engine]:
+def _array(stage: ArrayStage, region: Region, config: Config) -> Counter[Engine]:
     """Convolutions of a region, tile by tile."""
     out: Counter[Engine] = Counter()
     weight_tiles = _weight_tiles(stage)
@@ -124,7 +129,7 @@ def _array(stage: Stage, region: Region, config: Config) -> Counter[Engine]:
     return out
 
 
-def _weight_tiles(stage: Stage) -> int:
+def _weight_tiles(stage: ArrayStage) -> int:
     """Weight tiles of all phases and columns."""
     return sum(
         run.blocks * math.prod(each.geometry.kernel)
@@ -135,7 +140,7 @@ def _weight_tiles(stage: Stage) -> int:
     )
 
 
-def _vector(stage: Stage, region: Region, config: Config) -> int:
+def _vector(stage: VectorStage, region: Region, config: Config) -> int:
     """POST's cycles from the scratchpad for a region."""
     combine = stage.combine
     reads = timing.post_group_reads(
@@ -153,15 +158,13 @@ def _window_shape(source: Source, region: Region) -> WindowShape:
     )
 
 
-def _gathering(stage: Stage, config: Config) -> int:
+def _gathering(stage: ArrayStage, fold: Fold, config: Config) -> int:
     """WINDOW's cycles to gather a folded stage's packed input with IM2COL, estimated high: each run
     reads its words anew, and a run that starts anywhere in a word takes one more now and then.
 
     IM2COL holds words from one run to the next, so that alone it takes a third less. But next to
     CONV in a chain it loses more than its share: counted exactly, MobileNetV3-Small at 16x16 fuses
     its first two stages and takes 490,954 instead of 473,253 cycles."""
-    fold = stage.fold
-    assert fold is not None
     rows = stage.sources[0].h if fold.by_row else stage.h * fold.geometry.kernel[0]
     words = (fold.run + config.rows - 1) / config.rows
     return int(stage.batch * rows * stage.w * fold.runs * words)

@@ -192,7 +192,7 @@ class _Joiner:
     def _brings_channels(self, op: Select) -> bool:
         """Whether each channel of its output is a whole channel of one input."""
         shape = self.graph.tensors[op.output].shape
-        if op.joined or op.flat or op.steps != (1, 1):
+        if op.across_images or op.flat or op.steps != (1, 1):
             return False
         (picks,) = op.phases
         for pick in picks:
@@ -226,7 +226,7 @@ class _Joiner:
         if op.output in virtual or isinstance(op, ConvTranspose):
             return True
         if isinstance(op, Select):
-            return not op.joined
+            return not op.across_images
         if not isinstance(op, Conv) or windowed(op, self.config):
             return False
         return all(each is None or each.other != name for each in (op.residual, op.shortcut))
@@ -267,8 +267,9 @@ class _Joiner:
         for pick in op.phases[0]:
             numbers = VALUES.astype(np.int64) - rewrite.tensors[pick.x].zero
             multiplier, shift = numerics.split_scale(np.asarray(pick.scale, np.float32))
+            bias = np.zeros_like(numbers)
             values = numerics.requantise(
-                numbers, np.zeros_like(numbers), multiplier, shift, zero, op.low, op.high
+                numbers, bias, multiplier, shift, zero=zero, low=op.low, high=op.high
             )
             for view, channels in _functions(self._views(rewrite, pick.x), values, zero).items():
                 picked = _taken(channels, pick.channels)
@@ -424,7 +425,7 @@ class _Joiner:
             if isinstance(op, Conv):
                 op = _depthwise_part(op, item.channels, rewrite.tensors[x].shape[1])
             return dataclasses.replace(op, x=x, output=item.output)
-        if isinstance(op, Select) and not op.joined:
+        if isinstance(op, Select) and not op.across_images:
             phases = [
                 [dataclasses.replace(p, x=names[v], channels=channels) for p, v, channels in picks]
                 for picks in self._picks(rewrite, op)
@@ -451,7 +452,7 @@ class _Joiner:
             return self._window_cycles(rewrite, item, op, post)
         if isinstance(op, Conv | ConvTranspose):
             return max(self._convolution_cycles(rewrite, item, op), post)
-        if isinstance(op, Select) and not op.joined:
+        if isinstance(op, Select) and not op.across_images:
             return max(self._select_cycles(rewrite, item, op), post)
         return post if isinstance(op, Table) else 0
 
@@ -511,7 +512,7 @@ class _Joiner:
 
 def _conversion(op: Op, output: str, x: str, table: np.ndarray) -> Table:
     """A table's stage, reported as part of ``op``."""
-    return Table(op.name, op.op_type, output, -128, 127, x, table)
+    return Table(op.name, op.op_type, output, low=-128, high=127, x=x, values=table)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,25 +1,26 @@
-"""Stages: what the compiler lowers operators to. Each runs on one engine chain.
+"""Stages: what the compiler lowers operators to. Each kind runs on one chain of engines.
 
-* *array*: CONV commands into the accumulators, then POST. Its output is made of interleaved phases
-  (one, but for transposed convolutions and resizing); each phase sums one or more passes, each a
-  convolution of one source.
-* *window*: WINDOW commands.
-* *vector*: POST from the scratchpad.
-* *transpose*: WINDOW IM2COL, a byte at a time.
+* :class:`ArrayStage`: CONV commands into the accumulators, then POST. Its output is made of
+  interleaved phases (one, but for transposed convolutions and resizing). Each phase sums one or
+  more passes, each a convolution of one source.
+* :class:`WindowStage`: WINDOW commands.
+* :class:`VectorStage`: POST from the scratchpad.
+* :class:`TransposeStage`: WINDOW IM2COL, a byte at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from systole.isa import PostOp, WindowOp
+from systole.isa import Opcode, PostOp, WindowOp
+from systole.sw.compiler.limits import largest
 from systole.sw.ir.graph import Op
 
-MAX_DIM = (1 << 15) - 1
-"""Largest image dimension: x0, y0 are 16 bits, signed."""
+MAX_DIM = largest(Opcode.CONV, "x0")
+"""Largest image dimension: that of the signed fields ``x0`` and ``y0``."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Geometry:
 POINTWISE = Geometry()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Where images one pixel high lie in a tensor that has not one after the other."""
+    """Where images one pixel high lie in a tensor that does not hold them one after the other."""
 
     starts: tuple[int, ...]
     """By image, word of its first pixel in its first block."""
@@ -58,10 +59,10 @@ class Spread:
     step: int
     """Words from one block to the next."""
     words: int
-    """Of the whole tensor."""
+    """Words of the whole tensor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """An activation that a stage reads, as the stage sees it."""
 
@@ -71,11 +72,11 @@ class Source:
     blocks: int
     """Words side by side per pixel; packed: 1."""
     geometries: tuple[Geometry, ...]
-    """How it is read: one for each pass over it."""
+    """The windows that it is read through, one for each pass over it."""
     zero: int
-    """What is read outside it."""
+    """Value read outside it."""
     per_group: bool
-    """Read one output group at a time (else all its channels are needed for every group)."""
+    """It is read one output group at a time (else every group needs all its channels)."""
     packed: bool = False
     """``w`` counts the words of a row."""
     broadcast: bool = False
@@ -83,7 +84,7 @@ class Source:
     spread: Spread | None = None
 
     def tensor_words(self, batch: int) -> int:
-        """Of the whole tensor."""
+        """Scratchpad words of the whole tensor."""
         return self.spread.words if self.spread else batch * self.blocks * self.h * self.w
 
     def span(self, axis: int, first: int, count: int) -> tuple[int, int]:
@@ -93,9 +94,9 @@ class Source:
         return min(low for low, _ in spans), max(high for _, high in spans)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fold:
-    """IM2COL of a packed input: byte-wise geometry of the runs."""
+    """The im2col of a packed input: byte-wise geometry of the runs."""
 
     runs: int
     """Runs per kernel row."""
@@ -122,9 +123,9 @@ class Requant:
     high: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Combine:
-    """POST's operation on two operands; the fields are POST's."""
+    """POST's operation on its operands ``a`` and ``b``; names are those of POST's fields."""
 
     op: PostOp
     za: int = 0
@@ -149,12 +150,13 @@ class WeightRun:
 
 @dataclass(frozen=True)
 class Pass:
-    """One convolution into the accumulators. Blocks of zero weights are left out."""
+    """One convolution of one source into the accumulators. Blocks of zero weights are left out."""
 
     source: int
+    """Its number among the stage's sources."""
     geometry: Geometry
     runs: tuple[tuple[WeightRun, ...], ...]
-    """By column block."""
+    """By column block, the runs of weights."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,10 @@ class Phase:
     x: int
     passes: tuple[Pass, ...]
     params: int
-    """Word of its parameters in the stage's."""
+    """First word of its parameters within those of the stage."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Product:
     """An activation as the weights of an array stage, another matrix for every image: its words in
     DRAM, channels in the lanes, are weight words. (Then ``rows`` is ``cols``.)
@@ -178,7 +180,7 @@ class Product:
 
     tensor: str
     complement: str | None
-    """The tensor of -1 - w, for a zero point of x of -128: what ``pads`` go with."""
+    """The tensor of -1 - w, which ``pads`` go with; for a zero point of x of -128."""
     spread: Spread
     """Blocks are column blocks, pixels the rows of the matrix."""
     depth: int
@@ -193,85 +195,177 @@ class Product:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """What is read from DRAM."""
+        """The tensors read from DRAM."""
         return (self.tensor,) if self.complement is None else (self.tensor, self.complement)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One operator on its engines.
+class ParameterBands:
+    """Parameters of a window stage that differ over the image, but not from group to group."""
 
-    ``h`` and ``w`` count outputs of one phase (the largest); ``out_h``, ``out_w`` are the output's.
-    In an array stage with ``other``, that is the last source.
-    """
+    rows: np.ndarray
+    """By output row, its kind."""
+    columns: np.ndarray
+    """By output column, its kind."""
+    sets: np.ndarray
+    """By kind of row and kind of column, the number of the parameter set."""
+
+
+FixedRole = Literal["params", "window_weights", "table"]
+"""What a stage may need in the scratchpad besides activations."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BaseStage:
+    """What stages of every kind have: one operator on its engines."""
 
     layer: int
+    """Number of the graph's operator that the stage belongs to."""
     op: Op
-    kind: Literal["array", "window", "vector", "transpose"]
     batch: int
     h: int
+    """Output rows of one phase (the largest)."""
     w: int
+    """Output columns of one phase (the largest)."""
     out_h: int
+    """Rows of the whole output."""
     out_w: int
+    """Columns of the whole output."""
     channels: int
+    """Output channels."""
     blocks: int
     """Scratchpad words per output pixel."""
     group_words: int
-    """Scratchpad words per output pixel made between two stores."""
+    """Scratchpad words per output pixel made between two stores: an output group."""
     sources: tuple[Source, ...]
     steps: tuple[int, int] = (1, 1)
-    phases: tuple[Phase, ...] = ()
-    requant: Requant | None = None
-    combine: Combine | None = None
-    fold: Fold | None = None
-    window_op: WindowOp | None = None
-    weights: np.ndarray | None = None
-    """(words, cols), int8, for the weight buffer."""
-    params: np.ndarray | None = None
-    """(words, rows), int8; of a window stage for every block, or for one that stands for all."""
-    window_weights: np.ndarray | None = None
-    """(blocks * kh * kw, rows), int8."""
-    table: np.ndarray | None = None
-    """(words, rows), int8: 256 bytes."""
-    bands: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    """Window stages with parameters that differ over the image, and not from group to group: the
-    kinds of its output rows and of its columns, and the number of the parameters by both."""
-    product: Product | None = None
-    spread: Spread | None = None
-    """Where the output's images lie."""
+    """Interleaved phases along rows and columns."""
     striped: bool = True
     """It may be carried out in stripes: its rows are those of the graph's tensors."""
 
     @property
     def out_words(self) -> int:
-        """Of the whole output."""
-        if self.spread is not None:
-            return self.spread.words
+        """Scratchpad words of the whole output."""
         return self.batch * self.blocks * self.out_h * self.out_w
 
     @property
     def groups(self) -> int:
+        """Output groups."""
         return -(-self.blocks // self.group_words)
 
     @property
-    def fixed(self) -> list[tuple[str, np.ndarray]]:
-        """What the stage needs in the scratchpad besides activations, in order."""
-        roles = ("params", "window_weights", "table")
-        return [(r, getattr(self, r)) for r in roles if getattr(self, r) is not None]
+    def fixed(self) -> list[tuple[FixedRole, np.ndarray]]:
+        """Words (count, rows) that the stage needs in the scratchpad besides activations, in
+        order."""
+        return []
 
     @property
     def fixed_words(self) -> int:
+        """Scratchpad words of all of ``fixed``."""
         return sum(len(words) for _, words in self.fixed)
 
     @property
     def weight_words(self) -> int:
-        """What the weight buffer would have to hold for one image to be loaded once."""
-        words = 0 if self.weights is None else len(self.weights)
+        """Words that the weight buffer would have to hold for one image to be loaded once."""
+        return 0
+
+    @property
+    def whole_sources(self) -> list[tuple[int, Source]]:
+        """Numbered, the sources that are read whole for every group."""
+        return [(k, s) for k, s in enumerate(self.sources) if not s.per_group]
+
+    def image_place(self, n: int) -> tuple[int, int]:
+        """Where image ``n`` of the output lies in its tensor: its first word, and the words from
+        one block to the next."""
+        size = self.out_h * self.out_w
+        return n * self.blocks * size, size
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArrayStage(BaseStage):
+    """CONV commands into the accumulators, then POST.
+
+    The last source is the other operand of ``combine``, if there is one."""
+
+    kind: ClassVar[Literal["array"]] = "array"
+    phases: tuple[Phase, ...]
+    requant: Requant
+    weights: np.ndarray
+    """int8 (words, cols), for the weight buffer."""
+    params: np.ndarray
+    """int8 (words, rows)."""
+    combine: Combine | None = None
+    fold: Fold | None = None
+    table: np.ndarray | None = None
+    """int8 (words, rows): 256 bytes."""
+    product: Product | None = None
+    spread: Spread | None = None
+    """Where the output's images lie, if not one after the other."""
+
+    @property
+    def out_words(self) -> int:
+        return self.spread.words if self.spread else super().out_words
+
+    @property
+    def fixed(self) -> list[tuple[FixedRole, np.ndarray]]:
+        return _present(("params", self.params), ("table", self.table))
+
+    @property
+    def weight_words(self) -> int:
+        words = len(self.weights)
         if self.product is not None:
             words += self.blocks * self.product.depth * len(self.product.tensors)
         return words
 
+    def image_place(self, n: int) -> tuple[int, int]:
+        if self.spread is not None:
+            return self.spread.starts[n], self.spread.step
+        return super().image_place(n)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WindowStage(BaseStage):
+    """WINDOW commands that reduce every channel by itself."""
+
+    kind: ClassVar[Literal["window"]] = "window"
+    window_op: WindowOp
+    requant: Requant
+    params: np.ndarray | None = None
+    """int8 (words, rows), for every block, or for one that stands for all."""
+    window_weights: np.ndarray | None = None
+    """int8 (blocks * kh * kw, rows)."""
+    bands: ParameterBands | None = None
+
     @property
-    def mains(self) -> list[tuple[int, Source]]:
-        """The sources that are read whole for every group."""
-        return [(k, s) for k, s in enumerate(self.sources) if not s.per_group]
+    def fixed(self) -> list[tuple[FixedRole, np.ndarray]]:
+        return _present(("params", self.params), ("window_weights", self.window_weights))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VectorStage(BaseStage):
+    """POST commands from the scratchpad: ``a`` is the first source, ``b`` the second."""
+
+    kind: ClassVar[Literal["vector"]] = "vector"
+    combine: Combine
+    table: np.ndarray | None = None
+    """int8 (words, rows): 256 bytes."""
+
+    @property
+    def fixed(self) -> list[tuple[FixedRole, np.ndarray]]:
+        return _present(("table", self.table))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransposeStage(BaseStage):
+    """WINDOW IM2COL commands that exchange channels and positions, a byte at a time."""
+
+    kind: ClassVar[Literal["transpose"]] = "transpose"
+
+
+Stage = ArrayStage | WindowStage | VectorStage | TransposeStage
+
+
+def _present(
+    *parts: tuple[FixedRole, np.ndarray | None],
+) -> list[tuple[FixedRole, np.ndarray]]:
+    return [(role, words) for role, words in parts if words is not None]

@@ -9,7 +9,7 @@ only the latest of each engine matters, and none that earlier tokens already imp
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,8 +74,9 @@ class Emitted:
 
     opcode: Opcode
     engine: Engine
-    fields: dict[str, int]
-    layer: int
+    fields: Mapping[str, int]
+    stage: int
+    """Number of the stage that it belongs to."""
     wait: int = 0
     signal: int = 0
     clock: np.ndarray = field(default_factory=lambda: np.full(len(Engine), -1))
@@ -87,9 +88,11 @@ class TokenError(ModelError):
 
 
 class CommandStream:
-    """Collects commands; ``dram_words`` are DRAM bytes / ``dram_unit``."""
+    """Collects commands and derives their tokens."""
 
     def __init__(self, config: Config, dram_bytes: int, dram_unit: int):
+        """``dram_bytes``: length of the DRAM window. ``dram_unit``: bytes of DRAM that tokens are
+        derived for together; all transfers are multiples of it."""
         self.dram_unit = dram_unit
         words = {
             StreamMemory.DRAM: -(-dram_bytes // dram_unit),
@@ -114,25 +117,25 @@ class CommandStream:
 
     def _dependencies(self, me: Engine, reads: list[Span], writes: list[Span]) -> dict[int, int]:
         """Latest conflicting command of each other engine."""
-        found: dict[int, int] = {}
+        latest: dict[int, int] = {}
 
         def note(commands: np.ndarray) -> None:
             for c in np.unique(commands):
                 if c >= 0:
                     e = self._engine_of[c]
                     if e != me:
-                        found[e] = max(found.get(e, -1), int(c))
+                        latest[e] = max(latest.get(e, -1), int(c))
 
         for span in reads:
             note(self._writer[span.memory][span.indices()])
         for span in writes:
             at = span.indices()
             note(self._writer[span.memory][at])
-            latest = self._readers[span.memory][:, at].max(axis=1, initial=-1)
-            for e, command in enumerate(latest.tolist()):
+            readers = self._readers[span.memory][:, at].max(axis=1, initial=-1)
+            for e, command in enumerate(readers.tolist()):
                 if e != me and command >= 0:
-                    found[e] = max(found.get(e, -1), command)
-        return found
+                    latest[e] = max(latest.get(e, -1), command)
+        return latest
 
     def _hold_back(self, me: Engine, needed: dict[int, int]) -> None:
         """Where ``me`` may have given AHEAD tokens that nobody has taken, let its next command need
@@ -152,17 +155,17 @@ class CommandStream:
     def emit(
         self,
         opcode: Opcode,
-        fields: dict[str, int],
+        fields: Mapping[str, int],
         reads: list[Span],
         writes: list[Span],
         *,
-        layer: int,
+        stage: int,
         engine: Engine | None = None,
     ) -> int:
         """Append a command; its stream index."""
         me = COMMANDS[opcode].engines[0] if engine is None else engine
         index = len(self.commands)
-        command = Emitted(opcode, me, fields, layer)
+        command = Emitted(opcode, me, fields, stage)
         known = self._known[me]
         needed = self._dependencies(me, reads, writes)
         self._hold_back(me, needed)

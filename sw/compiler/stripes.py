@@ -18,7 +18,8 @@ from systole.sw.ir.graph import Graph
 
 @dataclass(frozen=True)
 class Chain:
-    """Consecutive stages ``first``..``last`` carried out in stripes; a single stage: as it is."""
+    """Consecutive stages ``first``..``last`` carried out together in stripes; or a single stage,
+    which is not striped."""
 
     first: int
     last: int
@@ -35,25 +36,26 @@ class Chain:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the search decides: the fused chains, disjoint and in order, and for stages of their own
-    the outputs per region (stage, outputs) where not the usual."""
+    """What the search decides."""
 
     chains: tuple[Chain, ...] = ()
+    """The fused chains, disjoint and in order."""
     regions: tuple[tuple[int, int], ...] = ()
+    """For single stages (stage, outputs per region at most) where that is not the usual number."""
 
 
 @dataclass(frozen=True)
 class Roll:
-    """The rows of a tensor that lie in the scratchpad at a time."""
+    """The buffer of a tensor that passes through the scratchpad row by row."""
 
     rows: int
     """Rows that the buffer holds."""
     width: int
     blocks: int
     origins: tuple[int, ...]
-    """By stripe: the row at the buffer's start while and after it is made."""
+    """By stripe, the row at the buffer's start while and after the stripe is made."""
     kept: tuple[tuple[int, int], ...]
-    """By stripe: the rows (first, end) copied to the start before it is made."""
+    """By stripe, the rows (first, end) that are copied to the start before it is made."""
 
     @property
     def words(self) -> int:
@@ -61,7 +63,7 @@ class Roll:
 
 
 def in_rows(stage: Stage, graph: Graph) -> Stage:
-    """A striped stage that sees its images as one row, with rows again."""
+    """The stage with the rows of the graph's tensors, if it sees its images as one row."""
     h, w = graph.tensors[stage.op.output].shape[2:]
     if (stage.out_h, stage.out_w) == (h, w):
         return stage
@@ -74,17 +76,18 @@ def in_rows(stage: Stage, graph: Graph) -> Stage:
 
 
 def depths(stages: list[Stage], chain: Chain) -> dict[int, int]:
-    """By stage: how many stripes it runs behind the first."""
-    made = {stages[i].op.output: i for i in chain.stages}
+    """By stage, the stripes that it runs behind the first."""
+    producers = {stages[i].op.output: i for i in chain.stages}
     out: dict[int, int] = {}
     for i in chain.stages:
-        before = [made[s.tensor] for s in stages[i].sources if made.get(s.tensor, i) < i]
+        names = [s.tensor for s in stages[i].sources]
+        before = [producers[name] for name in names if producers.get(name, i) < i]
         out[i] = max((out[k] + 1 for k in before), default=0)
     return out
 
 
 def row_ends(stages: list[Stage], chain: Chain) -> dict[int, list[int]]:
-    """By stage and stripe: the row (of a phase) up to which its output has been made."""
+    """By stage and stripe, the row (of a phase) up to which its output has been made."""
     ends: dict[int, list[int]] = {}
     needed: dict[str, list[int]] = {}
     for i in reversed(chain.stages):
@@ -114,7 +117,7 @@ def roll(stages: list[Stage], chain: Chain, producer: int, ends: dict[int, list[
     stripe before is still being read. No stripe may be empty."""
     stage = stages[producer]
     depth = depths(stages, chain)
-    made = [min(end * stage.steps[0], stage.out_h) for end in ends[producer]]
+    own_ends = [min(end * stage.steps[0], stage.out_h) for end in ends[producer]]
     # By reader: how many stripes it is behind, and the first row that each of its stripes reads.
     readers = [
         (depth[i] - depth[producer], _starts(source, ends[i]))
@@ -129,15 +132,15 @@ def roll(stages: list[Stage], chain: Chain, producer: int, ends: dict[int, list[
         left = [
             starts[max(t - lag + ahead, 0)]
             for lag, starts in readers
-            if t - lag + ahead < len(made)
+            if t - lag + ahead < len(own_ends)
         ]
-        return min([made[t], *left])
+        return min([own_ends[t], *left])
 
     lows = [unread(t, 1) for t in range(chain.stripes)]
-    rows = max(end - unread(t, 0) for t, end in enumerate(made))
+    rows = max(end - unread(t, 0) for t, end in enumerate(own_ends))
     while True:
         rows = min(rows, stage.out_h)
-        placed = _slide(made, lows, rows)
+        placed = _slide(own_ends, lows, rows)
         if placed is not None:
             return Roll(rows, stage.out_w, stage.blocks, *placed)
         rows += 1
@@ -151,12 +154,15 @@ def _starts(source: Source, ends: list[int]) -> list[int]:
 
 
 def _slide(
-    made: list[int], lows: list[int], rows: int
+    ends: list[int], lows: list[int], rows: int
 ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]] | None:
-    """Origins and copies of a buffer of so many rows; None: too small."""
+    """Origins and copies of a buffer of so many rows (as of :class:`Roll`); None: too small.
+
+    By stripe, ``ends`` are the rows up to which the tensor has been made, ``lows`` the first rows
+    that are still to be read."""
     origin = end = 0
     origins, kept = [], []
-    for high, low in zip(made, lows):
+    for high, low in zip(ends, lows):
         low, keep = min(low, end), (0, 0)  # rows that nobody reads are made as well
         if high - origin > rows:
             if high - low > rows or end - low > low - origin:

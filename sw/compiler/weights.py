@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
-from systole.sw.compiler.plan import cuts
+from systole.sw.compiler.regions import cuts
 
 CHUNK_WORDS = 512
 """Weight words one WLOAD brings, about: the grain at which CONV can follow the load."""
 
-JOINED_WORDS = 256
+TOGETHER_WORDS = 256
 """Weight words up to which pieces are loaded together; more would keep the first waiting."""
 
 
@@ -19,15 +20,17 @@ class WeightRing:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self._next = 0
-        self._held: dict[tuple, tuple[int, int]] = {}
+        self._held: dict[Hashable, tuple[int, int]] = {}
+        """By piece, its address and its words."""
 
-    def find(self, key: tuple) -> int | None:
-        """Where the piece is, if it still is."""
+    def find(self, key: Hashable) -> int | None:
+        """Address of the piece, if it is still there."""
         held = self._held.get(key)
         return held[0] if held else None
 
-    def place(self, pieces: list[tuple[tuple, int]]) -> int:
-        """Make room for pieces, (key, words) each, one behind the other; the first's address."""
+    def place(self, pieces: Sequence[tuple[Hashable, int]]) -> int:
+        """Make room for pieces, (key, words) each, one behind the other. The address of the
+        first."""
         words = sum(n for _, n in pieces)
         if self._next + words > self.capacity:
             self._next = 0
@@ -42,19 +45,25 @@ class WeightRing:
         return first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """Part of the reduction of one column block that lies together in its weights: whole channel
     blocks, or kernel rows of one, or taps of one row."""
 
     block: int
+    """First channel block."""
     blocks: int
-    ky: int
+    ky: int = 0
+    """First kernel row."""
     kernel_h: int
-    kx: int
+    """Kernel rows."""
+    kx: int = 0
+    """First tap of a row."""
     kernel_w: int
+    """Taps of a row."""
 
     def words(self, rows: int) -> int:
+        """Weight words."""
         return self.blocks * self.kernel_h * self.kernel_w * rows
 
     def offset(self, kernel_h: int, kernel_w: int, rows: int) -> int:
@@ -68,9 +77,17 @@ def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[
     kh, kw = kernel
     tiles = limit // rows
     if kh * kw <= tiles:
-        return [Piece(b, n, 0, kh, 0, kw) for b, n in cuts(blocks, tiles // (kh * kw))]
+        parts = cuts(blocks, tiles // (kh * kw))
+        return [Piece(block=b, blocks=n, kernel_h=kh, kernel_w=kw) for b, n in parts]
     if kw <= tiles:
-        parts = [(ky, n, 0, kw) for ky, n in cuts(kh, tiles // kw)]
+        of_block = [
+            Piece(block=0, blocks=1, ky=ky, kernel_h=n, kernel_w=kw)
+            for ky, n in cuts(kh, tiles // kw)
+        ]
     else:
-        parts = [(ky, 1, kx, n) for ky in range(kh) for kx, n in cuts(kw, tiles)]
-    return [Piece(b, 1, *part) for b in range(blocks) for part in parts]
+        of_block = [
+            Piece(block=0, blocks=1, ky=ky, kernel_h=1, kx=kx, kernel_w=n)
+            for ky in range(kh)
+            for kx, n in cuts(kw, tiles)
+        ]
+    return [replace(part, block=b) for b in range(blocks) for part in of_block]

@@ -89,9 +89,9 @@ class _Scope:
     def type_of(self, node: NodeProto, *indices: int) -> int | None:
         """The element type of the first of these inputs that is given and known."""
         for index in indices:
-            found = self.types.get(_input(node, index))
-            if found:
-                return found
+            known = self.types.get(_input(node, index))
+            if known:
+                return known
         return None
 
 

@@ -63,11 +63,11 @@ def final_model(
 ) -> onnx.ModelProto:
     """The graph whose operators a :func:`session` runs one by one, without further changes."""
     if optimise:
-        found = _optimised(model)
+        final = _optimised(model)
     else:
-        found = onnx.ModelProto()
-        found.CopyFrom(_source(model))
-    return without_saturation(found)
+        final = onnx.ModelProto()
+        final.CopyFrom(_source(model))
+    return without_saturation(final)
 
 
 def _optimised(model: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:

@@ -175,7 +175,7 @@ class Pool(Op):
         return (self.x,)
 
     def scale_of(self, count: int) -> np.float32:
-        """Of a window that counts so many elements; ``counts`` is given."""
+        """The scale of a window that counts ``count`` elements; ``counts`` is given."""
         return np.float32(self.scale / np.float32(count))
 
     def window(self, shape: tuple[int, int, int, int], limit: int) -> tuple[int, int]:
@@ -264,14 +264,14 @@ class Select(Op):
     """int8."""
     flat: bool = False
     """Rows and columns of the output and of all inputs count as one row."""
-    joined: bool = False
-    """Inputs and output are taken as single images, (1, N * C, H, W): elements move between images.
-    Else all images move alike."""
+    across_images: bool = False
+    """Elements move between images: inputs and output count as one image each, (1, N * C, H, W).
+    Else the elements of all images move alike."""
 
     def seen(self, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-        """A tensor of this shape as ``flat`` and ``joined`` say."""
+        """A tensor of this shape as ``flat`` and ``across_images`` say."""
         n, c, h, w = shape
-        if self.joined:
+        if self.across_images:
             n, c = 1, n * c
         return (n, c, 1, h * w) if self.flat else (n, c, h, w)
 
@@ -322,7 +322,7 @@ class MatMul(Op):
     a: Matrices
     b: Matrices
     places: np.ndarray
-    """Of the output's matrices, which are all of it."""
+    """Places of the output's matrices, which are all of it."""
     rows: int
     """M."""
     depth: int

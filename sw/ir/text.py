@@ -34,7 +34,7 @@ def _lines(graph: Graph) -> Iterator[str]:
 
 def _tensor(tensor: Tensor) -> str:
     kind = "uint8" if tensor.unsigned else "int8"
-    return f"{tensor.name!r} {kind}{list(tensor.shape)} scale {tensor.scale} zero {tensor.zero}"
+    return f"{tensor.name!r} {kind}{list(tensor.shape)} scale {tensor.scale!s} zero {tensor.zero}"
 
 
 def _operator(op: Op) -> str:

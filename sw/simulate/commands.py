@@ -30,21 +30,18 @@ from systole.isa import (
     Status,
 )
 from systole.isa.commands import header_of
+from systole.isa.csr import NO_ENGINE
 from systole.isa.tools.assembler import format_command
 from systole.sw.runtime.device import Device, DeviceError
 from systole.sw.simulate.engines import Engines, Illegal, Memories, OutsideWindow
 from systole.sw.simulate.races import Tracker
 
-NO_ENGINE = 15
-"""FAULT_ENGINE of the fetch unit."""
-
 OnCommand = Callable[[int, Mapping[str, int], Memories], None]
-"""Called after every command with its index, its fields and the memories."""
+"""Called after every command, with its index, its fields and the memories."""
 
 
 class HardwareFault(Exception):  # noqa: N818
-    """The hardware would stop with this fault; the attributes are the FAULT_* registers.
-    ``commands`` have ended before it."""
+    """A fault with which the hardware would stop; the attributes are the FAULT_* registers."""
 
     def __init__(self, code: Fault, index: int, engine: int, address: int = 0):
         self.code = code
@@ -55,11 +52,12 @@ class HardwareFault(Exception):  # noqa: N818
 
     @property
     def commands(self) -> int:
+        """The number of commands that ended before it."""
         return self.index
 
 
 class _FetchUnit:
-    """The commands of a program, one after the other."""
+    """The fetch unit: hands out a program's commands one after the other."""
 
     def __init__(self, config: Config, memory: np.ndarray, offset: int, words: int):
         existing = [e for e in Engine if e is not Engine.WINDOW or config.window]
@@ -74,7 +72,7 @@ class _FetchUnit:
         self.index = -1
 
     def describe(self, index: int) -> str:
-        """The text of a command that has been fetched."""
+        """The text of command ``index``, which has been fetched."""
         decoder, at = Decoder(), 0
         for _ in range(index + 1):
             fields, at = decoder.decode(self._words, at)
@@ -84,8 +82,10 @@ class _FetchUnit:
         return HardwareFault(code, self.index, NO_ENGINE, address)
 
     def next(self) -> SimpleNamespace | None:
-        """The next command's fields, ``None`` at END. Raises :class:`HardwareFault` as the fetch
-        unit, :class:`Illegal` on values outside an enumeration."""
+        """The next command's fields; ``None`` at END.
+
+        Raises :class:`HardwareFault` where the fetch unit would, and :class:`Illegal` for values
+        outside an enumeration."""
         self.index += 1
         ended = self._at == len(self._words)
         head = None if ended else header_of(self._words[self._at])
@@ -124,11 +124,11 @@ def run_program(
     on_command: OnCommand | None = None,
     memories: Memories | None = None,
 ) -> int:
-    """Run the ``words`` 64-bit words at byte ``program_offset`` of the DRAM window ``memory``
-    (uint8, changed in place); the number of commands ended, END not counted.
+    """Run the program of ``words`` 64-bit words at byte ``program_offset`` of ``memory``, the DRAM
+    window (uint8, changed in place). Return the number of commands that ended, without END.
 
-    ``memories``: internal memories that keep their content from an earlier run. What they hold
-    still counts as never written.
+    ``memories``: internal memories with the content of an earlier run. It still counts as never
+    written.
 
     Raises :class:`HardwareFault` and :class:`~sw.simulate.races.CommandError`.
     """
@@ -153,8 +153,8 @@ class CommandDevice(Device):
     """The command-level simulator as a device. Programs take no time: the counters of cycles, beats
     and trace events read 0.
 
-    A program runs in ``wait_interrupt``, which raises :class:`~races.CommandError` for what the
-    hardware could not report; the device is then BUSY until a soft reset.
+    A program runs in ``wait_interrupt``, which raises :class:`~sw.simulate.races.CommandError` for
+    what the hardware could not report; the device then stays BUSY until a soft reset.
     """
 
     def __init__(self, config: Config, memory_bytes: int = 64 << 20, *, check_races: bool = True):
@@ -199,8 +199,7 @@ class CommandDevice(Device):
                 registers.update(STATUS=int(Status.BUSY), COMMANDS=0)
                 self._started = True
         elif csr.access == "rw":
-            aligned = {"DRAM_BASE_LO": 4096, "PROGRAM": 64, "TRACE_ADDR": 64}.get(csr.name, 1)
-            registers[csr.name] = value & -aligned
+            registers[csr.name] = value & csr.mask
 
     def wait_interrupt(self, timeout_cycles: int) -> bool:
         if self._started:

@@ -1,5 +1,5 @@
-"""What every command does, in numpy, with every access checked: the engines of the command-level
-simulator."""
+"""The engines of the command-level simulator: every command's effect in numpy, with every access
+checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
 from systole.sw.simulate.races import Box, CommandError, TrackedMemory, Tracker, progressions, span
 
 EXACT_DEPTH = 1024
-"""Products of int8 whose sum float32 holds exactly, in any order: 2^14 each, 2^24 in all."""
+"""Number of products of int8 whose sum float32 holds exactly in any order: each is at most 2^14,
+their sum 2^24."""
 
 OUTPUT_CHUNK = 2048
 """Outputs multiplied at a time: bounds the gathered activations to 8 MiB."""
@@ -21,9 +22,11 @@ OUTPUT_CHUNK = 2048
 OUTSIDE = 1 << 48
 """Offset that marks a row or column outside the input; beyond every word."""
 
-_WINDOW_COUNTS = ("out_w", "out_h", "kernel_w", "kernel_h")
-_WINDOW_COUNTS += ("stride_x", "stride_y", "dilation_x", "dilation_y")
-_AT_LEAST_1 = {
+_WINDOW_COUNTS = (
+    *("out_w", "out_h", "kernel_w", "kernel_h"),
+    *("stride_x", "stride_y", "dilation_x", "dilation_y"),
+)
+_AT_LEAST_1: dict[Opcode, tuple[str, ...]] = {
     Opcode.LOAD: ("count0", "count1", "count2"),
     Opcode.STORE: ("count0", "count1", "count2"),
     Opcode.CONV: ("blocks", *_WINDOW_COUNTS),
@@ -37,11 +40,11 @@ class Illegal(CommandError):  # noqa: N818
 
 
 class OwnResult(CommandError):  # noqa: N818
-    """A command reads words that it writes itself."""
+    """A command that reads words it writes itself."""
 
 
 class OutsideWindow(Exception):  # noqa: N818
-    """A transfer leaves the DRAM window; ``address`` is that of its first run that does."""
+    """A transfer that leaves the DRAM window. ``address``: that of the first run that does."""
 
     def __init__(self, address: int):
         self.address = address
@@ -49,7 +52,7 @@ class OutsideWindow(Exception):  # noqa: N818
 
 
 class Memories:
-    """The internal memories."""
+    """The accelerator's internal memories."""
 
     def __init__(self, config: Config):
         self.lanes = np.zeros((config.scratchpad_words + 1, config.rows), np.int8)
@@ -60,8 +63,9 @@ class Memories:
 
 
 class Engines:
-    """Executes commands on ``memories`` and ``dram`` (the DRAM window, uint8), telling ``tracker``
-    every access. ``program``: the bytes of the window (from, to) that hold the program."""
+    """Executes commands on ``memories`` and ``dram`` (the DRAM window, uint8), and tells
+    ``tracker`` every access. ``program``: the bytes of the window (from, to) that hold the
+    program."""
 
     def __init__(
         self,
@@ -83,7 +87,7 @@ class Engines:
         }
 
     def execute(self, c: SimpleNamespace) -> None:
-        """Do what the command with fields ``c`` says, tokens excepted; the tracker has begun it.
+        """Execute the command with fields ``c``, except for its tokens. The tracker has begun it.
 
         Raises :class:`OutsideWindow` and :class:`~sw.simulate.races.CommandError`."""
         for name in _AT_LEAST_1[c.opcode]:
@@ -127,10 +131,11 @@ class Engines:
     def _refuse_own_results(
         self, reads: np.ndarray, writes: np.ndarray, field: str, *, in_place: bool = False
     ) -> None:
-        """Refuses a command that reads (as ``field``) what it writes: when it would is unknown.
+        """Refuse a command that reads (by ``field``) words that it writes: whether before or after
+        writing them is unknown.
 
         With ``in_place``, step i (the last axes, flattened) reads ``reads[..., i]`` and then writes
-        ``writes[i]``; only reads of what an earlier step wrote are refused."""
+        ``writes[i]``; only reads of words that an earlier step wrote are refused."""
         if reads.max() < writes.min() or reads.min() > writes.max():
             return
         written, first = np.unique(writes.ravel(), return_index=True)
@@ -162,8 +167,8 @@ class Engines:
     # Transfers ------------------------------------------------------------------------------------
 
     def _transfer(self, c: SimpleNamespace, vector: int) -> tuple[np.ndarray, np.ndarray, Box, Box]:
-        """Vectors in DRAM (units of ``vector`` bytes) and local words in the order of the transfer;
-        the boxes of both."""
+        """The vectors in DRAM (units of ``vector`` bytes) and the local words, both in the order of
+        the transfer, and the boxes of both."""
         for name, used in (("dram", True), ("dram1", c.count1 > 1), ("dram2", c.count2 > 1)):
             if used and getattr(c, name) % vector:
                 raise self.tracker.error(
@@ -238,7 +243,7 @@ class Engines:
         return np.where((y >= 0) & (y < c.in_h), y, -1), np.where((x >= 0) & (x < c.in_w), x, -1)
 
     def _read_input(self, c: SimpleNamespace, y: np.ndarray, x: np.ndarray) -> None:
-        """Checks the reads of the words in columns ``x`` of rows ``y`` (-1: none) of all blocks."""
+        """Check the reads of the words in columns ``x`` of rows ``y`` (-1: none) of all blocks."""
         rows = progressions(np.unique(y[y >= 0]))
         columns = progressions(np.unique(x[x >= 0]))
         for y_first, y_count, y_step in rows:
@@ -251,16 +256,16 @@ class Engines:
                 self._read(TrackedMemory.SCRATCHPAD, box, "src")
 
     def _offsets(self, c: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
-        """Checks the input's reads; word offsets by row (kernel_h, out_h) and column (kernel_w,
-        out_w), OUTSIDE where the tap is."""
+        """Check the reads of the input. Return word offsets by row (kernel_h, out_h) and by column
+        (kernel_w, out_w); OUTSIDE where a tap is outside the input."""
         y, x = self._axes(c)
         self._read_input(c, y, x)
         x = x[:, :, 0]
         return np.where(y >= 0, y * c.src_pitch, OUTSIDE), np.where(x >= 0, x, OUTSIDE)
 
     def _outputs(self, c: SimpleNamespace, blocks: int, column: int = 1) -> np.ndarray:
-        """Checks the writes of ``out``, ``column`` words from one column to the next; its words
-        (blocks, out_h, out_w)."""
+        """Check the writes of ``out``, with ``column`` words from one column to the next. Return
+        its words (blocks, out_h, out_w)."""
         steps = (c.out_block, c.out_pitch, column)
         self._write(TrackedMemory.SCRATCHPAD, Box(c.out, (blocks, c.out_h, c.out_w), steps), "out")
         return _grid(c.out, steps, np.arange(blocks), c)
@@ -332,8 +337,10 @@ class Engines:
         if c.op == WindowOp.MAX:
             values = np.clip(result, c.low, c.high)
         else:
-            each = (p[:, None, None, :] for p in parameters)
-            values = numerics.requantise(result, *each, c.zero, c.low, c.high)
+            bias, multiplier, shift = (p[:, None, None, :] for p in parameters)
+            values = numerics.requantise(
+                result, bias, multiplier, shift, zero=c.zero, low=c.low, high=c.high
+            )
         self.memories.scratchpad[out] = values
 
     def _im2col(self, c: SimpleNamespace) -> None:
@@ -366,7 +373,7 @@ class Engines:
 
     def _post(self, c: SimpleNamespace) -> None:
         config = self.config
-        per_word = config.rows // config.lanes
+        per_word = config.word_groups
         if c.lane >= per_word:
             raise self.tracker.error(Illegal, "lane", f"{c.lane}: a word has {per_word} groups")
         block, position = np.divmod(c.lane + np.arange(c.groups), per_word)
@@ -374,8 +381,8 @@ class Engines:
         position = position[:, None, None]
 
         def operand(name: str, column: int) -> np.ndarray:
-            """Where an operand's groups are (groups, out_h, out_w), counted through the scratchpad;
-            checks that they may be read."""
+            """Check an operand's reads. Return its groups' positions (groups, out_h, out_w),
+            counted in groups from the start of the scratchpad."""
             start, pitch, step = (getattr(c, name + end) for end in ("", "_pitch", "_block"))
             steps = (step, pitch, column)
             box = Box(start, (blocks, c.out_h, c.out_w), steps)
@@ -406,13 +413,25 @@ class Engines:
         if c.source == PostSource.SCRATCHPAD:
             a = groups[sources["a"]]
         else:
-            each = (p[:, None, :] for p in parameters)
-            a = numerics.requantise(acc, *each, c.zero, c.low, c.high)
+            bias, multiplier, shift = (p[:, None, :] for p in parameters)
+            a = numerics.requantise(
+                acc, bias, multiplier, shift, zero=c.zero, low=c.low, high=c.high
+            )
             a = a.reshape(*out.shape, config.lanes)
         if c.op != PostOp.NONE:
-            b, kind = groups[sources["b"]], c.op.name.lower()
-            fields = (c.za, c.zb, c.zo, c.ma, c.mb, c.shift, c.low2, c.high2)
-            a = numerics.combine(kind, a, b, *fields)
+            a = numerics.combine(
+                c.op.name.lower(),
+                a,
+                groups[sources["b"]],
+                za=c.za,
+                zb=c.zb,
+                zo=c.zo,
+                ma=c.ma,
+                mb=c.mb,
+                shift=c.shift,
+                low=c.low2,
+                high=c.high2,
+            )
         if c.lut:
             first = c.table * config.rows
             table = self.memories.scratchpad.reshape(-1)[first : first + TABLE_BYTES]

@@ -16,6 +16,7 @@ import enum
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import SupportsInt
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class TrackedMemory(enum.Enum):
 
 @dataclass(frozen=True)
 class Box:
-    """Words ``start + i * steps[0] + j * steps[1] + ...`` for all i, j, ... under ``counts``
+    """The words ``start + i * steps[0] + j * steps[1] + ...`` for all i, j, ... below ``counts``
     (>= 1)."""
 
     start: int
@@ -91,8 +92,8 @@ class Box:
         steps = tuple(s * size for s in self.steps)
         return np.ndarray(self.counts, words.dtype, words, self.start * size, steps)
 
-    def word(self, place: Sequence[int]) -> int:
-        """The word at a place of the view."""
+    def word(self, place: Sequence[SupportsInt]) -> int:
+        """The word at an index of the view."""
         return self.start + sum(int(i) * s for i, s in zip(place, self.steps))
 
 
@@ -102,8 +103,8 @@ def span(start: int, count: int) -> Box:
 
 
 def progressions(values: np.ndarray) -> list[tuple[int, int, int]]:
-    """Increasing integers as arithmetic progressions (first, count, step): one if they are one,
-    else their runs of consecutive ones."""
+    """Increasing integers as arithmetic progressions (first, count, step): a single one if they
+    are one, else a progression for each run of consecutive integers."""
     if len(values) < 2:
         return [(int(v), 1, 1) for v in values]
     gaps = np.diff(values)
@@ -128,8 +129,8 @@ class _Accesses:
         self.latest[engine] = time
 
     def unordered(self, engine: Engine, clock: Sequence[int], box: Box) -> tuple[int, int] | None:
-        """An access of another engine to a word of ``box`` that ``clock`` does not cover: its time
-        and the word."""
+        """Time and word of an access of another engine to ``box`` that ``clock`` does not cover;
+        None: there is none."""
         for other, latest in self.latest.items():
             if other == engine or latest <= clock[other]:
                 continue
@@ -170,11 +171,11 @@ class Tracker:
         self._engine = Engine(0)
 
     def error(self, kind: type[CommandError], field: str, message: str) -> CommandError:
-        """An error of the command at hand."""
+        """An error that names the current command."""
         return kind(self._index, self._describe(self._index), message, field)
 
     def begin(self, index: int, engine: Engine, wait: int) -> None:
-        """The command takes its tokens. Raises :class:`MissingToken`."""
+        """Begin a command: it takes its tokens. Raises :class:`MissingToken`."""
         self._index, self._engine = index, engine
         clock = self._clocks[engine]
         for giver in Engine:
@@ -190,7 +191,7 @@ class Tracker:
         self._clocks[engine] = clock
 
     def read(self, memory: TrackedMemory, box: Box, field: str) -> None:
-        """The command reads ``box``, which ``field`` addresses.
+        """Note that the command reads ``box``, which ``field`` addresses.
 
         Raises :class:`UninitialisedRead`, :class:`Race`."""
         if memory in self._initialised:
@@ -203,25 +204,36 @@ class Tracker:
                     f"reads {memory.value} {box.word(place)}, which was never written",
                 )
         if self._check_races and memory in self._reads:
-            self._require_order(self._writes[memory], "written", "reads", memory, box, field)
+            self._require_order(
+                self._writes[memory], memory, box, field, was="written", does="reads"
+            )
             self._reads[memory].add(self._engine, self._index + 1, box)
 
     def write(self, memory: TrackedMemory, box: Box, field: str) -> None:
-        """The command writes ``box``, which ``field`` addresses. Raises :class:`Race`."""
+        """Note that the command writes ``box``, which ``field`` addresses. Raises :class:`Race`."""
         if memory in self._initialised:
             box.view(self._initialised[memory])[...] = True
         if self._check_races and memory in self._writes:
-            self._require_order(self._writes[memory], "written", "writes", memory, box, field)
-            self._require_order(self._reads[memory], "read", "writes", memory, box, field)
+            for earlier, was in ((self._writes, "written"), (self._reads, "read")):
+                self._require_order(earlier[memory], memory, box, field, was=was, does="writes")
             self._writes[memory].add(self._engine, self._index + 1, box)
 
     def _require_order(
-        self, earlier: _Accesses, was: str, does: str, memory: TrackedMemory, box: Box, field: str
+        self,
+        earlier: _Accesses,
+        memory: TrackedMemory,
+        box: Box,
+        field: str,
+        *,
+        was: str,
+        does: str,
     ) -> None:
-        found = earlier.unordered(self._engine, self._clocks[self._engine], box)
-        if found is None:
+        """Raise :class:`Race` if tokens do not order the command behind one of the ``earlier``
+        accesses to ``box``. ``was``, ``does``: what the earlier and this command do there."""
+        unordered = earlier.unordered(self._engine, self._clocks[self._engine], box)
+        if unordered is None:
             return
-        time, word = found
+        time, word = unordered
         other = time - 1
         if memory is TrackedMemory.HALVES:
             was, does = "used", "uses"
@@ -239,7 +251,7 @@ class Tracker:
         )
 
     def end(self, signal: int) -> None:
-        """The command gives its tokens. Raises :class:`TokenOverflow`."""
+        """End the command: it gives its tokens. Raises :class:`TokenOverflow`."""
         clock = self._clocks[self._engine]
         clock[self._engine] = self._index + 1
         for taker in Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from systole.hw.bus.interfaces import layout_of
 from systole.hw.control.control import OPCODE_OF, ControlUnit, port_name
@@ -21,7 +22,7 @@ from systole.isa import (
     TraceKind,
 )
 from systole.isa import Control as ControlBits
-from tests.helpers.simulation import simulation
+from tests.helpers.simulation import Inputs, simulation
 
 PROGRAM = 0x1000
 TRACE = 0x8000
@@ -43,7 +44,7 @@ class Bench:
 
     def __init__(self, *, seed: int = 1, latency: int = 6, stall: float = 0.0, **config):
         self.config = Config(**config)
-        self._design = simulation(ControlUnit, self.config, (True, False))
+        self._design = simulation(ControlUnit, self.config)
         self.dut = self._design.dut
         self.random = random.Random(seed)
         self.latency = latency
@@ -65,7 +66,8 @@ class Bench:
         self._cores = {e: deque() for e in self.dut.engines}
         self._reads: deque = deque()
         self._writes: list = []
-        self._driven: dict = {}
+        self._driven: dict[str, int] = {}
+        """Values of the inputs by name."""
 
     # Programs ------------------------------------------------------------------------------------
 
@@ -87,7 +89,7 @@ class Bench:
             await main(ctx)
             finished.append(True)
 
-        self._design.run(self._model, testbench)
+        self._design.run(testbench, background=(self._model,))
         assert finished
 
     async def read(self, name: str) -> int:
@@ -164,100 +166,127 @@ class Bench:
     def _stalls(self) -> bool:
         return self.random.random() < self.stall
 
-    def _drive(self, ctx, signal, value) -> None:
-        """Set an input, unless it has that value already: settling the design takes time."""
-        if self._driven.get(id(signal)) != value:
-            self._driven[id(signal)] = value
-            ctx.set(signal, value)
+    def _inputs(self) -> dict[str, Any]:
+        """The inputs that the bench drives, by name."""
+        dut = self.dut
+        ports = {"axi_idle": dut.axi_idle, "program_ready": dut.program.req.ready}
+        for name in ("valid", "payload"):
+            ports[f"program_{name}"] = getattr(dut.program.beats, name)
+        ports["program_denied"] = dut.program.denied
+        if self.config.trace:
+            ports |= {f"trace_{n}": getattr(dut.trace, n) for n in ("done", "denied", "error")}
+            ports |= {"trace_ready": dut.trace.req.ready, "trace_beat": dut.trace.beats.ready}
+        for engine in dut.engines:
+            port = getattr(dut, port_name(engine))
+            ports[f"{engine.name}_ready"] = port.cmd.ready
+            for name in ("retire", "stalled", "fault", "fault_code", "fault_address"):
+                ports[f"{engine.name}_{name}"] = getattr(port, name)
+        return ports
 
     async def _model(self, ctx):
-        """Every cycle: drive all inputs, then see what the coming clock edge will do."""
+        """In every cycle, drive all inputs, then see what the coming clock edge will do."""
+        ports = self._inputs()
+        inputs = Inputs(*ports.values())
+        self._driven = dict.fromkeys(ports, 0)
+        commands = {e: getattr(self.dut, port_name(e)).cmd for e in self.dut.engines}
+        settled: dict[str, int] = {}
         while True:
-            self._drive(ctx, self.dut.axi_idle, self.axi_idle)
+            self._driven["axi_idle"] = self.axi_idle
             if ctx.get(self.dut.reset):
                 for core in self._cores.values():
                     core.clear()
                 self._reads.clear()
                 self._writes.clear()
-            self._read_memory(ctx)
+            self._drive_program()
             if self.config.trace:
-                self._write_memory(ctx)
+                self._drive_trace()
             for engine in self.dut.engines:
-                self._core(ctx, engine)
+                self._drive_core(engine)
+            if self._driven != settled:
+                inputs.set(ctx, *self._driven.values())
+                settled = dict(self._driven)
+            self._take_program(ctx)
+            if self.config.trace:
+                self._take_trace(ctx)
+            for engine, cmd in commands.items():
+                if self._driven[f"{engine.name}_ready"] and ctx.get(cmd.valid):
+                    self._take_command(engine)
             await ctx.tick()
             self.now += 1
             assert self.now < self.timeout, "the bench has run out of time"
 
-    def _read_memory(self, ctx):
-        port = self.dut.program
-        size = self.config.beat_bytes
-        self._drive(ctx, port.denied, 0)
+    def _drive_program(self) -> None:
+        driven = self._driven
+        driven["program_denied"] = 0
         if self._reads and self._reads[0] == "denied":
             self._reads.popleft()
-            self._drive(ctx, port.denied, 1)
-        self._drive(ctx, port.req.ready, not self._stalls())
+            driven["program_denied"] = 1
+        driven["program_ready"] = not self._stalls()
+        driven["program_valid"] = 0
         if self._reads and self._reads[0][0] <= self.now and not self._stalls():
-            _, at, last = self._reads[0]
+            _, at, last = self._reads.popleft()
+            size = self.config.beat_bytes
             beat = int.from_bytes(self.dram[at : at + size], "little")
             error = self.bad_read is not None and at <= self.bad_read < at + size
-            self._drive(ctx, port.beats.payload, {"data": beat, "last": last, "error": error})
-            self._drive(ctx, port.beats.valid, 1)
+            layout = self.dut.program.beats.payload.shape()
+            payload = layout.const({"data": beat, "last": last, "error": error})
+            driven |= {"program_valid": 1, "program_payload": payload.as_bits()}
+
+    def _take_program(self, ctx) -> None:
+        port = self.dut.program
+        if self._driven["program_valid"]:
             assert ctx.get(port.beats.ready), "the fetch unit has asked for more than it can take"
-            self._reads.popleft()
-        else:
-            self._drive(ctx, port.beats.valid, 0)
-        if ctx.get(port.req.valid) and ctx.get(port.req.ready):
+        if self._driven["program_ready"] and ctx.get(port.req.valid):
             at, length = ctx.get(port.req.payload.addr), ctx.get(port.req.payload.bytes)
             assert length > 0
             if at + length > self.limit:
                 self._reads.appendleft("denied")
             else:
+                size = self.config.beat_bytes
                 for a in range(at, at + length, size):
                     self._reads.append((self.now + self.latency, a, a + size >= at + length))
 
-    def _write_memory(self, ctx):
-        port = self.dut.trace
-        size = self.config.beat_bytes
-        for signal in (port.done, port.denied, port.error):
-            self._drive(ctx, signal, 0)
+    def _drive_trace(self) -> None:
+        driven = self._driven
+        driven |= dict.fromkeys(("trace_done", "trace_denied", "trace_error", "trace_beat"), 0)
         blocked = self.trace_blocked
-        beat_ready = False
         if self._writes:
             at, left, due = self._writes[0]
             if at >= self.limit:
-                self._drive(ctx, port.denied, 1)
+                driven["trace_denied"] = 1
                 self._writes.clear()
             elif left <= 0 and due <= self.now:
-                self._drive(ctx, port.done, 1)
-                self._drive(ctx, port.error, self.trace_fails)
+                driven |= {"trace_done": 1, "trace_error": self.trace_fails}
                 self._writes.clear()
             elif left > 0:
-                beat_ready = not blocked and not self._stalls()
-        self._drive(ctx, port.req.ready, not self._writes and not blocked)
-        self._drive(ctx, port.beats.ready, beat_ready)
-        if beat_ready and ctx.get(port.beats.valid):
+                driven["trace_beat"] = not blocked and not self._stalls()
+        driven["trace_ready"] = not self._writes and not blocked
+
+    def _take_trace(self, ctx) -> None:
+        port = self.dut.trace
+        size = self.config.beat_bytes
+        if self._driven["trace_beat"] and ctx.get(port.beats.valid):
+            at, left, _ = self._writes[0]
             beat = ctx.get(port.beats.payload.data).to_bytes(size, "little")
             strobe = ctx.get(port.beats.payload.strobe)
             assert strobe == (1 << min(left, size)) - 1
             for i in range(min(left, size)):
                 self.dram[at + i] = beat[i]
             self._writes = [(at + size, left - size, self.now + self.latency)]
-        if ctx.get(port.req.valid) and ctx.get(port.req.ready):
+        if self._driven["trace_ready"] and ctx.get(port.req.valid):
             at, length = ctx.get(port.req.payload.addr), ctx.get(port.req.payload.bytes)
             self._writes = [(at, length, 0)]
             self.trace_requests += 1
 
-    def _core(self, ctx, engine):
-        port = getattr(self.dut, port_name(engine))
-        core = self._cores[engine]
-        self._drive(ctx, port.cmd.ready, len(core) < self.capacity and not self._stalls())
+    def _drive_core(self, engine: Engine) -> None:
+        driven, name, core = self._driven, engine.name, self._cores[engine]
+        driven[f"{name}_ready"] = len(core) < self.capacity and not self._stalls()
         retire = stalled = fault = False
         if core:
             index, left, work = core[0]
             if left == 0 and work.fault is not None:
                 fault = True
-                self._drive(ctx, port.fault_code, work.fault[0])
-                self._drive(ctx, port.fault_address, work.fault[1])
+                driven[f"{name}_fault_code"], driven[f"{name}_fault_address"] = work.fault
                 core[0] = (index, -1, work)
             elif left == 0:
                 retire = True
@@ -268,14 +297,13 @@ class Bench:
                 core[0] = (index, left - 1, work)
             self.memory[engine] += stalled
             self.busy[engine] += not stalled
-        self._drive(ctx, port.retire, retire)
-        self._drive(ctx, port.stalled, stalled)
-        self._drive(ctx, port.fault, fault)
-        if ctx.get(port.cmd.valid) and ctx.get(port.cmd.ready):
-            index = self.next_index[engine].popleft() if hasattr(self, "next_index") else 0
-            work = self.work(engine, index)
-            core.append((index, work.cycles, work))
-            self.log.append((self.now, TraceKind.START, engine, index))
+        driven |= {f"{name}_retire": retire, f"{name}_stalled": stalled, f"{name}_fault": fault}
+
+    def _take_command(self, engine: Engine) -> None:
+        index = self.next_index[engine].popleft() if hasattr(self, "next_index") else 0
+        work = self.work(engine, index)
+        self._cores[engine].append((index, work.cycles, work))
+        self.log.append((self.now, TraceKind.START, engine, index))
 
     def expect(
         self, commands: list[tuple[Engine, int, int]], *, complete: bool = False

@@ -19,7 +19,12 @@ from systole.sw.runtime.device import Device
 from systole.sw.runtime.driver import Driver
 from systole.sw.runtime.execute import compare, execute, load
 from systole.sw.runtime.program import Program
-from tests.helpers.random_models import random_conv_model, random_gemm_model, random_inputs
+from tests.helpers.random_models import (
+    random_conv_model,
+    random_gemm_model,
+    random_graph_model,
+    random_inputs,
+)
 
 
 def random_layer(seed: int, **limits: int) -> onnx.ModelProto:
@@ -33,8 +38,8 @@ def random_layer(seed: int, **limits: int) -> onnx.ModelProto:
 
 
 def prepare(model: onnx.ModelProto, path, seed: int):
-    """The graph, its int8 inputs by tensor, and all tensors by the golden model, which is checked
-    against onnxruntime on the way."""
+    """Load a model: the graph, random int8 inputs by tensor, and all tensors by the golden model,
+    which must equal onnxruntime."""
     onnx.save(model, path)
     graph = load_model(path)
     arrays = random_inputs(np.random.default_rng(seed), model)
@@ -50,13 +55,23 @@ def prepare(model: onnx.ModelProto, path, seed: int):
     return graph, inputs, expected
 
 
+def load_random_model(seed: int, path):
+    """Load a random model from a file: the graph, random inputs by tensor, and all tensors by the
+    golden model."""
+    onnx.save(random_graph_model(np.random.default_rng(seed)), path)
+    graph, rng = load_model(path), np.random.default_rng(seed)
+    shapes = {p.tensor: graph.tensors[p.tensor].shape for p in graph.inputs}
+    inputs = {name: rng.integers(-128, 128, s).astype(np.int8) for name, s in shapes.items()}
+    return graph, inputs, golden.run(graph, inputs)
+
+
 def check_on(device: Device, config: Config, graph: Graph, inputs, expected, *, dump=True) -> int:
-    """Run on a device, compare every layer with the golden model; the cycles."""
+    """Compile and run a graph on a device, and compare each layer with ``expected``: the cycles."""
     return check_program(device, compile_graph(graph, config, dump=dump), inputs, expected)
 
 
 def check_program(device: Device, program: Program, inputs, expected) -> int:
-    """As :func:`check_on`, of what has been compiled."""
+    """Run a compiled program as :func:`check_on` does; the cycles."""
     driver = Driver(device)
     load(driver, program)
     run = execute(driver, program, inputs, trace=False)
@@ -81,7 +96,8 @@ def _random_schedule(rng: np.random.Generator, count: int) -> Schedule:
 def compile_by_chance(
     rng: np.random.Generator, graph: Graph, config: Config, *, dump: bool
 ) -> tuple[Program, Schedule]:
-    """By a random schedule, without its chains that do not fit."""
+    """Compile by a random schedule, without those of its chains that do not fit: the program and
+    the schedule."""
     compiler = Compiler(graph, config)
     schedule = _random_schedule(rng, len(compiler.stages))
     while True:

@@ -31,10 +31,10 @@ from systole.sw.runtime.device import DeviceError
 from systole.sw.runtime.driver import DeviceFault, Driver
 from systole.sw.runtime.execute import compare, execute, load, memory_needed
 from systole.sw.zoo import digits
-from tests.helpers.layer_checks import check_on, prepare, random_layer
+from tests.helpers.layer_checks import check_on, load_random_model, prepare, random_layer
 from tests.helpers.product_models import attention_model
 from tests.helpers.random_graphs import GraphBuilder, random_graph, random_joins
-from tests.sw.compiler.test_operators import Sketch, loaded_graph, makers
+from tests.helpers.random_operators import Sketch, makers
 
 MEMORY = 64 << 20
 
@@ -201,7 +201,7 @@ def test_random_joins(devices, config):
 def test_random_models(devices, first, tmp_path):
     device = devices(SMALL)
     for seed in range(first, first + 10):
-        graph, inputs, expected = loaded_graph(seed, tmp_path / "model.onnx")
+        graph, inputs, expected = load_random_model(seed, tmp_path / "model.onnx")
         device.set_memory_model(_memory_for(seed))
         check_on(device, SMALL, graph, inputs, expected, dump=seed % 3 == 0)
 

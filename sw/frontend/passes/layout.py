@@ -16,7 +16,7 @@ import numpy as np
 Atom = tuple[int, int]
 """Size and stride."""
 Shape = tuple[int, int, int, int]
-"""Of a stored array: images, channels, rows, columns."""
+"""Images, channels, rows and columns of a stored array."""
 
 
 class LayoutError(ValueError):

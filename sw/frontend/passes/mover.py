@@ -19,7 +19,7 @@ from systole.sw.ir.graph import ModelError, Select, Transpose
 
 
 class Mover:
-    """Tensors with the elements of others in another order, each made once.
+    """Tensors with the elements of others in another order, each built once.
 
     An order is an array ``index`` of places in the stored array, in the shape of the value that is
     wanted. All methods raise :class:`~sw.ir.graph.ModelError` for an order that no Select
@@ -157,7 +157,7 @@ class Mover:
             phases=fit.phases,
             steps=fit.steps,
             flat=fit.flat,
-            joined=fit.joined,
+            across_images=fit.across_images,
         )
         return Pending(op, four(layout.shape), whole.rebase(layout), fill=fill)
 

@@ -1,4 +1,4 @@
-"""Operators that move elements, as ``Select``: found from where each element comes from.
+"""Operators that move elements, as a ``Select`` fitted to where each element comes from.
 
 Whatever the operator, it is run on positions instead of values; the picks are fitted to the result.
 """
@@ -23,7 +23,7 @@ MAX_PHASES = 64
 MAX_PICKS = 256
 """Picks of a Select, over all its phases."""
 MAX_CHANNELS = 4096
-"""Of all images of a tensor together, where elements move between images."""
+"""Channels of all images of a tensor together, where elements move between images."""
 
 CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
 """Picks for one channel of a phase that are tried, and of how many phases at most: each more is a
@@ -43,7 +43,7 @@ class Fit(NamedTuple):
     steps: tuple[int, int]
     phases: list[list[Pick]]
     flat: bool
-    joined: bool
+    across_images: bool
 
 
 MAX_KEPT = 10_000
@@ -59,7 +59,7 @@ def identity(name: str, shape: Shape, scale: float) -> Pick:
 def is_identity(op: Select, shape: Shape, source: Shape) -> bool:
     """Whether a Select takes the elements of a single tensor of shape ``source`` as its output of
     ``shape`` without moving any."""
-    if op.joined or op.steps != (1, 1) or len(op.phases[0]) != 1 or shape != source:
+    if op.across_images or op.steps != (1, 1) or len(op.phases[0]) != 1 or shape != source:
         return False
     pick = op.phases[0][0]
     same = np.array_equal(pick.channels, np.arange(shape[1])) and pick.weight == 1
@@ -70,7 +70,7 @@ def fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit | 
     """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
     (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
     (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
-    picks. Fewest picks of a channel come first, then fewest phases; joined images last.
+    picks. Fewest picks of a channel come first, then fewest phases; movements across images last.
 
     A network makes the same movements again and again, and placement asks for them with every
     attempt: results are kept by what they depend on."""
@@ -96,15 +96,17 @@ def _bound(pick: Pick, name: str, scale: float) -> Pick:
 
 def _fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit | None:
     """:func:`fit`, computed anew."""
-    for joined in (False, True):
+    for across_images in (False, True):
         forms: list[tuple[bool, np.ndarray, list[Source], list[Shape], tuple[int, ...]]] = []
         for flat in (False, True):
-            seen = [(name, scale, _seen(shape, flat, joined)) for name, scale, shape in sources]
+            seen = [
+                (name, scale, _seen(shape, flat, across_images)) for name, scale, shape in sources
+            ]
             shapes = [shape for _, _, shape in seen]
-            places = index.reshape(_seen(four(index.shape), flat, joined))
+            places = index.reshape(_seen(four(index.shape), flat, across_images))
             if forms and (shapes, places.shape) == forms[0][3:]:
                 continue
-            if joined and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
+            if across_images and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
                 continue
             cells = _cells(places, shapes)
             if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
@@ -114,14 +116,14 @@ def _fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit |
                 for sy, sx in _steps(cells.shape[2:], count):
                     phases = _phases(cells, (sy, sx), seen, zero_fill, most)
                     if phases is not None:
-                        return Fit((sy, sx), phases, flat, joined)
+                        return Fit((sy, sx), phases, flat, across_images)
     return None
 
 
-def _seen(shape: Shape, flat: bool, joined: bool) -> Shape:
+def _seen(shape: Shape, flat: bool, across_images: bool) -> Shape:
     """As :meth:`~sw.ir.graph.Select.seen`."""
     n, c, h, w = shape
-    if joined:
+    if across_images:
         n, c = 1, n * c
     return (n, c, 1, h * w) if flat else (n, c, h, w)
 

@@ -74,7 +74,7 @@ class Function:
     view: OnnxView
     values: np.ndarray
     op_types: tuple[str, ...] = ()
-    """Of the nodes that it consists of, in order."""
+    """ONNX types of the nodes that it consists of, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Affine:
     array."""
 
     name: str
-    """Of the first node that it consists of."""
+    """Name of the first node that it consists of."""
     op_types: tuple[str, ...]
     tensor: str
     view: OnnxView
@@ -102,7 +102,7 @@ class Affine:
 class RealInput:
     name: str
     shape: tuple[int, ...]
-    """Of the graph input, however ``view`` reshapes it."""
+    """The graph input's shape, however ``view`` reshapes it."""
     view: OnnxView
 
 

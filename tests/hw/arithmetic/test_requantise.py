@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
 
 from systole.hw.arithmetic.requantise import Requantise
 from systole.isa.numerics import requantise, wrap_int32
+from tests.helpers.simulation import Inputs, simulation
 
 LANES = 24
 
@@ -66,7 +66,8 @@ def test_equals_numpy(stalls: bool):
     rng = np.random.default_rng(7 + stalls)
     vectors = 12
     sets = cases(rng, 90, vectors)
-    dut = Requantise(lanes=LANES)
+    design = simulation(Requantise, lanes=LANES)
+    dut = design.dut
     expected: list[int] = []
     values = 0
     double = 0  # values that rounding once would get wrong
@@ -86,12 +87,16 @@ def test_equals_numpy(stalls: bool):
     async def driver(ctx):
         nonlocal cycles
 
-        async def step():
+        parameters = Inputs(dut.load, dut.params, dut.zero, dut.low, dut.high)
+        vector = Inputs(dut.en, dut.i_valid, dut.acc)
+
+        async def step(acc: int | None = None):
+            """One enabled cycle, with accumulators or without."""
             nonlocal cycles
             cycles += 1
             while True:
                 en = not stalls or rng.random() < 0.7
-                ctx.set(dut.en, en)
+                vector.set(ctx, en, acc is not None, acc or 0)
                 if en and ctx.get(dut.o_valid):
                     got.append(ctx.get(dut.o))
                 await ctx.tick()
@@ -99,37 +104,28 @@ def test_equals_numpy(stalls: bool):
                     return
 
         def load(multiplier, shift, bias, zero, low, high, _):
-            params = bias & 0xFFFF_FFFF | multiplier << 32
-            ctx.set(dut.load, 1)
-            ctx.set(dut.params, pack(params, 64) | pack(shift << 56, 64))
-            ctx.set(dut.zero, zero)
-            ctx.set(dut.low, low)
-            ctx.set(dut.high, high)
+            words = bias & 0xFFFF_FFFF | multiplier << 32
+            packed = pack(words, 64) | pack(shift << 56, 64)
+            parameters.set(ctx, 1, packed, zero, low, high)
 
         load(*sets[0])
         await step()
         for k, (_, _, bias, *_, sums) in enumerate(sets):
             acc = wrap_int32(sums.astype(np.int64) - bias)
+            ctx.set(dut.load, 0)
             for i, row in enumerate(acc):
-                ctx.set(dut.load, 0)
-                ctx.set(dut.i_valid, 0)
                 while stalls and rng.random() < 0.2:
                     await step()
                 # The next parameters come with the last vector that must not use them.
                 if i == vectors - 1 and k + 1 < len(sets):
                     assert not ctx.get(dut.loading)
                     load(*sets[k + 1])
-                ctx.set(dut.i_valid, 1)
-                ctx.set(dut.acc, pack(row, 32))
-                await step()
-        ctx.set(dut.i_valid, 0)
+                await step(pack(row, 32))
+        ctx.set(dut.load, 0)
         for _ in range(dut.LATENCY):
             await step()
 
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    sim.add_testbench(driver)
-    sim.run()
+    design.run(driver)
     assert len(got) == len(expected)
     wrong = [i for i, (g, e) in enumerate(zip(got, expected)) if g != e]
     assert not wrong, f"{len(wrong)} vectors differ, first {wrong[0]}"
@@ -139,25 +135,23 @@ def test_equals_numpy(stalls: bool):
 
 def test_loads_as_close_as_allowed():
     """Parameters may change again as soon as ``loading`` is low; ``en`` low freezes everything."""
-    dut = Requantise(lanes=1)
+    design = simulation(Requantise, lanes=1)
+    dut = design.dut
     rng = np.random.default_rng(3)
     got, expected = [], []
 
     async def driver(ctx):
         bias, zero = 0, 0
         loads = 0
+        inputs = Inputs(dut.en, dut.load, dut.params, dut.zero, dut.low, dut.high)
+        vector = Inputs(dut.i_valid, dut.acc)
         for cycle in range(300):
             en = int(rng.random() < 0.8)
             load = not ctx.get(dut.loading)
-            ctx.set(dut.en, en)
-            ctx.set(dut.load, load)
             new = int(rng.integers(-20, 20)), int(rng.integers(-20, 20))
-            ctx.set(dut.params, new[0] & 0xFFFF_FFFF | 1 << (32 + 23) | 23 << 56)
-            ctx.set(dut.zero, new[1])
-            ctx.set(dut.low, -128)
-            ctx.set(dut.high, 127)
-            ctx.set(dut.i_valid, loads > 0)
-            ctx.set(dut.acc, cycle % 64)
+            params = new[0] & 0xFFFF_FFFF | 1 << (32 + 23) | 23 << 56
+            inputs.set(ctx, en, load, params, new[1], *(-128, 127))
+            vector.set(ctx, loads > 0, cycle % 64)
             if en:
                 if ctx.get(dut.o_valid):
                     got.append(ctx.get(dut.o.as_signed()))
@@ -169,8 +163,5 @@ def test_loads_as_close_as_allowed():
             await ctx.tick()
         assert loads > 30
 
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    sim.add_testbench(driver)
-    sim.run()
+    design.run(driver)
     assert got == expected[: len(got)] and len(got) >= len(expected) - dut.LATENCY

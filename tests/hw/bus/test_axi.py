@@ -6,11 +6,11 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
-from amaranth.sim import Simulator
 
 from systole.hw.bus.axi import Axi4, ReadManager, WriteManager, forward
 from systole.isa import Config
 from tests.helpers.axi_model import AxiMemory
+from tests.helpers.simulation import get, put, simulation
 
 BASE = 0x12_3FFF_F000
 """The window crosses a 32-bit boundary of the bus."""
@@ -46,22 +46,25 @@ def beats_of(config, addr, size):
 
 
 class Bench:
-    """A port, a memory of random bytes, and counters of cycles; runs until the testbenches end."""
+    """A port, a memory of random bytes, and a counter of cycles."""
 
     def __init__(self, config, *, clients=3, size=1 << 14, limit=None, seed=1, **memory):
         self.config, self.clients = config, clients
         self.random = random.Random(seed)
-        self.port = Port(config, clients)
+        self._simulation = simulation(Port, config, clients)
+        self.port = self._simulation.dut
         self.memory = AxiMemory(config, size, base=BASE, seed=seed, **memory)
         self.memory.data[:] = self.random.randbytes(size)
         self.limit = size if limit is None else limit
-        self.sim = Simulator(self.port)
-        self.sim.add_clock(1e-6)
-        self.sim.add_process(self.memory.reader(self.port.bus))
-        self.sim.add_process(self.memory.writer(self.port.bus))
-        self.sim.add_testbench(self.setup)
         self.now = 0
-        self.sim.add_testbench(self.count, background=True)
+
+    def run(self, *testbenches, background=()):
+        """Simulate until the testbenches have ended."""
+        self._simulation.run(
+            *(self.setup, *testbenches),
+            background=(self.count, *background),
+            processes=(self.memory.reader(self.port.bus), self.memory.writer(self.port.bus)),
+        )
 
     async def setup(self, ctx):
         for manager in (self.port.readers, self.port.writers):
@@ -78,24 +81,15 @@ class Bench:
             await ctx.tick()
 
     async def ask(self, ctx, port, addr, size):
-        ctx.set(port.req.payload, {"addr": addr, "bytes": size})
-        ctx.set(port.req.valid, 1)
-        await ctx.tick().until(port.req.ready)
-        ctx.set(port.req.valid, 0)
+        await put(ctx, port.req, {"addr": addr, "bytes": size})
 
     async def take(self, ctx, port, stall=0.0):
         await self.pause(ctx, stall)
-        ctx.set(port.beats.ready, 1)
-        payload, *_ = await ctx.tick().sample(port.beats.payload).until(port.beats.valid)
-        ctx.set(port.beats.ready, 0)
-        return payload
+        return await get(ctx, port.beats)
 
     async def give(self, ctx, port, data, strobe, stall=0.0):
         await self.pause(ctx, stall)
-        ctx.set(port.beats.payload, {"data": data, "strobe": strobe})
-        ctx.set(port.beats.valid, 1)
-        await ctx.tick().until(port.beats.ready)
-        ctx.set(port.beats.valid, 0)
+        await put(ctx, port.beats, {"data": data, "strobe": strobe})
 
     def requests(self, count, start, end):
         """Random requests of any 4-byte alignment inside ``start..end``."""
@@ -133,10 +127,7 @@ def test_random_reads(name):
 
         return run
 
-    for i in range(bench.clients):
-        bench.sim.add_testbench(asker(i))
-        bench.sim.add_testbench(taker(i))
-    bench.sim.run()
+    bench.run(*(role(i) for i in range(bench.clients) for role in (asker, taker)))
     beats = sum(len(beats_of(config, *request)) for client in wanted for request in client)
     assert bench.memory.read_beats == beats
     assert bench.memory.most_reads <= config.axi_outstanding
@@ -189,11 +180,11 @@ def test_random_writes(name):
         async for _, _, beat, client in ctx.tick().sample(writers.beat, writers.beat_client):
             counted[client] += beat
 
-    bench.sim.add_testbench(counter, background=True)
-    for i in range(bench.clients):
-        for role in (asker, giver, finisher):
-            bench.sim.add_testbench(role(i))
-    bench.sim.run()
+    roles = (asker, giver, finisher)
+    bench.run(
+        *(role(i) for i in range(bench.clients) for role in roles),
+        background=(counter,),
+    )
     assert bench.memory.data == expected
     assert counted == total
     assert bench.memory.most_writes <= config.axi_outstanding
@@ -211,8 +202,7 @@ def test_read_throughput():
             await bench.take(ctx, port)
         assert bench.now - start <= 256 + 40 + 6
 
-    bench.sim.add_testbench(run)
-    bench.sim.run()
+    bench.run(run)
 
 
 def test_write_throughput():
@@ -234,9 +224,7 @@ def test_write_throughput():
         for _ in range(16):
             await ctx.tick().until(port.done)
 
-    for role in (ask, give, done):
-        bench.sim.add_testbench(role)
-    bench.sim.run()
+    bench.run(ask, give, done)
     assert bench.memory.writes == [(256 * i, 16) for i in range(16)]
     assert bench.memory.data[16 * 200] == 200
 
@@ -259,9 +247,7 @@ def test_short_requests():
             assert payload.data == int.from_bytes(bench.memory.data[at : at + 16], "little")
         assert bench.now <= 60 + 40 + 6
 
-    bench.sim.add_testbench(ask)
-    bench.sim.add_testbench(take)
-    bench.sim.run()
+    bench.run(ask, take)
 
 
 def test_read_turns():
@@ -279,9 +265,7 @@ def test_read_turns():
 
         return run
 
-    for i in range(3):
-        bench.sim.add_testbench(reader(i))
-    bench.sim.run()
+    bench.run(*map(reader, range(3)))
     clients = [at >> 12 for at, _ in bench.memory.reads]
     assert clients.index(0) < 15
     clients.remove(0)
@@ -314,8 +298,7 @@ def test_window(addr, size, denied):
         assert bool(bench.memory.reads) == (not denied)
         assert bool(bench.memory.writes) == (not denied)
 
-    bench.sim.add_testbench(run)
-    bench.sim.run()
+    bench.run(run)
 
 
 def test_errors():
@@ -338,9 +321,7 @@ def test_errors():
             error, *_ = await ctx.tick().sample(port.error).until(port.done)
             assert error == (addr == 1024)
 
-    bench.sim.add_testbench(reads)
-    bench.sim.add_testbench(writes)
-    bench.sim.run()
+    bench.run(reads, writes)
 
 
 @pytest.mark.parametrize("size", [64, 8000])  # one burst, over and over; more than gets issued
@@ -391,5 +372,4 @@ def test_drain(after, size):
         error, *_ = await ctx.tick().sample(write.error).until(write.done)
         assert not error and bench.memory.data[8000] == 7
 
-    bench.sim.add_testbench(run)
-    bench.sim.run()
+    bench.run(run)

@@ -9,7 +9,7 @@ import pytest
 
 from systole.hw.conv.engine import ConvEngine
 from systole.isa import COMMANDS, Config, Opcode
-from tests.helpers.simulation import simulation
+from tests.helpers.simulation import Inputs, put, simulation
 
 FIELDS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
 
@@ -132,7 +132,7 @@ class Bench:
     def __init__(self, config: Config, *, seed: int = 0, gaps=0.0, refuse=0.0, drain=False):
         self.rng = np.random.default_rng(seed)
         self.config = config
-        self._design = simulation(ConvEngine, config, (False, False, True, False))
+        self._design = simulation(ConvEngine, config)
         self.dut = self._design.dut
         self.model = Model(config, self.rng)
         self.gaps, self.refuse, self.drain = gaps, refuse, drain
@@ -147,54 +147,48 @@ class Bench:
         expected = [model.run(cmd) for cmd in commands]
         cols = self.config.cols
 
+        accumulator = Inputs(dut.accumulators.en, dut.accumulators.addr)
+        weight = Inputs(dut.weight_write.valid, dut.weight_write.addr, dut.weight_write.data)
+        answer = Inputs(dut.scratchpad.ready, dut.scratchpad.data)
+
         async def read(ctx, addr: int) -> np.ndarray:
-            ctx.set(dut.accumulators.en, 1)
-            ctx.set(dut.accumulators.addr, addr)
+            accumulator.set(ctx, 1, addr)
             await ctx.tick()
-            ctx.set(dut.accumulators.en, 0)
+            accumulator.set(ctx, 0, addr)
             raw = ctx.get(dut.accumulators.data).to_bytes(4 * cols, "little")
             return np.frombuffer(raw, "<u4")
 
-        async def put(ctx):
+        async def issue(ctx):
             for addr, word in enumerate(model.weights):
-                ctx.set(dut.weight_write.valid, 1)
-                ctx.set(dut.weight_write.addr, addr)
-                ctx.set(
-                    dut.weight_write.data,
-                    int.from_bytes(word.astype(np.int8).tobytes(), "little"),
-                )
+                data = int.from_bytes(word.astype(np.int8).tobytes(), "little")
+                weight.set(ctx, 1, addr, data)
                 assert ctx.get(dut.weight_write.ready)
                 await ctx.tick()
-            ctx.set(dut.weight_write.valid, 0)
-            ctx.set(dut.weight_write.data, 0)
+            weight.set(ctx, 0, 0, 0)
             for index, cmd in enumerate(commands):
                 while rng.random() < self.gaps or (self.drain and self.drained < index - 1):
                     await ctx.tick()
-                for name in FIELDS:
-                    ctx.set(dut.command.cmd.p[name], cmd[name])
-                ctx.set(dut.command.cmd.valid, 1)
-                while not ctx.get(dut.command.cmd.ready):
-                    await ctx.tick()
-                self.accepted.append(self.cycle)
-                await ctx.tick()
-                ctx.set(dut.command.cmd.valid, 0)
+                await put(ctx, dut.command.cmd, cmd)
+                self.accepted.append(self.cycle - 1)
 
         async def scratchpad(ctx):
+            data = 0
+            port, command = dut.scratchpad, dut.command
+            edge = ctx.tick().sample(port.valid, port.addr, command.stalled)
+            refused: int | None = None
             while True:
                 ready = rng.random() >= self.refuse
-                ctx.set(dut.scratchpad.ready, ready)
-                valid, addr = ctx.get(dut.scratchpad.valid), ctx.get(dut.scratchpad.addr)
-                self.refused += valid and not ready
-                self.stalled += ctx.get(dut.command.stalled)
-                await ctx.tick()
+                answer.set(ctx, ready, data)
+                _, _, valid, addr, stalled = await edge
+                if refused is not None:
+                    assert valid and addr == refused, "a refused read must be kept up"
+                refused = addr if valid and not ready else None
+                self.refused += refused is not None
+                self.stalled += stalled
                 word = rng.integers(-128, 128, self.config.rows)
                 if valid and ready:
                     word = model.scratchpad[addr]
-                elif valid:
-                    assert ctx.get(dut.scratchpad.valid), "a refused read must be kept up"
-                    assert ctx.get(dut.scratchpad.addr) == addr
                 data = int.from_bytes(word.astype(np.int8).tobytes(), "little")
-                ctx.set(dut.scratchpad.data, data)
 
         async def monitor(ctx):
             while self.drained < len(commands):
@@ -217,7 +211,7 @@ class Bench:
                 if want.any():
                     assert (await read(ctx, word) == want).all(), word
 
-        self._design.run(monitor, put, scratchpad, check)
+        self._design.run(monitor, issue, check, background=(scratchpad,))
         assert len(self.retired) == len(commands)
         assert self.stalled == self.refused
 

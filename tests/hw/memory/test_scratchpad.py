@@ -7,6 +7,7 @@ from amaranth.sim import Simulator
 
 from systole.hw.memory.scratchpad import Scratchpad, WeightArbiter
 from systole.isa import Config
+from tests.helpers.simulation import Inputs, simulation
 
 CONFIGS = {
     "4x4": Config.sized(4, 4, scratchpad_bytes=4 * 64, banks=2),
@@ -31,7 +32,8 @@ def test_random_traffic(name):
     """Grants, data and masks as modelled; clients hold their request until it is taken."""
     config = CONFIGS[name]
     rng = random.Random(7)
-    dut = Scratchpad(config)
+    design = simulation(Scratchpad, config)
+    dut = design.dut
     words, groups = config.scratchpad_words, config.rows // config.lanes
     content = [0] * words
     hits = {"conflict": 0, "full": 0, "raw": 0}
@@ -39,6 +41,10 @@ def test_random_traffic(name):
     async def bench(ctx):
         reads, writes = [None] * 4, [None] * 4
         written = set()
+        inputs = Inputs(
+            *(signal for p in dut.read for signal in (p.valid, p.addr)),
+            *(signal for p in dut.write for signal in (p.valid, p.addr, p.data, p.mask)),
+        )
         for _ in range(600):
             hot = rng.randrange(words)  # several clients at one word
             for i in range(4):
@@ -49,13 +55,11 @@ def test_random_traffic(name):
                 if writes[i] is None and rng.random() < 0.7:
                     data = rng.getrandbits(8 * config.rows)
                     writes[i] = (addr, data, rng.randrange(1 << groups))
-                ctx.set(dut.read[i].valid, reads[i] is not None)
-                ctx.set(dut.read[i].addr, reads[i] or 0)
-                ctx.set(dut.write[i].valid, writes[i] is not None)
-                addr, data, mask = writes[i] or (0, 0, 0)
-                ctx.set(dut.write[i].addr, addr)
-                ctx.set(dut.write[i].data, data)
-                ctx.set(dut.write[i].mask, mask)
+            inputs.set(
+                ctx,
+                *(value for addr in reads for value in (addr is not None, addr or 0)),
+                *(value for w in writes for value in (w is not None, *(w or (0, 0, 0)))),
+            )
             read_grants = grants(reads, config.banks)
             write_grants = grants([w and w[0] for w in writes], config.banks)
             expected = [content[a] if g else None for a, g in zip(reads, read_grants, strict=True)]
@@ -87,10 +91,7 @@ def test_random_traffic(name):
                     content[addr] = content[addr] & ~bits | data & bits
                     writes[i] = None
 
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    sim.add_testbench(bench)
-    sim.run()
+    design.run(bench)
     assert hits["conflict"] > 50 and hits["raw"] > 20
     assert hits["full"] > 5 or config.banks < 4
 

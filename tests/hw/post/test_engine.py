@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
 
 from systole.hw.post.combine import PostCombine
 from systole.hw.post.engine import PostEngine
@@ -15,7 +14,7 @@ from systole.hw.post.table import PostTable
 from systole.isa import COMMANDS, Config, Opcode, PostOp, PostSource
 from systole.isa.commands import TABLE_BYTES
 from systole.isa.numerics import combine, requantise
-from tests.helpers.simulation import simulation
+from tests.helpers.simulation import Inputs, simulation
 
 PARAM_AREA = 1024
 """Scratchpad words under this hold parameters; tensors lie above, tables behind them."""
@@ -173,29 +172,27 @@ def run(
         offered = False
         word, acc = None, None
         cycle = 0
-        read, write = dut.scratchpad_read, dut.scratchpad_write
+        command, read, write = dut.command, dut.scratchpad_read, dut.scratchpad_write
+        accumulators, cmd = dut.accumulators, command.cmd
         lanes, rows = config.lanes, config.rows
+        inputs = Inputs(cmd.valid, read.ready, write.ready, read.data, accumulators.data)
         while todo:
             if waiting and not offered and rng.random() >= hold:
-                ctx.set(dut.command.cmd.payload, waiting[0])
+                ctx.set(cmd.payload, waiting[0])
                 offered = True
-            ctx.set(dut.command.cmd.valid, offered)
-            ctx.set(read.ready, rng.random() >= refuse)
-            ctx.set(write.ready, rng.random() >= refuse)
+            read_ready, write_ready = rng.random() >= refuse, rng.random() >= refuse
             # Data are there in the one cycle only.
             junk = rng.integers(-128, 128, max(rows, 4 * config.cols)).astype(np.int8)
-            ctx.set(read.data, pack(junk[:rows] if word is None else word, 8))
-            ctx.set(
-                dut.accumulators.data,
-                pack(junk[: 4 * config.cols], 8) if acc is None else pack(acc, 32),
-            )
+            data = pack(junk[:rows] if word is None else word, 8)
+            sums = pack(junk[: 4 * config.cols], 8) if acc is None else pack(acc, 32)
+            inputs.set(ctx, offered, read_ready, write_ready, data, sums)
             word = acc = None
-            if ctx.get(read.valid) and ctx.get(read.ready):
+            if read_ready and ctx.get(read.valid):
                 word = memories.words[ctx.get(read.addr)].copy()
-            if ctx.get(dut.accumulators.en):
-                acc = memories.acc[ctx.get(dut.accumulators.addr)]
+            if ctx.get(accumulators.en):
+                acc = memories.acc[ctx.get(accumulators.addr)]
                 out.issued.append(cycle)
-            if ctx.get(write.valid) and ctx.get(write.ready):
+            if write_ready and ctx.get(write.valid):
                 value = np.frombuffer(ctx.get(write.data).to_bytes(rows, "little"), np.int8)
                 mask = ctx.get(write.mask)
                 for p in range(rows // lanes):
@@ -203,15 +200,15 @@ def run(
                         part = slice(p * lanes, (p + 1) * lanes)
                         memories.words[ctx.get(write.addr), part] = value[part]
                 out.written.append(cycle)
-            if offered and ctx.get(dut.command.cmd.ready):
+            if offered and ctx.get(cmd.ready):
                 waiting.pop(0)
                 offered = False
                 out.accepted.append(cycle)
-            stalled = ctx.get(dut.command.stalled)
+            stalled = ctx.get(command.stalled)
             out.stalled += stalled
             if stalled:
                 assert len(out.accepted) > len(out.retired), "stalled with nothing in flight"
-            if ctx.get(dut.command.retire):
+            if ctx.get(command.retire):
                 reference.execute(todo[0])
                 wrong = np.argwhere(memories.words != reference.words)
                 assert not len(wrong), f"after {todo[0]}: {len(wrong)} bytes, first {wrong[0]}"
@@ -221,7 +218,7 @@ def run(
             cycle += 1
             assert cycle < 20_000, "hangs"
         for _ in range(20):
-            assert not ctx.get(write.valid) and not ctx.get(dut.command.retire)
+            assert not ctx.get(write.valid) and not ctx.get(command.retire)
             await ctx.tick()
 
     design.run(bench)
@@ -247,7 +244,8 @@ def test_combine_equals_numpy(kind: str):
     """PostCombine over all shifts and multipliers; many totals are exact ties, or one off a tie."""
     lanes, vectors = 16, 24
     rng = np.random.default_rng(6)
-    dut = PostCombine(lanes=lanes)
+    design = simulation(PostCombine, lanes=lanes)
+    dut = design.dut
     latency = dut.LATENCY + (kind == "mul")
     got: list[int] = []
     expected: list[int] = []
@@ -255,6 +253,7 @@ def test_combine_equals_numpy(kind: str):
 
     async def bench(ctx):
         nonlocal ties
+        setup, operands = Inputs(dut.setup, dut.shift), Inputs(dut.i_valid, dut.a, dut.b)
         for trial in range(130):
             shift = trial % 63 + 1
             ma, mb = (int(x) for x in rng.integers(0, 1 << 24, 2) >> rng.integers(0, 24, 2))
@@ -266,19 +265,16 @@ def test_combine_equals_numpy(kind: str):
             low, high = (min(x, y), max(x, y)) if trial % 4 == 0 else (-128, 127)
             c = fields(za=za, zb=zb, zo=zo, ma=ma, mb=mb, shift=shift, low2=low, high2=high)
             c["op"] = PostOp[kind.upper()]
-            ctx.set(dut.setup, 1)
-            ctx.set(dut.shift, shift)
+            setup.set(ctx, 1, shift)
             await ctx.tick()
-            ctx.set(dut.setup, 0)
-            ctx.set(dut.shift, int(rng.integers(64)))
+            setup.set(ctx, 0, int(rng.integers(64)))
             ctx.set(dut.cmd, c)
             for i in range(vectors + latency):
                 a, b = rng.integers(-128, 128, (2, lanes)).astype(np.int8)
                 if i % 2:
                     b[: lanes // 2] = zb
-                ctx.set(dut.i_valid, i < vectors)
-                ctx.set(dut.a, int.from_bytes(a.tobytes(), "little"))
-                ctx.set(dut.b, int.from_bytes(b.tobytes(), "little"))
+                packed = (int.from_bytes(x.tobytes(), "little") for x in (a, b))
+                operands.set(ctx, i < vectors, *packed)
                 if ctx.get(dut.o_valid):
                     got.append(ctx.get(dut.o))
                 if i < vectors:
@@ -290,10 +286,7 @@ def test_combine_equals_numpy(kind: str):
                     ties += int((total & ((1 << shift) - 1) == 1 << (shift - 1)).sum())
                 await ctx.tick()
 
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    sim.add_testbench(bench)
-    sim.run()
+    design.run(bench)
     assert got == expected and ties > 800
 
 

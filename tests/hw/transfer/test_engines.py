@@ -7,13 +7,13 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
-from amaranth.sim import Simulator
 
 from systole.hw.bus.axi import Axi4Read, Axi4Write, ReadManager, WriteManager
 from systole.hw.bus.interfaces import CommandPort, ScratchpadRead, ScratchpadWrite, WeightWrite
 from systole.hw.transfer.engines import LoadEngine, StoreEngine
 from systole.isa import Config, Fault, LoadTarget, Opcode
 from tests.helpers.axi_model import AxiMemory
+from tests.helpers.simulation import simulation
 
 BASE = 0x8_7654_3000
 LATENCY = 30
@@ -28,45 +28,20 @@ CONFIGS = {
 }
 
 
-class Loader(wiring.Component):
-    """A LOAD engine and the read manager it needs."""
+class Transfer(wiring.Component):
+    """A LOAD or STORE engine with the manager it needs; the ports are the engine's."""
 
-    def __init__(self, config):
-        self.engine = LoadEngine(config)
-        self.manager = ReadManager(config, clients=2)
-        super().__init__(
-            {
-                "command": In(CommandPort(Opcode.LOAD)),
-                "bus": Out(Axi4Read(config)),
-                "scratchpad": Out(ScratchpadWrite(config)),
-                "weights": Out(WeightWrite(config)),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.engine, m.submodules.manager = engine, manager = self.engine, self.manager
-        connect(m, engine.memory, manager.clients[1])
-        connect(m, flipped(self.command), engine.command)
-        connect(m, manager.bus, flipped(self.bus))
-        connect(m, engine.scratchpad, flipped(self.scratchpad))
-        connect(m, engine.weights, flipped(self.weights))
-        return m
-
-
-class Storer(wiring.Component):
-    """A STORE engine and the write manager it needs."""
-
-    def __init__(self, config):
-        self.engine = StoreEngine(config)
-        self.manager = WriteManager(config, clients=2)
-        super().__init__(
-            {
-                "command": In(CommandPort(Opcode.STORE)),
-                "bus": Out(Axi4Write(config)),
-                "scratchpad": Out(ScratchpadRead(config)),
-            }
-        )
+    def __init__(self, config, opcode):
+        load = opcode == Opcode.LOAD
+        self.engine = (LoadEngine if load else StoreEngine)(config)
+        self.manager = (ReadManager if load else WriteManager)(config, clients=2)
+        # The bus, and what the engine has on the side of the local memories.
+        local = {"scratchpad": Out(ScratchpadWrite(config)), "weights": Out(WeightWrite(config))}
+        if not load:
+            local = {"scratchpad": Out(ScratchpadRead(config))}
+        bus = Out((Axi4Read if load else Axi4Write)(config))
+        super().__init__({"command": In(CommandPort(opcode)), "bus": bus, **local})
+        self.local = tuple(local)
 
     def elaborate(self, platform):
         m = Module()
@@ -74,18 +49,23 @@ class Storer(wiring.Component):
         connect(m, engine.memory, manager.clients[1])
         connect(m, flipped(self.command), engine.command)
         connect(m, manager.bus, flipped(self.bus))
-        connect(m, engine.scratchpad, flipped(self.scratchpad))
+        for name in self.local:
+            connect(m, getattr(engine, name), flipped(getattr(self, name)))
         return m
 
 
 class Bench:
-    """Runs commands on a Loader or Storer. ``words``: the local memories by target, as byte rows.
+    """Runs commands on a ``Transfer``. ``words``: the local memories by target, as byte rows.
 
-    Ends when every command has retired, or 300 cycles after a fault.
+    A run ends when every command has retired, or 300 cycles after a fault.
     """
 
-    def __init__(self, dut, config, *, size=1 << 15, limit=None, seed=3, local_stall=0.0, **memory):
-        self.dut, self.config, self.local_stall = dut, config, local_stall
+    def __init__(
+        self, opcode, config, *, size=1 << 15, limit=None, seed=3, local_stall=0.0, **memory
+    ):
+        self._simulation = simulation(Transfer, config, opcode)
+        self.dut = self._simulation.dut
+        self.opcode, self.config, self.local_stall = opcode, config, local_stall
         self.random = random.Random(seed)
         self.limit = size if limit is None else limit
         memory = {"latency": (LATENCY, LATENCY)} | memory
@@ -101,15 +81,17 @@ class Bench:
         self.on_retire = lambda index: None
 
     def run(self, commands):
-        sim = Simulator(self.dut)
-        sim.add_clock(1e-6)
-        if hasattr(self.dut, "weights"):
-            sim.add_process(self.memory.reader(self.dut.bus))
-            sim.add_process(self.sink(self.dut.scratchpad, self.words[0]))
-            sim.add_process(self.sink(self.dut.weights, self.words[1]))
+        if self.opcode == Opcode.LOAD:
+            processes = (
+                self.memory.reader(self.dut.bus),
+                self.sink(self.dut.scratchpad, self.words[0]),
+                self.sink(self.dut.weights, self.words[1]),
+            )
         else:
-            sim.add_process(self.memory.writer(self.dut.bus))
-            sim.add_process(self.source(self.dut.scratchpad, self.words[0]))
+            processes = (
+                self.memory.writer(self.dut.bus),
+                self.source(self.dut.scratchpad, self.words[0]),
+            )
 
         async def issue(ctx):
             ctx.set(self.dut.manager.base, BASE)
@@ -144,9 +126,7 @@ class Bench:
                     self.fault = (Fault(code), address)
                 quiet += self.fault is not None
 
-        sim.add_testbench(issue)
-        sim.add_testbench(watch)
-        sim.run()
+        self._simulation.run(issue, watch, processes=processes)
         return self
 
     @property
@@ -234,8 +214,7 @@ def vector_bytes_of(config, target):
 def test_random_loads(name):
     config = CONFIGS[name]
     rng = random.Random(11)
-    dut = Loader(config)
-    bench = Bench(dut, config, latency=(1, 20), stall=0.2, local_stall=0.2)
+    bench = Bench(Opcode.LOAD, config, latency=(1, 20), stall=0.2, local_stall=0.2)
     commands = []
     for i in range(14):
         target = rng.choice(tuple(LoadTarget))
@@ -267,7 +246,7 @@ def test_random_stores(name):
     config = CONFIGS[name]
     rng = random.Random(12)
     vector = config.vector_bytes
-    bench = Bench(Storer(config), config, latency=(1, 20), stall=0.2, local_stall=0.2)
+    bench = Bench(Opcode.STORE, config, latency=(1, 20), stall=0.2, local_stall=0.2)
     space = range(0, (1 << 15) // vector)
     commands = [random_transfer(rng, vector, space, range(0, 1000)) for _ in range(14)]
     expected = bytearray(bench.memory.data)
@@ -305,7 +284,7 @@ OVERHEAD = 12
 def test_load_throughput(name, target, shape):
     config = CONFIGS[name]
     vector = vector_bytes_of(config, target)
-    bench = Bench(Loader(config), config)
+    bench = Bench(Opcode.LOAD, config)
     words = int(np.prod(shape))
     bench.run([transfer(vector, *shape, dram=64) | {"target": target}])
     assert bench.cycles <= cost(config, vector, words) + LATENCY + OVERHEAD
@@ -320,7 +299,7 @@ def test_load_commands_overlap(count0, count1):
         transfer(16, count0, count1, dram=1024 * i, local=64 * i) | {"target": i % 2}
         for i in range(4)
     ]
-    bench = Bench(Loader(config), config).run(commands)
+    bench = Bench(Opcode.LOAD, config).run(commands)
     assert bench.cycles <= 4 * 64 + LATENCY + OVERHEAD
 
 
@@ -328,7 +307,7 @@ def test_load_commands_overlap(count0, count1):
 @pytest.mark.parametrize("shape", [(256,), (16, 20), (32, 4, 2)])
 def test_store_throughput(name, shape):
     config = CONFIGS[name]
-    bench = Bench(Storer(config), config)
+    bench = Bench(Opcode.STORE, config)
     words = int(np.prod(shape))
     bench.run([transfer(config.vector_bytes, *shape, dram=64)])
     assert bench.cycles <= cost(config, config.vector_bytes, words) + LATENCY + OVERHEAD
@@ -338,7 +317,7 @@ def test_store_throughput(name, shape):
 def test_store_commands_overlap():
     config = CONFIGS["16x16"]
     commands = [transfer(16, 32, 2, dram=1024 * i, local=64 * i) for i in range(4)]
-    bench = Bench(Storer(config), config).run(commands)
+    bench = Bench(Opcode.STORE, config).run(commands)
     assert bench.cycles <= 4 * 64 + LATENCY + OVERHEAD
 
 
@@ -348,7 +327,7 @@ def test_store_error(name, runs):
     """The failing run's address is reported, after the commands before it have retired."""
     config = CONFIGS[name]
     vector = config.vector_bytes
-    bench = Bench(Storer(config), config)
+    bench = Bench(Opcode.STORE, config)
     good = transfer(vector, 8, dram=0)
     bad = transfer(vector, 8, runs, dram=2048, dram1=512)
     bench.memory.errors = {2048 + 512 * (runs - 1)}
@@ -364,7 +343,7 @@ def test_load_error(name, runs, local_stall):
     """As for stores; words written before stay, none is written after."""
     config = CONFIGS[name]
     vector = config.vector_bytes
-    bench = Bench(Loader(config), config, local_stall=local_stall)
+    bench = Bench(Opcode.LOAD, config, local_stall=local_stall)
     good = transfer(vector, 8, dram=0) | {"target": 0}
     bad = transfer(vector, 8, runs, dram=2048, dram1=512, local=64) | {"target": 0}
     bench.memory.errors = {2048 + 512 * (runs - 1)}
@@ -378,7 +357,7 @@ def test_load_error(name, runs, local_stall):
     assert (bench.words[0] == before).all()
 
 
-@pytest.mark.parametrize("engine", [Loader, Storer])
+@pytest.mark.parametrize("opcode", [Opcode.LOAD, Opcode.STORE])
 @pytest.mark.parametrize(
     "fields, address",
     [
@@ -390,10 +369,10 @@ def test_load_error(name, runs, local_stall):
         ({"dram": 7936 - 256, "dram1": 256, "count1": 4}, 7936),
     ],
 )
-def test_window(engine, fields, address):
+def test_window(opcode, fields, address):
     """A run that leaves the window, or the 32 bits, faults after all before it are done."""
     config = CONFIGS["16x16"]
-    bench = Bench(engine(config), config, limit=8000)
+    bench = Bench(opcode, config, limit=8000)
     good = transfer(16, 8)
     bench.run([good, good, transfer(16, 8) | fields, good])
     assert len(bench.retired) == 2

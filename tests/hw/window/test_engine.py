@@ -10,7 +10,7 @@ import pytest
 from systole.hw.window.engine import WindowEngine
 from systole.isa import COMMANDS, Config, Opcode, WindowOp
 from systole.isa.numerics import requantise
-from tests.helpers.simulation import simulation
+from tests.helpers.simulation import Inputs, simulation
 
 SOURCE, WEIGHTS, PARAMS, OUT, WORDS = 0, 4096, 8192, 9216, 16384
 """Areas of the scratchpad, in words."""
@@ -119,52 +119,34 @@ def run(
         nonlocal accepted
         waiting = list(commands)
         ctx.set(port.cmd.payload, waiting[0])
-        now = 0
+        now = data = 0
+        inputs = Inputs(port.cmd.valid, read.ready, write.ready, read.data)
+        edge = ctx.tick().sample(
+            *(port.cmd.ready, port.retire, port.stalled, read.valid, read.addr),
+            *(write.valid, write.addr, write.data, write.mask),
+        )
         while len(cycles) < len(commands):
-            ctx.set(port.cmd.valid, bool(waiting) and rng.random() < 0.9)
+            offered = bool(waiting) and rng.random() < 0.9
             read_ready = rng.random() >= read_stall
             write_ready = rng.random() >= write_stall
-            ctx.set(read.ready, read_ready)
-            ctx.set(write.ready, write_ready)
-            (
-                _,
-                _,
-                taken,
-                reads,
-                address,
-                writes,
-                target,
-                word,
-                mask,
-                retire,
-                stalled,
-            ) = await ctx.tick().sample(
-                port.cmd.valid & port.cmd.ready,
-                read.valid,
-                read.addr,
-                write.valid,
-                write.addr,
-                write.data,
-                write.mask,
-                port.retire,
-                port.stalled,
-            )
+            inputs.set(ctx, offered, read_ready, write_ready, data)
+            _, _, ready, retire, stalled, reads, address, writes, target, word, mask = await edge
             now += 1
             assert now < 60_000, "timeout"
             read_refused, write_refused = reads and not read_ready, writes and not write_ready
             # One result may wait without holding anything up.
             assert read_refused <= stalled <= (read_refused or write_refused)
-            if taken:
+            if offered and ready:
                 waiting.pop(0)
                 ctx.set(port.cmd.payload, waiting[0] if waiting else fields())
                 accepted = now if accepted is None else accepted
             if retire:
                 cycles.append(now - accepted)
             if reads and read_ready:
-                data = actual[address]
+                row = actual[address]
             else:
-                data = rng.integers(-128, 128, config.rows).astype(np.int8)
-            ctx.set(read.data, int.from_bytes(data.tobytes(), "little"))
+                row = rng.integers(-128, 128, config.rows).astype(np.int8)
+            data = int.from_bytes(row.tobytes(), "little")
             if writes and write_ready:
                 assert mask == (1 << len(write.mask)) - 1
                 raw = word.to_bytes(config.rows, "little")

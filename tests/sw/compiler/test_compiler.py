@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from systole.isa import Config, Engine, LoadTarget, Opcode, PostSource, WindowOp
 from systole.isa.csr import TOKEN_BITS
 from systole.sw.compiler import compile_graph
-from systole.sw.compiler.lowering import Lowering
-from systole.sw.compiler.plan import Buffer, Planner, cuts, pack
+from systole.sw.compiler.emission.fields import CommandFields
+from systole.sw.compiler.lowering import lower
+from systole.sw.compiler.packing import Buffer, pack
+from systole.sw.compiler.plan import Planner
+from systole.sw.compiler.regions import cuts
 from systole.sw.compiler.stream import CommandStream, Span, StreamMemory, TokenError, run
 from systole.sw.compiler.weights import WeightRing, pieces
 from systole.sw.ir.graph import ModelError
@@ -68,10 +72,10 @@ def _transfer(stream: CommandStream, rng: random.Random, engine: Engine) -> None
     dram = run(StreamMemory.DRAM, DRAM_BASE // 4 + vector, n)
     local = Span(StreamMemory.SCRATCHPAD, start, counts, steps)
     if engine == Engine.STORE:
-        stream.emit(Opcode.STORE, fields, [local], [dram], layer=0)
+        stream.emit(Opcode.STORE, fields, [local], [dram], stage=0)
     else:
         fields["target"] = LoadTarget.SCRATCHPAD
-        stream.emit(Opcode.LOAD, fields, [dram], [local], layer=0, engine=engine)
+        stream.emit(Opcode.LOAD, fields, [dram], [local], stage=0, engine=engine)
 
 
 def _load_weights(stream: CommandStream, tile: int, tiles: int) -> None:
@@ -81,7 +85,7 @@ def _load_weights(stream: CommandStream, tile: int, tiles: int) -> None:
         fields | {"local": 4 * tile},
         [run(StreamMemory.DRAM, DRAM_BASE // 4, 4 * tiles)],
         [run(StreamMemory.WEIGHTS, 4 * tile, 4 * tiles)],
-        layer=0,
+        stage=0,
         engine=Engine.WLOAD,
     )
 
@@ -94,7 +98,7 @@ def _conv(stream: CommandStream, rng: random.Random, half: int, first: bool) -> 
     if first:  # All of the half: what follows reads or adds to any part of it.
         fields |= dict(out_w=TINY.acc_half)
     reads = [run(StreamMemory.SCRATCHPAD, src, width), run(StreamMemory.WEIGHTS, 4 * tile, 4)]
-    stream.emit(Opcode.CONV, fields, reads, [run(StreamMemory.ACCUMULATORS, half, 1)], layer=0)
+    stream.emit(Opcode.CONV, fields, reads, [run(StreamMemory.ACCUMULATORS, half, 1)], stage=0)
 
 
 def _post(stream: CommandStream, rng: random.Random, half: int | None) -> None:
@@ -114,7 +118,7 @@ def _post(stream: CommandStream, rng: random.Random, half: int | None) -> None:
             run(StreamMemory.ACCUMULATORS, half, 1),
             run(StreamMemory.SCRATCHPAD, source, TINY.param_words),
         ]
-    stream.emit(Opcode.POST, fields, reads, [run(StreamMemory.SCRATCHPAD, out, width)], layer=0)
+    stream.emit(Opcode.POST, fields, reads, [run(StreamMemory.SCRATCHPAD, out, width)], stage=0)
 
 
 def _window(stream: CommandStream, rng: random.Random) -> None:
@@ -126,7 +130,7 @@ def _window(stream: CommandStream, rng: random.Random) -> None:
     fields = dict(op=WindowOp.MAX, blocks=1, src=src, in_w=width, in_h=1, out=out)
     fields |= dict(out_w=width, out_h=1, low=-128, high=127, **POINT)
     reads = [run(StreamMemory.SCRATCHPAD, src, width)]
-    stream.emit(Opcode.WINDOW, fields, reads, [run(StreamMemory.SCRATCHPAD, out, width)], layer=0)
+    stream.emit(Opcode.WINDOW, fields, reads, [run(StreamMemory.SCRATCHPAD, out, width)], stage=0)
 
 
 def random_stream(seed: int, commands: int = 60) -> CommandStream:
@@ -135,7 +139,7 @@ def random_stream(seed: int, commands: int = 60) -> CommandStream:
     stream = CommandStream(TINY, DRAM_BASE + 4 * DRAM_WORDS, 4)
     whole = dict(dram=DRAM_BASE, count0=64, count1=1, count2=1, target=LoadTarget.SCRATCHPAD)
     everything = [run(StreamMemory.DRAM, DRAM_BASE // 4, 64)], [run(StreamMemory.SCRATCHPAD, 0, 64)]
-    stream.emit(Opcode.LOAD, whole, *everything, layer=0, engine=Engine.LOAD)
+    stream.emit(Opcode.LOAD, whole, *everything, stage=0, engine=Engine.LOAD)
     _load_weights(stream, 0, 4)
     for half in (0, 1):
         _conv(stream, rng, half, True)
@@ -196,14 +200,21 @@ def test_every_derived_token_is_needed(seed):
             run_stream(stream)
 
 
+def test_misspelt_fields_are_refused():
+    with pytest.raises(TypeError, match=r"^CONV has no field strid_x$"):
+        CommandFields(Opcode.CONV)(src=1, strid_x=2)
+    with pytest.raises(TypeError, match=r"^STORE has no field signal, target$"):
+        CommandFields(Opcode.STORE)(target=0, signal=1)
+
+
 def test_engines_far_ahead_are_held_back():
     """More producers in a row than a token counter counts, none of which needs the consumer."""
     config = Config.sized(4, 4)
     stream = CommandStream(config, 1 << 16, 4)
     for i in range(1000):
         word = run(StreamMemory.SCRATCHPAD, i, 1)
-        stream.emit(Opcode.LOAD, {}, [], [word], layer=0)
-        stream.emit(Opcode.STORE, {}, [word], [], layer=0)
+        stream.emit(Opcode.LOAD, {}, [], [word], stage=0)
+        stream.emit(Opcode.STORE, {}, [word], [], stage=0)
     stream.check_tokens()
     held = [c for c in stream.commands if c.engine == Engine.LOAD and c.wait >> Engine.STORE & 1]
     assert 0 < len(held) < 40
@@ -216,9 +227,9 @@ def test_token_overflow_is_found():
     for count in (limit, limit + 1):
         stream = CommandStream(config, 1 << 16, 4)
         for i in range(count):
-            stream.emit(Opcode.LOAD, {}, [], [run(StreamMemory.SCRATCHPAD, i, 1)], layer=0)
+            stream.emit(Opcode.LOAD, {}, [], [run(StreamMemory.SCRATCHPAD, i, 1)], stage=0)
         for i in range(count):
-            stream.emit(Opcode.STORE, {}, [run(StreamMemory.SCRATCHPAD, i, 1)], [], layer=0)
+            stream.emit(Opcode.STORE, {}, [run(StreamMemory.SCRATCHPAD, i, 1)], [], stage=0)
         if count == limit:
             stream.check_tokens()
         else:
@@ -229,7 +240,7 @@ def test_token_overflow_is_found():
 def _one_layer(channels: int, outputs: int, columns: int = 1, batch: int = 1):
     b = GraphBuilder(np.random.default_rng(0))
     x = b.input((batch, channels, 1, columns))
-    b.conv(x, outputs, (1, 1), (1, 1), NO_PADS, (1, 1))
+    b.conv(x, outputs, kernel=(1, 1), strides=(1, 1), pads=NO_PADS, dilations=(1, 1))
     return b
 
 
@@ -323,7 +334,8 @@ def test_pieces_cover_the_reduction_in_order(blocks, kh, kw, limit):
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 16), st.integers(0, 16)), max_size=80))
 def test_weight_ring_holds_what_it_says(requests):
     """Against a memory that remembers what was written where; pieces come alone or in pairs."""
-    ring, memory = WeightRing(32), [None] * 32
+    ring = WeightRing(32)
+    memory: list[tuple[int, int] | None] = [None] * 32
     for name, words, more in requests:
         key = (name, words)
         at = ring.find(key)
@@ -338,9 +350,10 @@ def test_weight_ring_holds_what_it_says(requests):
                 memory[start : start + n] = [each] * n
                 start += n
         assert memory[at : at + words] == [key] * words
-    held = [(key, ring.find(key)) for key in set(memory) - {None} if ring.find(key) is not None]
-    for key, at in held:
-        assert memory[at : at + key[1]] == [key] * key[1]
+    for key in {key for key in memory if key is not None}:
+        at = ring.find(key)
+        if at is not None:
+            assert memory[at : at + key[1]] == [key] * key[1]
 
 
 # Whole graphs -------------------------------------------------------------------------------------
@@ -420,15 +433,16 @@ def test_single_buffers_are_not_prefetched():
     """Every region's input fills the only buffer, which later output groups still read."""
     config = _small(4, 4, 128, 3, 16)
     b = GraphBuilder(np.random.default_rng(5))
-    b.conv(b.input((1, 16, 3, 13)), 12, (5, 5), (1, 1), (2, 2, 2, 2), (1, 1))
+    x = b.input((1, 16, 3, 13))
+    b.conv(x, 12, kernel=(5, 5), strides=(1, 1), pads=(2, 2, 2, 2), dilations=(1, 1))
     graph = b.graph(["t0"])
-    stages = Lowering(graph, config).stages()
+    stages = lower(graph, config).stages
     plan = Planner(graph, stages, config, {"t0"}).plan().stages[0]
     assert plan.buffers[0][1] == 1 and len(plan.regions) > 1 and stages[0].groups > 1
     _check(config, graph, b)
 
 
-def _commands(graph, **match: int) -> list[dict]:
+def _commands(graph, **match: int) -> list[Mapping[str, int]]:
     """The commands of the compiled graph that have these values."""
     program = compile_graph(graph, Config())
     return [c for c in program.decoded() if all(c[k] == v for k, v in match.items())]
@@ -471,7 +485,8 @@ def test_blocks_of_an_average_pool_share_parameters():
 @pytest.mark.parametrize("config", [_small(16, 16, 256, 2, 16), Config.sized(64, 64)])
 def test_kernel_rows_larger_than_the_weight_buffer(config):
     b = GraphBuilder(np.random.default_rng(6))
-    b.conv(b.input((1, 17, 2, 80)), 20, (2, 31), (1, 1), (1, 3, 0, 9), (1, 2))
+    x = b.input((1, 17, 2, 80))
+    b.conv(x, 20, kernel=(2, 31), strides=(1, 1), pads=(1, 3, 0, 9), dilations=(1, 2))
     _check(config, b.graph(["t0"]), b)
 
 
@@ -512,11 +527,10 @@ def test_writer_of_names_the_last_command_that_made_an_element():
             got = place.unpack(memory[place.offset : place.offset + place.bytes].tobytes(), config)
             for element in np.argwhere(got != expected[name])[:3]:
                 at = tuple(map(int, element))
-                if (
-                    program.command_layers[writer_of(program, name, at)]
-                    == (program.command_layers[victim])
-                ):
-                    assert writer_of(program, name, at) == victim
+                writer = writer_of(program, name, at)
+                assert writer is not None
+                if program.command_layers[writer] == program.command_layers[victim]:
+                    assert writer == victim
                     hits += 1
     assert hits > 5
 
@@ -548,7 +562,7 @@ def test_compare_counts_and_names_the_first_difference():
     assert count == len({flat.size // 2, flat.size - 1}) and first is not None
     at = np.unravel_index(flat.size // 2, expected[layer.output].shape)
     assert (first.layer, first.tensor, first.element) == (layer.name, layer.output, tuple(at))
-    assert program.command_layers[first.command] == 1
+    assert first.command is not None and program.command_layers[first.command] == 1
 
 
 # The program file ---------------------------------------------------------------------------------

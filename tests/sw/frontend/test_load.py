@@ -612,3 +612,15 @@ def test_other_real_models_are_refused_in_a_sentence():
     for path in sorted([*(REAL / "other").glob("*.onnx"), *REAL.glob("mlperf_tiny/*_float.onnx")]):
         with pytest.raises(ModelError, match=r"quantise|Softmax"):
             load(path)
+
+
+def test_the_graph_is_printed_after_a_pass(tmp_path, capsys):
+    path = saved(chain(node("Relu"), node("Tanh")), tmp_path)
+    load(path, dump_after="lower")
+    before = capsys.readouterr().out
+    load(path, dump_after="fuse_activations")
+    after = capsys.readouterr().out
+    assert before.startswith("after lower:\ngraph ") and "Table" in before
+    assert after.startswith("after fuse_activations (unchanged):\n")
+    with pytest.raises(ValueError, match="no pass 'fuse': the passes are lower, drop_unused"):
+        load(path, dump_after="fuse")

@@ -9,16 +9,14 @@ import pytest
 from amaranth.hdl import Fragment
 
 from systole.hw.arithmetic.requantise import Requantise
-from systole.hw.control import fetch
 from systole.hw.conv.array import SystolicArray
-from systole.hw.window import walk as window_walk
 from systole.hw.window.lines import WindowReduce
-from systole.isa import Config, Engine, WindowOp
+from systole.isa import Config, Engine, WindowOp, timing
 from systole.sw.cli import bench
 from systole.sw.cli.bench import predicted
 from systole.sw.compiler import compile_graph
-from systole.sw.simulate import cycles as cyclemodel
 from systole.sw.simulate.cycles import predict, predict_layers
+from systole.sw.simulate.cycles.machine import MachineModel
 from tests.helpers.networks import load_network, measured
 
 TOTAL = 0.01
@@ -68,14 +66,11 @@ def test_prediction_holds_for_other_machines(config, latency):
 def test_model_has_the_hardwares_constants(config):
     array = SystolicArray(config)
     Fragment.get(array, None)  # Amaranth warns of components that are never elaborated.
-    machine = cyclemodel._MachineModel([], config, 64, 64)
+    machine = MachineModel([], config, 64, 64)
     assert machine.capture == array.capture_lead
     assert machine.array == array.latency(config.cols - 1)
-    assert array.SWAP_LEAD == cyclemodel.CONV_SWAP
-    assert fetch.REQUEST_WORDS == cyclemodel.FETCH_WORDS
-    assert fetch.BUFFER_BYTES == cyclemodel.FETCH_BUFFER * fetch.WORD_BITS // 8
-    assert window_walk.DIVIDEND_BITS == cyclemodel.DIVIDEND_BITS
-    depth, reduction = cyclemodel.WINDOW_DEPTH, WindowReduce.LATENCY
+    assert array.SWAP_LEAD == timing.SWAP_LEAD
+    depth, reduction = timing.WINDOW_DEPTH, WindowReduce.LATENCY
     assert depth[WindowOp.MAX] == reduction + 4
     assert depth[WindowOp.SUM] == depth[WindowOp.DEPTHWISE] == reduction + Requantise.LATENCY + 4
 

@@ -36,7 +36,7 @@ from systole.sw.ir.graph import (
 )
 
 KINDS: dict[str, BinaryKind] = {"Add": "add", "Sub": "sub", "Mul": "mul"}
-"""Of the graph's Binary, by ONNX operator."""
+"""Kinds of the graph's Binary, by ONNX operator."""
 
 
 def with_constant(
@@ -151,7 +151,7 @@ def per_channel(
 def _as_it_lies(
     state: LoweringState, node: Node, x: Dequantised, constant: Const | QuantConst
 ) -> tuple[Affine, np.ndarray]:
-    """As ``per_channel``, of the channels of the tensor of ``x``."""
+    """As :func:`per_channel`, for the channels that the tensor of ``x`` is stored with."""
     array = _real(node, constant)
     affine = _affine(state, node, x, _rows(state, x, array))
     return affine, _by_channel(state, node, affine, array)
@@ -251,11 +251,20 @@ def _laid_out(
 
 
 def _affine(state: LoweringState, node: Node, x: Dequantised, layout: OnnxView | None) -> Affine:
-    """``x`` itself; ``layout``: see ``TensorTable.stored_view``."""
+    """``x`` itself as a function of its channels; ``layout`` as for
+    :meth:`TensorTable.stored_view`."""
     view = state.tensors.checked_view(node, x, layout)
     channels = state.tensors.shape(x.tensor)[1]
     gain, shift = np.ones(channels), np.zeros(channels)
-    return Affine(node.name, (node.op_type,), x.tensor, view, x.scale, gain, shift)
+    return Affine(
+        name=node.name,
+        op_types=(node.op_type,),
+        tensor=x.tensor,
+        view=view,
+        scale=x.scale,
+        gain=gain,
+        shift=shift,
+    )
 
 
 def _by_channel(state: LoweringState, node: Node, x: Affine, array: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ def _lies_turned(state: LoweringState, x: Dequantised) -> bool:
 def _product(
     state: LoweringState, node: Node, a: Dequantised, b: Dequantised, lead: tuple[int, ...]
 ) -> Pending:
-    """Of matrices (..., M, K) and (..., K, N), batches broadcast to ``lead``."""
+    """The product of matrices (..., M, K) and (..., K, N), batches broadcast to ``lead``."""
     (m, k), n = a.view.shape[-2:], b.view.shape[-1]
     left, right = _matrices(state, node, a, lead), _matrices(state, node, b, lead)
     count = len(right.places)

@@ -16,8 +16,8 @@ from systole.sw.ir.graph import Binary, Conv, MatMul, ModelError, Pool, Select
 from systole.sw.session.backends import open_device
 from systole.sw.simulate.cycles import predict_layers
 from tests.helpers.layer_checks import check_on, check_program, compile_by_chance
+from tests.helpers.operator_models import DTYPES, Build, compare, ints, node
 from tests.helpers.random_models import random_array, random_inputs
-from tests.sw.frontend.passes.test_operators import DTYPES, Build, compare, ints, node
 
 CONFIGS = [
     Config(),

@@ -8,7 +8,8 @@ import pytest
 from onnx.defs import get_schema
 
 from systole.sw.ir.graph import ModelError
-from tests.sw.frontend.passes.test_operators import DTYPES, Build, compare, random_array
+from tests.helpers.operator_models import DTYPES, Build, compare
+from tests.helpers.random_models import random_array
 
 BASE = {
     "AveragePool": {"kernel_shape": [3, 2]},

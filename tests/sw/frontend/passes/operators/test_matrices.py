@@ -18,6 +18,7 @@ from systole.sw.ir.graph import Conv, MatMul, ModelError, Select, Transpose, mac
 from systole.sw.quantisation.pipeline import quantise_model
 from systole.sw.session.backends import open_device
 from tests.helpers.layer_checks import check_on, prepare
+from tests.helpers.operator_models import Build, ints, node
 from tests.helpers.product_models import (
     attention_model,
     encoder_block,
@@ -26,7 +27,6 @@ from tests.helpers.product_models import (
 )
 from tests.helpers.random_models import random_array
 from tests.sw.cli.test_run import cli
-from tests.sw.frontend.passes.test_operators import Build, ints, node
 
 CONFIGS = [
     Config(),
@@ -187,7 +187,7 @@ def test_elements_between_images(tmp_path):
     x = model.again(x, 0.0371, 3, "all")
     x = node("Slice", ints(2, 1), ints(0, 5), ints(0, 1), ints(-1, 1))(model, x)
     graph = check_on_commands(model.end(x, 0.0371, 3), tmp_path)
-    assert [(type(op), op.joined) for op in graph.ops] == [(Select, True)] * 2
+    assert [(type(op), op.across_images) for op in graph.ops] == [(Select, True)] * 2
 
 
 # Refusals and whole blocks ------------------------------------------------------------------------

@@ -1,0 +1,142 @@
+"""Array stages: kernels become weight tiles and runs of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from systole.isa import Config
+from systole.sw.compiler.lowering.context import LoweringContext, Size
+from systole.sw.compiler.stages import (
+    ArrayStage,
+    Combine,
+    Fold,
+    Geometry,
+    Pass,
+    Phase,
+    Requant,
+    Source,
+    WeightRun,
+)
+from systole.sw.ir import layout
+from systole.sw.ir.graph import Op
+
+
+@dataclass(frozen=True)
+class KernelPass:
+    """A convolution of one source by an int8 kernel (O, C, kh, kw)."""
+
+    source: int
+    """Its number among the stage's sources."""
+    geometry: Geometry
+    kernel: np.ndarray
+
+
+@dataclass(frozen=True)
+class KernelPhase:
+    """The convolutions that add up to the outputs (y + i * steps[0], x + j * steps[1])."""
+
+    y: int
+    x: int
+    passes: list[KernelPass]
+
+
+def int8_parts(weights: np.ndarray) -> list[np.ndarray]:
+    """int8 kernels that add up to ``weights``."""
+    parts: list[np.ndarray] = []
+    while not parts or weights.any():
+        part = np.clip(weights, -128, 127)
+        parts.append(part.astype(np.int8))
+        weights = weights - part
+    return parts
+
+
+class WeightStore:
+    """The weight tiles of a stage, blocks of zeros left out."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._count = 0
+        self._data: list[np.ndarray] = []
+
+    def runs(self, kernels: list[np.ndarray]) -> list[tuple[tuple[WeightRun, ...], ...]]:
+        """Add the kernels (O, C, kh, kw) of a phase, column block by column block. The result has
+        for each kernel its runs by column block. Each column block has a run of some kernel, if
+        only of zeros."""
+        packed = [layout.pack_weights(weights, self.config) for weights in kernels]
+        # By kernel (column block, channel block): there are weights other than zero.
+        used = [np.asarray(p.reshape(*p.shape[:2], -1).any(2)) for p in packed]
+        empty = ~np.any([u.any(axis=-1) for u in used], axis=0)
+        used[0][empty, 0] = True
+        columns = range(len(packed[0]))
+        by_column = [
+            [self._add(tiles[c], own[c]) for tiles, own in zip(packed, used)] for c in columns
+        ]
+        return [tuple(runs[k] for runs in by_column) for k in range(len(kernels))]
+
+    def _add(self, tiles: np.ndarray, used: np.ndarray) -> tuple[WeightRun, ...]:
+        """Add the ``used`` of a column block's tiles (channel blocks, kh, kw, rows, cols)."""
+        edges = np.flatnonzero(np.diff(np.r_[False, used, False].astype(int)))
+        runs = []
+        for first, end in edges.reshape(-1, 2).tolist():
+            words = tiles[first:end].reshape(-1, self.config.cols)
+            runs.append(WeightRun(first, end - first, self._count))
+            self._data.append(words)
+            self._count += len(words)
+        return tuple(runs)
+
+    def words(self) -> np.ndarray:
+        """All tiles, (words, cols)."""
+        return np.concatenate(self._data)
+
+
+def array_stage(
+    context: LoweringContext,
+    layer: int,
+    op: Op,
+    *,
+    size: Size,
+    out_size: Size,
+    sources: tuple[Source, ...],
+    phases: list[KernelPhase],
+    params: np.ndarray,
+    requant: Requant,
+    steps: tuple[int, int] = (1, 1),
+    combine: Combine | None = None,
+    fold: Fold | None = None,
+    table: np.ndarray | None = None,
+    striped: bool = True,
+) -> ArrayStage:
+    """The stage that sums the convolutions of ``phases``, each ``size`` outputs large."""
+    config = context.config
+    n, channels, _, _ = context.tensors[op.output].shape
+    store = WeightStore(config)
+    per_phase = len(params) // len(phases)
+    stored = []
+    for k, phase in enumerate(phases):
+        runs = store.runs([each.kernel for each in phase.passes])
+        passes = [Pass(e.source, e.geometry, own) for e, own in zip(phase.passes, runs)]
+        stored.append(Phase(phase.y, phase.x, tuple(passes), k * per_phase))
+    return ArrayStage(
+        layer=layer,
+        op=op,
+        batch=n,
+        h=size[0],
+        w=size[1],
+        out_h=out_size[0],
+        out_w=out_size[1],
+        channels=channels,
+        blocks=layout.blocks_of(channels, config.rows),
+        group_words=config.cols // config.lanes,
+        sources=sources,
+        steps=steps,
+        striped=striped,
+        phases=tuple(stored),
+        requant=requant,
+        weights=store.words(),
+        params=params,
+        combine=combine,
+        fold=fold,
+        table=table,
+    )

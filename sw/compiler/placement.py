@@ -1,0 +1,219 @@
+"""Placement: where each node of a model runs, on the accelerator or on the host.
+
+Between accelerator and host there are only int8 and uint8 tensors, and the model's own inputs and
+outputs. So nodes that exchange anything else form a *group*, which is placed as a whole.
+Conversions at the border (a DequantizeLinear, the QuantizeLinear of a model input) are *free*: they
+belong to whoever needs their result, if need be to several.
+
+Groups on the accelerator, and single nodes on the host, are *units*. They are ordered by *levels*:
+even ones run on the accelerator, odd ones on the host, and each unit has the lowest level that its
+operands allow. As levels only rise along the graph, no level waits for its own result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from systole.sw.frontend.dataflow import CONVERSIONS, Dataflow
+from systole.sw.frontend.passes.operators import OPERATORS
+
+FLOAT = "float: quantise first with python -m sw.quantize"
+QUANTISED = ("tensor(int8)", "tensor(uint8)")
+"""Types that accelerator and host exchange."""
+
+Unit = tuple[bool, int]
+"""What is placed as a whole: on the host (and then its node), or not (and then its group)."""
+
+
+@dataclass(frozen=True)
+class NodePlacement:
+    """Where a node runs, and the rule that decided it."""
+
+    name: str
+    op_type: str
+    value: str
+    """Name of its first output."""
+    host: bool
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.op_type} {self.name!r}: {self.rule}"
+
+
+class Placement:
+    """The placement of a model's nodes, by their index. It changes as nodes are refused."""
+
+    def __init__(self, flow: Dataflow):
+        self.flow = flow
+        self.is_float = not any(
+            n.op_type in CONVERSIONS or n.op_type.startswith(("QLinear", "QGemm"))
+            for n in flow.nodes
+        )
+        """No node has to do with quantised numbers."""
+        self.reasons: dict[int, str] = {}
+        """Why a node runs on the host, for nodes refused themselves."""
+        self.host: dict[int, str] = {}
+        """Why a node runs on the host, for all nodes there."""
+        for i, node in enumerate(flow.nodes):
+            if (node.domain, node.op_type) not in OPERATORS:
+                self.reasons[i] = "operator not supported"
+            elif self.is_float:
+                self.reasons[i] = FLOAT
+        self.free: list[bool] = []
+        """By node: it is a conversion that belongs to whoever reads its result."""
+
+    def refuse(self, nodes: list[int], why: str, segment: list[int]) -> None:
+        """Send nodes to the host; if they are all refused already, the whole segment."""
+        if all(i in self.reasons for i in nodes):
+            nodes = segment
+        for i in nodes:
+            self.reasons.setdefault(i, why)
+
+    def levels(self) -> dict[int, int]:
+        """The level of every node but free conversions. A group that would wait for itself goes to
+        the host, and all nodes are placed anew."""
+        while True:
+            group = self._groups()
+            units = self._units(group)
+            members: dict[Unit, list[int]] = {}
+            for i, unit in units.items():
+                members.setdefault(unit, []).append(i)
+            level = self._unit_levels(units, members)
+            stuck = [unit for unit in members if unit not in level]
+            if not stuck:
+                return {i: level[unit] for i, unit in units.items()}
+            for i in members[next(unit for unit in stuck if not unit[0])]:
+                self.reasons[i] = "would form a cycle: depends, via the host, on its own segment"
+
+    def _is_free(self, i: int) -> bool:
+        node = self.flow.nodes[i]
+        if i in self.reasons or node.domain not in ("", "ai.onnx"):
+            return False
+        if node.op_type == "DequantizeLinear":
+            return True
+        source = node.inputs[0]
+        return node.op_type == "QuantizeLinear" and (
+            source is None or source.name not in self.flow.producer
+        )
+
+    def _groups(self) -> list[int]:
+        """The group of every node, a representative. Fills ``free`` and ``host``."""
+        flow = self.flow
+        parent = list(range(len(flow.nodes)))
+
+        def find(i: int) -> int:
+            while parent[i] != i:
+                parent[i] = parent[parent[i]]
+                i = parent[i]
+            return i
+
+        self.free = [self._is_free(i) for i in range(len(flow.nodes))]
+        for i, used in enumerate(flow.uses):
+            for name in used:
+                source = flow.producer.get(name)
+                if source is None or flow.types[name] in QUANTISED:
+                    continue
+                if not self.free[i] and not self.free[source]:
+                    parent[find(i)] = find(source)
+        group = [find(i) for i in range(len(parent))]
+        self._spread(group)
+        return group
+
+    def _spread(self, group: list[int]) -> None:
+        """Fill ``host``: the nodes refused, and their groups with them."""
+        first: dict[int, int] = {}
+        for i in sorted(self.reasons):
+            first.setdefault(group[i], i)
+        self.host = {}
+        for i, g in enumerate(group):
+            if i in self.reasons:
+                self.host[i] = self.reasons[i]
+            elif g in first:
+                other = self.flow.labels[first[g]]
+                self.host[i] = (
+                    f"exchanges unquantised values with {other.op_type} {other.name!r}, "
+                    "which runs on the host"
+                )
+
+    def _units(self, group: list[int]) -> dict[int, Unit]:
+        """The unit of every node but free conversions. Of those, the ones that compute an output of
+        the model run where their operand comes from."""
+        units: dict[int, Unit] = {}
+        for i, node in enumerate(self.flow.nodes):
+            if not self.free[i]:
+                units[i] = (True, i) if i in self.host else (False, group[i])
+            elif not self.flow.results.isdisjoint(v.name for v in node.outputs):
+                source = next(self._sources(i), None)
+                on_host = source is None or source in self.host
+                if on_host:
+                    self.host[i] = "converts a value that does not come from the accelerator"
+                units[i] = (on_host, i)
+        return units
+
+    def _sources(self, i: int) -> Iterator[int]:
+        """Nodes that a node depends on, directly or through free conversions."""
+        for name in self.flow.uses[i]:
+            source = self.flow.producer.get(name)
+            if source is None:
+                continue
+            if self.free[source]:
+                yield from self._sources(source)
+            else:
+                yield source
+
+    def _unit_levels(
+        self, units: Mapping[int, Unit], members: Mapping[Unit, list[int]]
+    ) -> dict[Unit, int]:
+        """The level of every unit that does not wait for itself."""
+        needs = {
+            unit: {units[s] for i in nodes for s in self._sources(i)} - {unit}
+            for unit, nodes in members.items()
+        }
+        level: dict[Unit, int] = {}
+        waiting = list(members)
+        while ready := [unit for unit in waiting if needs[unit] <= level.keys()]:
+            for unit in ready:
+                own = int(unit[0])
+                least = [level[s] + (level[s] % 2 != own) for s in needs[unit]]
+                level[unit] = max([*least, -own])
+            waiting = [unit for unit in waiting if unit not in level]
+        return level
+
+    def with_conversions(self, own: Iterable[int]) -> list[int]:
+        """Nodes, and the free conversions that they read from."""
+        nodes, todo = set(own), list(own)
+        while todo:
+            for name in self.flow.uses[todo.pop()]:
+                source = self.flow.producer.get(name)
+                if source is not None and self.free[source] and source not in nodes:
+                    nodes.add(source)
+                    todo.append(source)
+        return sorted(nodes)
+
+    def of_nodes(self) -> list[NodePlacement]:
+        """The placement of every node, once there are levels."""
+        users: dict[int, list[int]] = {}
+        for i, used in enumerate(self.flow.uses):
+            for name in used:
+                if name in self.flow.producer:
+                    users.setdefault(self.flow.producer[name], []).append(i)
+        rules: dict[int, tuple[bool, str]] = {}
+        for i in reversed(range(len(self.flow.nodes))):
+            node, readers = self.flow.nodes[i], users.get(i, [])
+            if i in self.host:
+                rules[i] = (True, self.host[i])
+            elif self.free[i] and readers and all(rules[u][0] for u in readers if u != i):
+                rules[i] = (True, "converts a value for the host alone")
+            else:
+                doc = OPERATORS[node.domain, node.op_type].__doc__ or ""
+                rules[i] = (False, " ".join(doc.split()))
+        return [self._of_node(i, *rules[i]) for i in range(len(self.flow.nodes))]
+
+    def of_host_node(self, i: int) -> NodePlacement:
+        """The placement of a node on the host."""
+        return self._of_node(i, True, self.host[i])
+
+    def _of_node(self, i: int, host: bool, rule: str) -> NodePlacement:
+        label = self.flow.labels[i]
+        return NodePlacement(label.name, label.op_type, label.output, host, rule)

@@ -1,0 +1,87 @@
+"""Convolutions and transposed convolutions: weights and geometry, against onnxruntime."""
+
+import numpy as np
+import pytest
+
+from systole.sw.ir.graph import ConvTranspose
+from tests.helpers.operator_models import (
+    DTYPES,
+    Build,
+    check,
+)
+from tests.helpers.random_models import random_array
+
+
+@pytest.mark.parametrize("form", ["qdq", "qlinear"])
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("channelwise", [False, True])
+@pytest.mark.parametrize("group", [1, 2, 6])
+def test_asymmetric_weights(form, kind, channelwise, group, tmp_path):
+    rng = np.random.default_rng([group, channelwise])
+    model = Build(np.uint8)
+    w = random_array(rng, kind, (12, 6 // group, 3, 3))
+    zeros = random_array(rng, kind, 12 if channelwise else ())
+    scales = rng.uniform(0.01, 0.02, zeros.shape).astype(np.float32)
+    model.const("w", w)
+    if form == "qdq":
+        real = [model.x("x", (1, 6, 9, 7)), model.dq("w", scales, zeros, axis=0)]
+        model = model.end(model.node("Conv", real, "c", group=group, pads=[1, 0, 1, 2]), 0.9)
+    else:
+        names = [model.input("x", np.uint8, (1, 6, 9, 7)), *model.pair("x", 0.05, np.uint8(140))]
+        names += ["w", *model.pair("w", scales, zeros), *model.pair("y", 0.9, np.uint8(7))]
+        model = model.done(model.node("QLinearConv", names, "y", group=group), np.uint8)
+    graph = check(model, tmp_path, exact=form == "qdq" or not channelwise)
+    (op,) = graph.ops
+    shape = (-1, 1, 1, 1) if channelwise else ()
+    assert (op.weights == w.astype(np.int16) - zeros.astype(np.int16).reshape(shape)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [2, 3, 6])
+def test_transposed_convolution_in_groups(group, dtype, tmp_path):
+    rng = np.random.default_rng(2)
+    model = Build(dtype)
+    zeros = random_array(rng, np.int8, (2,))
+    w = model.const("w", random_array(rng, np.int8, (6, 2, 3, 4)))
+    b = model.const("b", rng.normal(size=2 * group).astype(np.float32))
+    names = [model.x("x", (2, 6, 5, 7)), model.dq(w, rng.uniform(0.01, 0.02, 2), zeros, axis=1), b]
+    model = model.end(model.node("ConvTranspose", names, "c", strides=[2, 1], group=group), 0.417)
+    (op,) = check(model, tmp_path).ops
+    assert op.weights.shape == (2 * group, 6, 3, 4) and op.weights.dtype == np.int16
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape, kernel, attributes",
+    [
+        ((1, 5, 6, 7), (2, 2), {"strides": [2, 2]}),
+        ((2, 5, 6, 7), (3, 3), {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}),
+        ((1, 3, 5, 4), (3, 2), {"strides": [3, 1], "pads": [0, 1, 2, 0], "dilations": [2, 3]}),
+        ((1, 3, 5, 4), (1, 1), {"strides": [3, 2], "output_padding": [2, 1]}),
+        ((1, 3, 5, 4), (4, 4), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ((1, 3, 5, 4), (3, 3), {"strides": [2, 2], "output_shape": [10, 9]}),
+        ((1, 3, 12), (4,), {"strides": [2], "pads": [1, 1]}),
+    ],
+)
+def test_transposed_convolution(shape, kernel, attributes, dtype, tmp_path):
+    rng = np.random.default_rng(2)
+    model = Build(dtype)
+    w = model.const("w", random_array(rng, np.int8, (shape[1], 6, *kernel)))
+    b = model.const("b", rng.integers(-3000, 3000, 6).astype(np.int32))
+    scale = np.float32(0.0371) * np.float32(0.0113)
+    names = [model.x("x", shape), model.dq(w, 0.0113, np.int8(0)), model.dq(b, scale, np.int32(0))]
+    model = model.end(model.node("ConvTranspose", names, "c", **attributes), 0.417)
+    (op,) = check(model, tmp_path).ops
+    assert isinstance(op, ConvTranspose) and min(op.pads) >= 0
+
+
+def test_transposed_convolution_with_zero_points_and_function(tmp_path):
+    rng = np.random.default_rng(3)
+    model = Build(np.uint8)
+    w = model.const("w", random_array(rng, np.uint8, (4, 3, 3, 3)))
+    zeros = random_array(rng, np.uint8, (3,))
+    w = model.dq(w, np.full(3, 0.0113), zeros, axis=1)
+    x = model.node("ConvTranspose", [model.x("x", (1, 4, 5, 6)), w], "c", strides=[2, 2])
+    x = model.node("Tanh", [model.again(x, 0.217, 3, "mid")], "t")
+    (op,) = check(model.end(x, 0.0083, 1), tmp_path).ops
+    assert op.weights.dtype == np.int16 and op.activation.mid_name == "mid"

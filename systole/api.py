@@ -15,8 +15,15 @@ import onnx
 
 from systole.isa import Config, ConfigError
 from systole.sw.compiler import READ_LATENCY, Optimise
-from systole.sw.compiler.partition import NodePlacement, Partition, partition, place
+from systole.sw.compiler.partition import (
+    AcceleratorSegment,
+    NodePlacement,
+    Partition,
+    partition,
+    place,
+)
 from systole.sw.frontend.inputs import InputError, check_inputs, random_inputs, read_inputs
+from systole.sw.ir.graph import Graph
 from systole.sw.quantisation.pipeline import QuantisationOptions, quantise
 from systole.sw.quantisation.prepare import input_shapes, input_types, prepare
 from systole.sw.quantisation.report import QuantisationReport, input_ranges
@@ -96,6 +103,14 @@ class CompiledModel:
     def programs(self) -> list[Program]:
         """The accelerator's programs, in the order in which they run."""
         return programs_of(self.partition)
+
+    def graphs_after(self, name: str) -> list[Graph]:
+        """The graph of each accelerator segment after the loader's pass ``name``."""
+        return [
+            segment.after_passes[name]
+            for segment in self.partition.segments
+            if isinstance(segment, AcceleratorSegment)
+        ]
 
     def save(self, path: str | os.PathLike) -> list[Path]:
         """Write the program file; of a model with several programs NAME.0.EXT, NAME.1.EXT and so

@@ -16,12 +16,13 @@ import typer
 from rich.console import Console
 
 from systole.isa import Config, ConfigError
+from systole.sw.files import OutputError
 from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph, ModelError
 from systole.sw.runtime.device import DeviceError
 from systole.sw.runtime.program import ProgramError
 
-BAD_INPUT = (ModelError, ConfigError, InputError, DeviceError, ProgramError)
+BAD_INPUT = (ModelError, ConfigError, InputError, DeviceError, ProgramError, OutputError)
 """What bad input raises; the message is for the user."""
 MISMATCH, BAD = 1, 2
 """Exit status."""
@@ -103,12 +104,18 @@ def check_writable(path: Path | None) -> None:
     """Raises :class:`InputError` unless a file can be written to ``path``; None is no file."""
     if path is None:
         return
-    if path.is_dir():
-        raise InputError(f"output {path}: is a folder")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"output {path}: its folder does not exist")
     try:
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
+        if path.is_dir():
+            raise InputError(f"output {path}: is a folder")
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            return  # A device or a pipe: written to as it is.
+        if not path.parent.is_dir():
+            raise InputError(f"output {path}: its folder does not exist")
+    except OSError as e:
+        raise InputError(f"output {path}: {e.strerror}") from None
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as e:
         raise InputError(f"output {path}: its folder cannot be written: {e.strerror}") from None

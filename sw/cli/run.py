@@ -9,6 +9,7 @@ status: 0 all layers equal the golden model, 1 a mismatch, 2 bad input (one line
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -36,9 +37,11 @@ from systole.sw.cli.common import (
     progress_console,
 )
 from systole.sw.compiler import READ_LATENCY, Optimise
-from systole.sw.files import write_atomically
+from systole.sw.files import arrays_file, write_atomically
+from systole.sw.frontend.load import PASS_NAMES
+from systole.sw.ir.text import render
 from systole.sw.report.layers import LayerReport, table
-from systole.sw.session.run import DEVICELESS, SIMULATORS, RunReport
+from systole.sw.session.run import DEVICELESS, MOST_STEPS, SIMULATORS, RunReport
 
 CLOCK_MHZ = 200.0
 CHECKS = ("layers", "outputs")
@@ -58,11 +61,21 @@ def show(report: RunReport, console: Console, clock_mhz: float, latency: int) ->
         console.print(f"first: {report.first_mismatch}", markup=False)
     elif report.simulator not in DEVICELESS:
         console.print("every layer's output equals the golden model")
-    ort = report.ort
-    difference = "not a number" if ort["max_abs_diff"] is None else ort["max_abs_diff"]
-    console.print(
-        f"onnxruntime: {ort['equal']:,} of {ort['elements']:,} output elements equal, largest "
-        f"difference {difference}"
+    console.print(f"onnxruntime: {_equality(report.ort)}")
+    if report.graph != report.ort:
+        console.print(f"the graph as written, without fused kernels: {_equality(report.graph)}")
+    if (report.kernels_off_by or 0) > MOST_STEPS:
+        console.print(
+            f"onnxruntime's optimiser changes this model's outputs by up to "
+            f"{report.kernels_off_by:,.0f} steps: the graph as written is right"
+        )
+
+
+def _equality(compared: Mapping[str, float | None]) -> str:
+    worst = compared["max_abs_diff"]
+    return (
+        f"{compared['equal']:,} of {compared['elements']:,} output elements equal, largest "
+        f"difference {'not a number' if worst is None else worst}"
     )
 
 
@@ -138,6 +151,13 @@ def main(
         ),
     ] = True,
     dim: DimOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="also write the outputs, by name, as .npz")
+    ] = None,
+    dump_after: Annotated[
+        str | None,
+        typer.Option(help=f"print the graph after a pass: {' | '.join(PASS_NAMES)}"),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="quantise a float model first: .npz, .npy or folder of pictures"),
@@ -149,7 +169,9 @@ def main(
         check_choice("--sim", sim, SIMULATORS)
         check_choice("--check", check, CHECKS)
         check_choice("--optimise", optimise, get_args(Optimise))
-        for path in (json_file, trace, waves, program_file):
+        if dump_after is not None:
+            check_choice("--dump-after", dump_after, PASS_NAMES)
+        for path in (json_file, trace, waves, program_file, output):
             check_writable(path)
         compiled = api.compile(
             model,
@@ -161,7 +183,10 @@ def main(
             read_latency=latency,
             progress=progress.status,
         )
-        report, _ = api.run(
+        if dump_after is not None:
+            for graph in compiled.graphs_after(dump_after):
+                console.print(render(graph), markup=False, highlight=False, soft_wrap=True, end="")
+        report, outputs = api.run(
             compiled,
             choose_inputs(input, seed, compiled.partition.inputs, console),
             simulator=sim,
@@ -172,6 +197,8 @@ def main(
         )
         if program_file is not None:
             compiled.save(program_file)
+        if output is not None:
+            write_atomically(output, arrays_file(outputs))
         if json_file is not None:
             write_atomically(json_file, (json.dumps(asdict(report), indent=1) + "\n").encode())
     show(report, console, clock_mhz, latency)

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -26,7 +26,7 @@ from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.placement import FLOAT, QUANTISED, NodePlacement, Placement
 from systole.sw.compiler.stripes import Schedule
-from systole.sw.frontend.dataflow import CONVERSIONS, Dataflow
+from systole.sw.frontend.dataflow import Dataflow
 from systole.sw.frontend.load import apply_passes
 from systole.sw.frontend.passes.lower import lower
 from systole.sw.ir.graph import Graph, ModelError, Port, Tensor
@@ -53,6 +53,8 @@ class AcceleratorSegment:
     """None without a configuration to compile for."""
     schedule: Schedule | None
     """The program's schedule."""
+    after_passes: dict[str, Graph] = field(default_factory=dict)
+    """The graph after each pass of the loader, by the pass's name."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +102,36 @@ def partition(
     worker = _Partitioner(Dataflow(path, dims), config)
     segments = worker.solve()
     placements = worker.placement.of_nodes()
-    on_host = [p for p in placements if p.host]
+    on_host = worker.placement.by_cause(p for p in placements if p.host)
     if not fallback and on_host:
-        first = next((p for p in on_host if p.op_type not in CONVERSIONS), on_host[0])
-        raise ModelError(f"{first}; this node would run on the host, which --no-fallback forbids")
+        raise ModelError(
+            f"{on_host[0]}; this node would run on the host, which --no-fallback forbids"
+        )
     if not any(isinstance(s, AcceleratorSegment) for s in segments):
-        if worker.placement.is_float:
-            raise ModelError(
-                f"{path} is a float model: calibrate it with --calibrate X.npz (a file or folder "
-                "of sample inputs), or quantise it first with python -m sw.quantize"
-            )
+        _refuse_float(path, worker)
         why = f"; {on_host[0]}" if on_host else ""
         raise ModelError(f"{path}: no operator of the model runs on the accelerator{why}")
     if optimise == "best":
         segments = [worker.optimised(s, read_latency) for s in segments]
     inputs = _input_graph(worker.flow, segments)
     return Partition(Path(path), placements, segments, inputs, worker.compile_seconds)
+
+
+def _refuse_float(path: str | os.PathLike, worker: _Partitioner) -> None:
+    """Raises :class:`ModelError` for a model without quantised numbers, with what to do."""
+    if not worker.placement.is_float:
+        return
+    for node in worker.flow.nodes:
+        if node.op_type == "DynamicQuantizeLinear":
+            raise ModelError(
+                f"{path} is quantised at run time: the scales of {node.op_type} {node.name!r} "
+                "depend on the input; quantise the float model that it was made of with python -m "
+                "sw.quantize"
+            )
+    raise ModelError(
+        f"{path} is a float model: calibrate it with --calibrate X.npz (a file or folder of sample "
+        "inputs), or quantise it first with python -m sw.quantize"
+    )
 
 
 def place(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> list[NodePlacement]:
@@ -135,6 +151,9 @@ class _Partitioner:
         self.flow, self.config = flow, config
         self.placement = Placement(flow)
         self.compile_seconds = 0.0
+        self._known: dict[tuple[tuple, ...], AcceleratorSegment | tuple[list[int], str]] = {}
+        """Segments, or the nodes refused in them and why, by nodes, inputs and outputs: most stay
+        the same from one attempt to the next."""
 
     def solve(self) -> list[Segment]:
         """The segments in order of execution."""
@@ -189,18 +208,37 @@ class _Partitioner:
                 readers = [i for i in nodes if name in self.flow.uses[i]]
                 self.placement.refuse(readers, why, own)
                 return None
-        graph = None
+        key = (tuple(nodes), tuple(inputs), tuple(outputs))
+        if key not in self._known:
+            self._known[key] = self._build(nodes, inputs, outputs)
+        known = self._known[key]
+        if isinstance(known, AcceleratorSegment):
+            return known
+        self.placement.refuse(*known, own)
+        return None
+
+    def _build(
+        self, nodes: list[int], inputs: list[str], outputs: list[str]
+    ) -> AcceleratorSegment | tuple[list[int], str]:
+        """The segment of these nodes, or those of them that are refused and why."""
+        graph: Graph | None = None
+        after: dict[str, Graph] = {}
+
+        def observe(name: str, result: Graph, _: bool) -> None:
+            after[name] = result
+
         try:
             graph = lower(self.flow.extract(nodes, inputs, outputs))
-            graph = apply_passes(graph)
-            return AcceleratorSegment(graph, *self._compile(graph))
+            after["lower"] = graph
+            graph = apply_passes(graph, observe)
+            program, schedule = self._compile(graph)
+            return AcceleratorSegment(graph, program, schedule, after)
         except ModelError as e:
             if e.node in self.flow.producer:
                 culprits = [self.flow.producer[e.node]]
             else:
                 culprits, e = self._find_culprits(nodes, graph, e)
-            self.placement.refuse(culprits, self._reason(culprits, e), own)
-            return None
+            return culprits, self._reason(culprits, e)
 
     def _reason(self, nodes: list[int], error: ModelError) -> str:
         """The error's sentence without the node's name."""
@@ -246,9 +284,8 @@ class _Partitioner:
         """The segment with the best schedule instead of the fast one."""
         if isinstance(segment, HostSegment):
             return segment
-        return AcceleratorSegment(
-            segment.graph, *self._compile(segment.graph, "best", read_latency)
-        )
+        program, schedule = self._compile(segment.graph, "best", read_latency)
+        return replace(segment, program=program, schedule=schedule)
 
 
 def _static_shape(value: ir.Value) -> tuple[int, ...] | None:

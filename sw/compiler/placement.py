@@ -63,6 +63,11 @@ class Placement:
         self.free: list[bool] = []
         """By node: it is a conversion that belongs to whoever reads its result."""
 
+    def by_cause(self, placements: Iterable[NodePlacement]) -> list[NodePlacement]:
+        """Placements, those of nodes that were refused themselves first, conversions last."""
+        causes = set(self.reasons.values())
+        return sorted(placements, key=lambda p: (p.rule not in causes, p.op_type in CONVERSIONS))
+
     def refuse(self, nodes: list[int], why: str, segment: list[int]) -> None:
         """Send nodes to the host; if they are all refused already, the whole segment."""
         if all(i in self.reasons for i in nodes):

@@ -129,11 +129,12 @@ class Dataflow:
 
 
 def run_reference(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, optimise: bool = True
 ) -> dict[str, np.ndarray]:
-    """onnxruntime's outputs of the whole model. Raises :class:`ModelError` if it fails."""
+    """onnxruntime's outputs of the whole model, as :func:`systole.sw.golden.oracle.run`. Raises
+    :class:`ModelError` if it fails."""
     try:
-        return oracle.run(path, arrays)
+        return oracle.run(path, arrays, optimise=optimise)
     except Exception as e:  # onnxruntime's errors have no class of their own in common
         raise ModelError(f"{path}: onnxruntime cannot run the model: {first_line(e)}") from None
 

@@ -100,12 +100,16 @@ def _start(
 
 
 def run(
-    model: str | os.PathLike | onnx.ModelProto, inputs: Mapping[str, np.ndarray]
+    model: str | os.PathLike | onnx.ModelProto,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    optimise: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The model's outputs by name for input arrays by name; without optimisations where they fail
-    (1.32 makes invalid operators of int8 without zero points)."""
+    """The model's outputs by name for input arrays by name: by the integer kernels, or, without
+    ``optimise`` or where that fails (1.32 makes invalid operators of int8 without zero points), as
+    the graph is written."""
     try:
-        live = session(model)
+        live = session(model, optimise=optimise)
     except Exception:
         live = session(model, optimise=False)
     names = [output.name for output in live.get_outputs()]

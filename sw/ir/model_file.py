@@ -24,8 +24,11 @@ def load_proto(path: str | os.PathLike, *, external_data: bool = True) -> ModelP
     """The model in ``path`` without notes of shapes; sparse constants are made dense. Without
     ``external_data`` constants in other files stay there. Raises :class:`ModelError`."""
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+    try:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+    except OSError as e:  # a name that is too long
+        raise ModelError(f"{path}: {e.strerror}") from None
     try:
         model = onnx.load(path, load_external_data=external_data)
     except Exception as e:  # protobuf's and onnx's errors have no class in common

@@ -20,6 +20,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from systole.sw.ir.graph import ModelError
+from systole.sw.ir.model_file import load_proto
 from systole.sw.quantisation.fold import fold
 
 OPSET = 13
@@ -93,7 +94,7 @@ def prepare(
     is not given becomes 1; open height and width of a picture become ``image_size``. Raises
     :class:`ModelError`."""
     path = Path(path)
-    model = _read(path)
+    model = load_proto(path)
     initialisers = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in initialisers]
     del model.graph.input[:]
@@ -110,18 +111,6 @@ def prepare(
     _infer_shapes(model)
     _name_nodes(model.graph)
     _unshare_biases(model.graph)
-    return model
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
-    try:
-        model = onnx.load(path)
-    except Exception as e:
-        raise ModelError(f"{path}: not a readable ONNX model: {_first_line(e)}") from None
-    if not model.graph.output:
-        raise ModelError(f"{path}: not an ONNX model: its graph has no outputs")
     return model
 
 

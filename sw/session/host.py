@@ -27,7 +27,7 @@ class HostOp:
     op: str
     reason: str
     seconds: float
-    """In onnxruntime's kernel; 0 if onnxruntime computed it within another operator."""
+    """In onnxruntime's kernel."""
     after_layers: int
     """How many of the accelerator's layers came before."""
 
@@ -37,6 +37,8 @@ def run(
 ) -> tuple[dict[str, np.ndarray], list[HostOp]]:
     """Run a segment on arrays by value name; return its outputs by value name, and the operators
     that ran. Conversions between int8 and float32 are part of the work, but not listed.
+    onnxruntime runs the operators as they are written: its optimiser fuses quantisation into some
+    wrongly.
 
     Raises :class:`ModelError` if onnxruntime fails on these values."""
     graph = segment.model.graph
@@ -44,7 +46,8 @@ def run(
     feeds = {info.name: values[info.name] for info in graph.input}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            live = oracle.session(segment.model, profile=Path(folder) / "host")
+            profile = Path(folder) / "host"
+            live = oracle.session(segment.model, optimise=False, profile=profile)
             results = live.run(names, feeds)
         except Exception as e:
             raise ModelError(

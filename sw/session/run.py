@@ -35,7 +35,7 @@ from systole.sw.runtime.program import Layer, Program
 from systole.sw.session import host
 from systole.sw.session.backends import open_device
 from systole.sw.session.host import HostOp
-from systole.sw.session.segments import follow
+from systole.sw.session.segments import Trail, follow
 from systole.sw.simulate.commands import CommandDevice
 from systole.sw.simulate.cycles import Prediction, predict_layers
 
@@ -44,6 +44,8 @@ SIMULATORS = ("verilator", "icarus", "commands", "model", "golden")
 model with predicted cycles, the golden model alone."""
 DEVICELESS = ("model", "golden")
 """Those that run no program: the golden model computes."""
+MOST_STEPS = 2
+"""Steps by which rounding may part the integer kernels from the graph as written."""
 RTL = ("verilator", "icarus")
 """Those that simulate the hardware, and so measure its cycles."""
 
@@ -83,6 +85,12 @@ class RunReport:
     """elements, equal, max_abs_diff of the final outputs: in quantised units where the accelerator
     made an output, else (made on the host) in the output's own. The difference is null when shapes
     that depend on values differ, or it is not finite."""
+    graph: dict[str, float | None] = field(default_factory=dict)
+    """The same, compared with the graph as it is written: every operator between DequantizeLinear
+    and QuantizeLinear in float32. ``ort`` is compared with onnxruntime's integer kernels."""
+    kernels_off_by: float | None = None
+    """Largest difference between these two references, in steps of an int8 output. Beyond
+    ``MOST_STEPS`` onnxruntime's optimiser has changed what the model means."""
     compile_seconds: float = 0.0
     build_seconds: float | None = None
     sim_seconds: float | None = None
@@ -153,6 +161,7 @@ def run_model(
     report.compile_seconds = plan.compile_seconds
     with progress("onnxruntime"):
         reference = run_reference(plan.path, arrays)
+        meaning = run_reference(plan.path, arrays, optimise=False)
     programs = programs_of(plan)
     predictions = [predict_layers(p, options.read_latency) for p in programs]
     report.predicted_cycles = sum(p.cycles for p in predictions)
@@ -163,14 +172,40 @@ def run_model(
     report.host_ops = trail.host_ops
     if options.simulator == "model":
         report.layers = _predicted_rows(programs, predictions)
-    quantised = trail.handed_out()
-    report.ort = _summary(
-        oracle.compare(*quantised[name], wanted)
-        if name in quantised
-        else host.compare(trail.values[name], wanted)
-        for name, wanted in reference.items()
-    )
+    report.ort, report.graph = _compared(trail, reference), _compared(trail, meaning)
+    report.kernels_off_by = _steps_between(trail, reference, meaning)
     return RunResult(report, {name: trail.values[name] for name in reference})
+
+
+def _compared(trail: Trail, wanted: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    quantised = trail.handed_out()
+    return _summary(
+        oracle.compare(*quantised[name], array)
+        if name in quantised
+        else host.compare(trail.values[name], array)
+        for name, array in wanted.items()
+    )
+
+
+def _steps_between(
+    trail: Trail, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
+) -> float | None:
+    """See :attr:`RunReport.kernels_off_by`. A float output of the host has no scale: its steps are
+    a 255th of its range."""
+    quantised, worst = trail.handed_out(), 0.0
+    for name in a:
+        if a[name].shape != b[name].shape or a[name].dtype.kind not in "iuf":
+            continue
+        step = 1.0
+        if a[name].dtype.kind == "f":
+            values = b[name][np.isfinite(b[name])]
+            step = float(np.ptp(values)) / 255 if values.size else 1.0
+            step = float(quantised[name][1].scale) if name in quantised else step
+        difference = np.abs(a[name].astype(np.float64) - b[name])
+        difference = difference[np.isfinite(difference)]
+        if difference.size and step > 0:
+            worst = max(worst, float(difference.max()) / step)
+    return worst
 
 
 def _predicted_rows(programs: list[Program], predictions: list[Prediction]) -> list[LayerReport]:

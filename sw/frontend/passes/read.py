@@ -192,10 +192,11 @@ def _fix_shapes(graph: ir.Graph, given: Mapping[str, int]) -> None:
                     f"positive number: bind an open one with --dim {names[0]}=N (only the first, "
                     "the batch, may stay open and becomes 1)"
                 )
-        check_size("input", value.name, dims)
-        if len(dims) > 2 and dims[0] > MAX_BATCH:
+        sizes = [d for d in dims if isinstance(d, int)]
+        check_size("input", str(value.name), sizes)
+        if len(sizes) > 2 and sizes[0] > MAX_BATCH:
             raise ModelError(
-                f"input {value.name!r}: a batch of {dims[0]:,}; at most {MAX_BATCH:,} are possible"
+                f"input {value.name!r}: a batch of {sizes[0]:,}; at most {MAX_BATCH:,} are possible"
             )
         value.shape = ir.Shape(dims)
     unknown = sorted(set(given) - known)

@@ -70,6 +70,8 @@ def _axis(node: Node, size: int, out: int, scale: Fraction, usual: str) -> Axis:
         )
     if out == 1:
         step = Fraction(1)
+    if size == 1:  # one element, repeated like an edge
+        step, first = Fraction(1), Fraction(0)
     count = min(step.denominator, out)
     places = [first + step * y for y in range(count)]
     common = math.lcm(*(place.denominator for place in places))

@@ -50,6 +50,8 @@ def bias(node: Node, value: Value | None, scale: np.ndarray) -> np.ndarray:
     if isinstance(value, QuantConst):
         array = value.array.reshape(-1)
         same = np.allclose(value.scale, scale, rtol=BIAS_TOLERANCE, atol=0)
+        if array.size not in (1, channels):
+            raise node.fail(f"bias of {array.size} values for {channels} output channels")
         if array.dtype == np.int32 and same and not value.zero.any():
             return np.ascontiguousarray(np.broadcast_to(array, (channels,)))
         real = value.real.reshape(-1)

@@ -22,7 +22,7 @@ def quantize_linear(state: LoweringState, node: Node) -> Value:
 
 @operator("DequantizeLinear")
 def dequantize_linear(state: LoweringState, node: Node) -> Value:
-    """Dequantises an int8 or uint8 activation, or an int8, uint8 or int32 constant.
+    """Dequantises an int8 or uint8 activation, or an int4, uint4, int8, uint8 or int32 constant.
     Activations are quantised per tensor, constants per tensor or per channel.
     The scale and the zero point are constant. ``block_size`` is 0."""
     value = state.results.operand(node, 0)
@@ -40,6 +40,7 @@ def quant_const(
     scale = state.results.scale(node, scale_index)
     zero = state.results.const(node, scale_index + 1, "zero point")
     zero = np.zeros((), array.dtype) if zero is None else zero
+    array, zero = _in_bytes(array), _in_bytes(zero)
     if array.dtype not in (np.int8, np.uint8, np.int32):
         raise node.fail(f"its constant has type {array.dtype}; int8, uint8 or int32 is needed")
     if zero.dtype != array.dtype:
@@ -54,6 +55,12 @@ def quant_const(
                 f"{list(array.shape)}"
             )
     return QuantConst(array, scale.reshape(-1), zero.reshape(-1), axis)
+
+
+def _in_bytes(array: np.ndarray) -> np.ndarray:
+    """Numbers of 4 bits as the same numbers of 8."""
+    wider = {"int4": np.int8, "uint4": np.uint8}.get(array.dtype.name)
+    return array if wider is None else array.astype(wider)
 
 
 def _quantise_const(state: LoweringState, node: Node, array: np.ndarray) -> Const:

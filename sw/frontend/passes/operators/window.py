@@ -117,7 +117,8 @@ def transposed_window(node: Node, kernel: tuple[int, ...], image: Pair) -> Windo
     for i, size in enumerate(image[-rank:]):
         full = (size - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
         if wanted or auto.startswith("SAME"):
-            count = wanted[i] if wanted else size * strides[i]
+            # Padding is never negative: a kernel shorter than the stride leaves less.
+            count = wanted[i] if wanted else min(size * strides[i], full + extra[i])
             if count - extra[i] - full >= strides[i]:
                 raise node.fail(
                     f"output_shape = {list(wanted or ())}: the input reaches less than "

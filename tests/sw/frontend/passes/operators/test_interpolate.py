@@ -28,6 +28,8 @@ LINEAR = {
     "to sizes": ((1, 5, 9, 6), [1, 5, 18, 9], "half_pixel_symmetric"),
     "to one": ((1, 5, 9, 6), [1, 5, 1, 1], "pytorch_half_pixel"),
     "of one": ((1, 5, 1, 1), [1, 5, 8, 8], "half_pixel"),
+    "of one, corners": ((1, 5, 1, 1), [1, 5, 4, 4], "align_corners"),
+    "of one column, corners": ((1, 5, 5, 1), [1, 5, 10, 2], "align_corners"),
     "wide": ((1, 3, 4, 150), (1, 1, 2, 2), "half_pixel"),
 }
 

@@ -1,9 +1,15 @@
 """Convolutions and transposed convolutions: weights and geometry, against onnxruntime."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from systole.sw.ir.graph import ConvTranspose
+from systole.sw.compiler.partition import partition
+from systole.sw.frontend.load import load
+from systole.sw.golden import oracle
+from systole.sw.ir.graph import ConvTranspose, ModelError
+from systole.sw.session.segments import follow
 from tests.helpers.operator_models import (
     DTYPES,
     Build,
@@ -59,6 +65,8 @@ def test_transposed_convolution_in_groups(group, dtype, tmp_path):
         ((1, 3, 5, 4), (3, 2), {"strides": [3, 1], "pads": [0, 1, 2, 0], "dilations": [2, 3]}),
         ((1, 3, 5, 4), (1, 1), {"strides": [3, 2], "output_padding": [2, 1]}),
         ((1, 3, 5, 4), (4, 4), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ((1, 3, 5, 4), (3, 2), {"strides": [4, 3], "auto_pad": "SAME_UPPER"}),
+        ((1, 3, 5, 4), (3, 2), {"strides": [4, 3], "auto_pad": "SAME_LOWER"}),
         ((1, 3, 5, 4), (3, 3), {"strides": [2, 2], "output_shape": [10, 9]}),
         ((1, 3, 12), (4,), {"strides": [2], "pads": [1, 1]}),
     ],
@@ -85,3 +93,38 @@ def test_transposed_convolution_with_zero_points_and_function(tmp_path):
     x = model.node("Tanh", [model.again(x, 0.217, 3, "mid")], "t")
     (op,) = check(model.end(x, 0.0083, 1), tmp_path).ops
     assert op.weights.dtype == np.int16 and op.activation.mid_name == "mid"
+
+
+@pytest.mark.parametrize("element", [TensorProto.INT4, TensorProto.UINT4])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_weights_of_four_bits(element, per_channel, tmp_path):
+    """They are weights of 8 bits: the same numbers."""
+    rng, model = np.random.default_rng(3), Build(np.uint8)
+    numbers = rng.integers(-8, 8, (6, 5, 3, 3)) + (8 if element == TensorProto.UINT4 else 0)
+    model.constants.append(helper.make_tensor("w", element, numbers.shape, numbers.ravel()))
+    count = (6,) if per_channel else ()
+    zero = np.full(count, 8 if element == TensorProto.UINT4 else 0)
+    model.constants.append(helper.make_tensor("wz", element, count, zero.ravel()))
+    scale = model.const("ws", np.full(count, 0.01, np.float32))
+    w = model.node("DequantizeLinear", ["w", scale, "wz"], "w_real", axis=0)
+    made = model.end(model.node("Conv", [model.x("x", (1, 5, 8, 8)), w], "c"))
+    path = tmp_path / "model.onnx"
+    onnx.save(made, path)
+    x = random_array(rng, np.uint8, (1, 5, 8, 8))
+    trail = follow(partition(path), {"x": x})
+    assert not trail.host_ops
+    meaning = oracle.run(path, {"x": x}, optimise=False)["y"]
+    assert np.abs(trail.values["y"].astype(int) - meaning).max() <= 1
+
+
+@pytest.mark.parametrize("count", [3, 7])
+def test_biases_of_another_length_are_refused(count, tmp_path):
+    model = Build(np.uint8)
+    model.const("w", np.ones((6, 5, 1, 1), np.int8))
+    model.const("b", np.ones(count, np.int32))
+    operands = [model.x("x", (1, 5, 4, 4)), model.dq("w", 0.01, np.int8(0))]
+    operands.append(model.dq("b", 0.01 * 0.0371, np.int32(0)))
+    path = tmp_path / "model.onnx"
+    onnx.save(model.end(model.node("Conv", operands, "c")), path)
+    with pytest.raises(ModelError, match=f"bias of {count} values for 6 output channels"):
+        load(path)

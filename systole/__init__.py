@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
     from systole.hw.generate import GenerateError
     from systole.isa import Config, ConfigError
-    from systole.sw.compiler.partition import NodePlacement
+    from systole.sw.compiler.placement import NodePlacement
     from systole.sw.frontend.inputs import InputError
     from systole.sw.ir.graph import ModelError
     from systole.sw.quantisation.pipeline import QuantisationOptions
@@ -89,7 +89,7 @@ _HOMES = {
     "InputError": "sw.frontend.inputs",
     "ModelError": "sw.ir.graph",
     "ModelPrediction": "sw.session.run",
-    "NodePlacement": "sw.compiler.partition",
+    "NodePlacement": "sw.compiler.placement",
     "Preprocessing": "sw.quantisation.samples",
     "QuantisationOptions": "sw.quantisation.pipeline",
     "QuantisationReport": "sw.quantisation.report",

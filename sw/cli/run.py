@@ -9,7 +9,7 @@ status: 0 all layers equal the golden model, 1 a mismatch, 2 bad input (one line
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -39,6 +39,7 @@ from systole.sw.cli.common import (
 from systole.sw.compiler import READ_LATENCY, Optimise
 from systole.sw.files import arrays_file, write_atomically
 from systole.sw.frontend.load import PASS_NAMES
+from systole.sw.ir.graph import Graph
 from systole.sw.ir.text import render
 from systole.sw.report.layers import LayerReport, table
 from systole.sw.session.run import DEVICELESS, MOST_STEPS, SIMULATORS, RunReport
@@ -77,6 +78,11 @@ def _equality(compared: Mapping[str, float | None]) -> str:
         f"{compared['equal']:,} of {compared['elements']:,} output elements equal, largest "
         f"difference {'not a number' if worst is None else worst}"
     )
+
+
+def _show_graphs(graphs: Iterable[Graph], console: Console) -> None:
+    for graph in graphs:
+        console.print(render(graph), markup=False, highlight=False, soft_wrap=True, end="")
 
 
 def _title(report: RunReport, latency: int) -> str:
@@ -166,11 +172,13 @@ def main(
     """Compile an ONNX model, run it on the simulated accelerator, compare and report."""
     console, progress = output_console(), progress_console()
     with one_line_errors():
-        check_choice("--sim", sim, SIMULATORS)
-        check_choice("--check", check, CHECKS)
-        check_choice("--optimise", optimise, get_args(Optimise))
-        if dump_after is not None:
-            check_choice("--dump-after", dump_after, PASS_NAMES)
+        for option, value, known in (
+            ("--sim", sim, SIMULATORS),
+            ("--check", check, CHECKS),
+            ("--optimise", optimise, get_args(Optimise)),
+            ("--dump-after", dump_after or PASS_NAMES[0], PASS_NAMES),
+        ):
+            check_choice(option, value, known)
         for path in (json_file, trace, waves, program_file, output):
             check_writable(path)
         compiled = api.compile(
@@ -184,8 +192,7 @@ def main(
             progress=progress.status,
         )
         if dump_after is not None:
-            for graph in compiled.graphs_after(dump_after):
-                console.print(render(graph), markup=False, highlight=False, soft_wrap=True, end="")
+            _show_graphs(compiled.graphs_after(dump_after), console)
         report, outputs = api.run(
             compiled,
             choose_inputs(input, seed, compiled.partition.inputs, console),

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -78,6 +79,16 @@ def _equality(compared: Mapping[str, float | None]) -> str:
         f"{compared['equal']:,} of {compared['elements']:,} output elements equal, largest "
         f"difference {'not a number' if worst is None else worst}"
     )
+
+
+def _write_report(report: RunReport, path: Path | None) -> None:
+    if path is not None:
+        write_atomically(path, (json.dumps(asdict(report), indent=1) + "\n").encode())
+
+
+def _write_outputs(outputs: Mapping[str, np.ndarray], path: Path | None) -> None:
+    if path is not None:
+        write_atomically(path, arrays_file(outputs))
 
 
 def _show_graphs(graphs: Iterable[Graph], console: Console) -> None:
@@ -172,13 +183,10 @@ def main(
     """Compile an ONNX model, run it on the simulated accelerator, compare and report."""
     console, progress = output_console(), progress_console()
     with one_line_errors():
-        for option, value, known in (
-            ("--sim", sim, SIMULATORS),
-            ("--check", check, CHECKS),
-            ("--optimise", optimise, get_args(Optimise)),
-            ("--dump-after", dump_after or PASS_NAMES[0], PASS_NAMES),
-        ):
-            check_choice(option, value, known)
+        check_choice("--sim", sim, SIMULATORS)
+        check_choice("--check", check, CHECKS)
+        check_choice("--optimise", optimise, get_args(Optimise))
+        check_choice("--dump-after", dump_after or PASS_NAMES[0], PASS_NAMES)
         for path in (json_file, trace, waves, program_file, output):
             check_writable(path)
         compiled = api.compile(
@@ -191,8 +199,7 @@ def main(
             read_latency=latency,
             progress=progress.status,
         )
-        if dump_after is not None:
-            _show_graphs(compiled.graphs_after(dump_after), console)
+        _show_graphs(compiled.graphs_after(dump_after) if dump_after else (), console)
         report, outputs = api.run(
             compiled,
             choose_inputs(input, seed, compiled.partition.inputs, console),
@@ -204,10 +211,8 @@ def main(
         )
         if program_file is not None:
             compiled.save(program_file)
-        if output is not None:
-            write_atomically(output, arrays_file(outputs))
-        if json_file is not None:
-            write_atomically(json_file, (json.dumps(asdict(report), indent=1) + "\n").encode())
+        _write_outputs(outputs, output)
+        _write_report(report, json_file)
     show(report, console, clock_mhz, latency)
     if report.golden_mismatches:
         raise typer.Exit(MISMATCH)

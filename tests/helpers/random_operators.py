@@ -235,7 +235,7 @@ def make_select(s, rng):
             steps=steps,
             fill=int(rng.integers(-128, 128)),
             flat=flat,
-            joined=joined,
+            across_images=joined,
         )
     )
 

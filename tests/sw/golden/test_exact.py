@@ -279,7 +279,7 @@ def test_random_mixed_products():
     platform.machine() not in ("x86_64", "AMD64") or not shutil.which("qemu-x86_64"),
     reason="needs an x86 machine and qemu-user, to emulate older processors",
 )
-@pytest.mark.parametrize("processor", ["Haswell", "Nehalem"])
+@pytest.mark.parametrize("processor", ["Haswell", pytest.param("Nehalem", marks=pytest.mark.long)])
 def test_on_an_older_processor(processor):
     """This file again, on an emulated processor without VNNI (and without AVX)."""
     command = ["qemu-x86_64", "-cpu", processor, sys.executable, "-m", "pytest"]

@@ -14,7 +14,7 @@ from systole.sw.frontend.passes.operators.registry import MICROSOFT
 from systole.sw.frontend.passes.read import infer_shapes, read
 from systole.sw.frontend.passes.values import Node
 from systole.sw.golden import oracle
-from systole.sw.ir.graph import ModelError
+from systole.sw.ir.graph import ModelError, first_line
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", MICROSOFT)
 """Domains whose operators onnxruntime has."""
@@ -137,8 +137,3 @@ def run_reference(
         return oracle.run(path, arrays, optimise=optimise)
     except Exception as e:  # onnxruntime's errors have no class of their own in common
         raise ModelError(f"{path}: onnxruntime cannot run the model: {first_line(e)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error of onnxruntime says first."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

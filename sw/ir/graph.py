@@ -22,6 +22,11 @@ class ModelError(ValueError):
     """Name of the first output of the node it is about, where known."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; the libraries' have no class in common, and some say nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @dataclass(frozen=True)
 class Tensor:
     """An activation and how it stands in the ONNX model.

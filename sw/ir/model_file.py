@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from systole.sw.ir.graph import ModelError
+from systole.sw.ir.graph import ModelError, first_line
 
 MAX_ELEMENTS = 1 << 28
 """Elements of the largest tensor; more would not fit into the memory of the simulated machine."""
@@ -32,7 +32,7 @@ def load_proto(path: str | os.PathLike, *, external_data: bool = True) -> ModelP
     try:
         model = onnx.load(path, load_external_data=external_data)
     except Exception as e:  # protobuf's and onnx's errors have no class in common
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        reason = first_line(e)
         raise ModelError(f"{path}: not a readable ONNX model: {reason}") from None
     if not model.graph.output:
         raise ModelError(f"{path}: not an ONNX model: its graph has no outputs")

@@ -20,7 +20,7 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData, create_c
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from systole.sw.frontend.inputs import InputError
-from systole.sw.ir.graph import ModelError
+from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.quantisation.fold import attribute
 from systole.sw.quantisation.samples import Feeds
 
@@ -124,7 +124,7 @@ def to_qdq(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str]) ->
             quantiser.quantize_model()
             quantiser.model.topological_sort()
     except Exception as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        reason = first_line(e)
         raise ModelError(f"onnxruntime cannot quantise the model: {reason}") from None
     result = quantiser.model.model
     if not any(node.op_type == "QuantizeLinear" for node in result.graph.node):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from systole.sw.frontend.inputs import InputError
-from systole.sw.ir.graph import ModelError
+from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.quantisation.calibrate import METHODS, activation_ranges, to_qdq
 from systole.sw.quantisation.correct import add_biases, correct_biases
 from systole.sw.quantisation.equalise import equalise
@@ -84,7 +84,7 @@ def _check_runs(quantised: onnx.ModelProto, sample: Feeds) -> None:
         onnx.checker.check_model(quantised)
         session(quantised).run(None, dict(sample))
     except Exception as e:  # onnxruntime's errors have no class of their own in common
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        reason = first_line(e)
         raise ModelError(
             f"onnxruntime's quantiser made a model that does not run: {reason}"
         ) from None

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from systole.sw.ir.graph import ModelError
+from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.ir.model_file import load_proto
 from systole.sw.quantisation.fold import fold
 
@@ -223,7 +223,7 @@ def _upgrade(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         return version_converter.convert_version(model, OPSET)
     except Exception as e:
         raise ModelError(
-            f"{path}: its opset {version} cannot be converted to {OPSET}: {_first_line(e)}"
+            f"{path}: its opset {version} cannot be converted to {OPSET}: {first_line(e)}"
         ) from None
 
 
@@ -236,7 +236,7 @@ def _optimise(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         try:
             session(model, options)
         except Exception as e:
-            raise ModelError(f"{path}: onnxruntime cannot run it: {_first_line(e)}") from None
+            raise ModelError(f"{path}: onnxruntime cannot run it: {first_line(e)}") from None
         optimised = onnx.load(file)
     used = {node.domain for node in optimised.graph.node} | {""}
     keep = [o for o in optimised.opset_import if o.domain in used]
@@ -290,7 +290,3 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
             node.name = name
             taken.add(name)
         seen.add(node.name)
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0]

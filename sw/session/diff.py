@@ -17,10 +17,10 @@ import onnx
 import onnx_ir as ir
 
 from systole.sw.compiler.partition import QUANTISED, Partition
-from systole.sw.frontend.dataflow import Dataflow, first_line
+from systole.sw.frontend.dataflow import Dataflow
 from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
-from systole.sw.ir.graph import Graph, ModelError, Op, Tensor
+from systole.sw.ir.graph import Graph, ModelError, Op, Tensor, first_line
 from systole.sw.session.segments import follow
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from systole.sw.compiler.partition import HostSegment
-from systole.sw.frontend.dataflow import CONVERSIONS, first_line
+from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.golden import oracle
 from systole.sw.golden.oracle import Comparison
-from systole.sw.ir.graph import ModelError
+from systole.sw.ir.graph import ModelError, first_line
 
 
 @dataclass

@@ -13,6 +13,7 @@ import onnxruntime
 from onnx import helper
 
 from systole.sw.frontend.passes.values import Node
+from systole.sw.ir.graph import first_line
 
 OPTIONS = onnxruntime.SessionOptions()
 OPTIONS.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -57,5 +58,5 @@ def evaluate(
         )
         return cast("list[np.ndarray]", session.run(None, given))
     except Exception as e:
-        reason = str(e).strip().splitlines()[0]
+        reason = first_line(e)
         raise node.fail(f"onnxruntime refuses it: {reason}") from None

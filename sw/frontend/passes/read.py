@@ -26,7 +26,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from systole.sw.golden import oracle
-from systole.sw.ir.graph import ModelError
+from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.ir.model_file import MAX_ELEMENTS, load_proto
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def infer_shapes(model: ir.Model, path: Path) -> dict[str, str]:
         proto.graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in _results(model))
         session = oracle.session(proto, optimise=False)
     except Exception as e:  # onnxruntime's errors have no class of their own in common
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        reason = first_line(e)
         raise ModelError(f"{path}: onnxruntime does not accept the model: {reason}") from None
     types = {}
     for info in [*session.get_inputs(), *session.get_outputs()]:
@@ -128,7 +128,7 @@ def _attempt(what: str, action: Callable[[], T]) -> T:
         cause: BaseException = e
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = first_line(cause)
         raise ModelError(f"{what}: {reason}") from None
 
 

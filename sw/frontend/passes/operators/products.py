@@ -47,20 +47,20 @@ def bias(node: Node, value: Value | None, scale: np.ndarray) -> np.ndarray:
     channels = scale.shape[0]
     if value is None:
         return np.zeros(channels, np.int32)
+    if not isinstance(value, QuantConst) and not (
+        isinstance(value, Const) and value.array.dtype == np.float32
+    ):
+        raise node.fail("its bias must be a constant: float32 or quantised")
+    array = value.array.reshape(-1)
+    if array.size not in (1, channels):
+        raise node.fail(f"bias of {array.size} values for {channels} output channels")
     if isinstance(value, QuantConst):
-        array = value.array.reshape(-1)
         same = np.allclose(value.scale, scale, rtol=BIAS_TOLERANCE, atol=0)
-        if array.size not in (1, channels):
-            raise node.fail(f"bias of {array.size} values for {channels} output channels")
         if array.dtype == np.int32 and same and not value.zero.any():
             return np.ascontiguousarray(np.broadcast_to(array, (channels,)))
         real = value.real.reshape(-1)
-    elif isinstance(value, Const) and value.array.dtype == np.float32:
-        real = value.array.reshape(-1).astype(np.float64)
     else:
-        raise node.fail("its bias must be a constant: float32 or quantised")
-    if real.size not in (1, channels):
-        raise node.fail(f"bias of {real.size} values for {channels} output channels")
+        real = array.astype(np.float64)
     number = np.rint(real / scale)
     if not (np.abs(number) < 2.0**31).all():
         raise node.fail(f"bias of {np.abs(number).max():g} accumulator units; it must fit int32")

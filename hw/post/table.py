@@ -104,8 +104,8 @@ class PostTable(wiring.Component):
             ]
 
         # Lookups -------------------------------------------------------------------------------
-        found = Signal()
-        m.d.sync += [found.eq(self.i_valid), self.o_valid.eq(found)]
+        index_valid = Signal()
+        m.d.sync += [index_valid.eq(self.i_valid), self.o_valid.eq(index_valid)]
         for lane in range(config.lanes):
             port = table.read_port()
             index = Cat(self.i[8 * lane :][:7], ~self.i[8 * lane + 7])
@@ -117,7 +117,7 @@ class PostTable(wiring.Component):
             m.d.comb += [port.en.eq(self.i_valid), port.addr.eq(word)]
             with m.If(self.i_valid):
                 m.d.sync += place.eq(byte)
-            with m.If(found):
+            with m.If(index_valid):
                 m.d.sync += self.o[8 * lane :][:8].eq(port.data.word_select(place, 8))
         return m
 

@@ -144,8 +144,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Assemble and
 
 
 def _fail(file: Path, error: Exception) -> typer.Exit:
-    typer.echo(f"{file}: {error}", err=True)
-    return typer.Exit(1)
+    typer.echo(f"error: {file}: {error}", err=True)
+    return typer.Exit(2)
 
 
 @app.command()

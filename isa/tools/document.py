@@ -6,15 +6,10 @@ python -m systole.isa.tools.document --check    # exit 1 if it is not up to date
 
 from __future__ import annotations
 
-import ast
 import enum
 import inspect
-import itertools
-import re
-import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -40,68 +35,29 @@ from systole.isa.commands import (
     PostSource,
     WindowOp,
 )
+from systole.isa.tools.page import (
+    CheckOption,
+    attribute_docs,
+    cell,
+    later_paragraphs,
+    markdown,
+    table,
+    write_page,
+)
 
 Enumeration = type[enum.IntEnum] | type[enum.IntFlag]
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "isa.md"
 
 
-def _markdown(text: str) -> str:
-    """reStructuredText inline markup (literals, roles) as Markdown."""
-    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", text)
-    return text.replace("``", "`")
-
-
-def _cell(text: str) -> str:
-    """Text for one table cell."""
-    return _markdown(" ".join(text.split())).replace("|", "\\|")
-
-
-def _doc(documented: object, skip: int = 1) -> str:
-    """A docstring's paragraphs after the first ``skip``."""
-    paragraphs = inspect.cleandoc(inspect.getdoc(documented) or "").split("\n\n")
-    return _markdown("\n\n".join(paragraphs[skip:]))
-
-
-def _attribute_docs(owner: type) -> dict[str, str]:
-    """The string literals that follow a class's assignments, by assigned name."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
-    (definition,) = tree.body
-    assert isinstance(definition, ast.ClassDef)
-    out = {}
-    for node, following in itertools.pairwise(definition.body):
-        target = None
-        if isinstance(node, ast.Assign):
-            target = node.targets[0]
-        elif isinstance(node, ast.AnnAssign):
-            target = node.target
-        if (
-            isinstance(target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-            and isinstance(following.value.value, str)
-        ):
-            out[target.id] = following.value.value
-    return out
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    head = list(head)
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield f"| {' | '.join(str(c) for c in row)} |"
-    yield ""
-
-
 def _enum(members: Enumeration) -> Iterator[str]:
-    docs = _attribute_docs(members)
+    docs = attribute_docs(members)
     summary = inspect.cleandoc(members.__doc__ or "").split("\n\n")[0]
-    yield f"**{members.__name__}**" + (f": {_cell(summary)}" if members.__doc__ else "")
+    yield f"**{members.__name__}**" + (f": {cell(summary)}" if members.__doc__ else "")
     yield ""
-    yield from _table(
+    yield from table(
         ("value", "name", "meaning"),
-        ((m.value, f"`{m.name}`", _cell(docs.get(str(m.name), ""))) for m in members),
+        ((m.value, f"`{m.name}`", cell(docs.get(str(m.name), ""))) for m in members),
     )
 
 
@@ -115,18 +71,18 @@ def _fields(fields: Iterable[Field], start: int = 0) -> Iterator[str]:
         lsb = start
         for f in fields:
             msb = lsb + f.bits - 1
-            meaning = _cell(f.doc) + (f" ({f.enum.__name__})" if f.enum else "")
+            meaning = cell(f.doc) + (f" ({f.enum.__name__})" if f.enum else "")
             bits = f"{msb}:{lsb}" if f.bits > 1 else lsb
             yield bits, f"`{f.name}`", f.bits, "signed" if f.signed else "", meaning
             lsb = msb + 1
 
-    yield from _table(("bits", "field", "width", "", "meaning"), rows())
+    yield from table(("bits", "field", "width", "", "meaning"), rows())
 
 
 def _command(command: Command) -> Iterator[str]:
     yield f"### {command.name} ({int(command.opcode)})"
     yield ""
-    yield _markdown(command.doc)
+    yield markdown(command.doc)
     yield ""
     engines = ", ".join(e.name for e in command.engines) or "none (the fetch unit's)"
     yield f"Engines: {engines}. Complete: {command.bits} bits, {command.words} 64-bit words."
@@ -143,7 +99,7 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "## Programs, tokens, memories"
     yield ""
-    yield _doc(commands)
+    yield later_paragraphs(commands)
     yield ""
     yield "The text form of programs is that of `python -m systole.isa.tools.assembler`;"
     yield "`python -m systole.isa.tools.header` writes all of this as a C header."
@@ -162,16 +118,16 @@ def _lines() -> Iterator[str]:
     yield from _enums(LoadTarget, PostSource, PostOp, WindowOp)
     yield "## Requantisation"
     yield ""
-    yield _doc(params)
+    yield later_paragraphs(params)
     yield ""
     yield from _fields(params.REQUANT_PARAMS)
     yield "## Registers"
     yield ""
     yield "32 bits each, on AXI4-Lite. `w1c`: writing 1 clears."
     yield ""
-    yield from _table(
+    yield from table(
         ("offset", "name", "access", "meaning"),
-        ((f"0x{c.offset:03x}", f"`{c.name}`", c.access, _cell(c.doc)) for c in CSRS.values()),
+        ((f"0x{c.offset:03x}", f"`{c.name}`", c.access, cell(c.doc)) for c in CSRS.values()),
     )
     yield from _enums(csr.Control, csr.Status, csr.Irq, csr.EngineState)
     yield "## Faults"
@@ -192,21 +148,9 @@ def document() -> str:
     return "\n".join(_lines()).rstrip("\n") + "\n"
 
 
-def main(
-    check: Annotated[
-        bool, typer.Option("--check", help="only compare; exit 1 on a difference")
-    ] = False,
-) -> None:
+def main(check: CheckOption = False) -> None:
     """Write docs/isa.md from the declarations."""
-    if not PATH.parent.is_dir():
-        typer.echo(f"error: {PATH.parent} does not exist; it is in a checkout only", err=True)
-        raise typer.Exit(2)
-    text = document()
-    if not check:
-        PATH.write_text(text, encoding="utf-8")
-    elif not PATH.exists() or PATH.read_text(encoding="utf-8") != text:
-        typer.echo(f"{PATH} is out of date: run python -m systole.isa.tools.document", err=True)
-        raise typer.Exit(1)
+    write_page(PATH, document(), "systole.isa.tools.document", check=check)
 
 
 if __name__ == "__main__":

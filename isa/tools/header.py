@@ -169,8 +169,8 @@ def main(
     try:
         chosen = Config() if config is None else Config.from_toml(config)
     except ConfigError as e:
-        typer.echo(str(e), err=True)
-        raise typer.Exit(1) from None
+        typer.echo(f"error: {e}", err=True)
+        raise typer.Exit(2) from None
     output.write_text(header(chosen), encoding="utf-8")
 
 

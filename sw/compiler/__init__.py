@@ -221,10 +221,10 @@ class Compiler:
     def _layer(self, op: Op) -> Layer:
         """What the program says about an operator."""
         shape = self.graph.tensors[op.output].shape
-        function = self.lowering.joined.made.get(op.output)
+        replacement = self.lowering.joined.replacements.get(op.output)
         stored, table = op.output, None
-        if function is not None:
-            stored, table = function.tensor, function.table.tolist()
+        if replacement is not None:
+            stored, table = replacement.tensor, replacement.table.tolist()
         total = macs(op, self.graph)
         return Layer(
             name=op.name,

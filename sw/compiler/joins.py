@@ -66,8 +66,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Made:
-    """The tensor that an operator's stage writes instead of the operator's output: a function of
+class Replacement:
+    """The tensor that an operator's stage writes instead of the operator's output, a function of
     it."""
 
     tensor: str
@@ -76,7 +76,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedGraph:
     """A graph without the operators that compute virtual tensors."""
 
     graph: Graph
@@ -86,7 +86,7 @@ class Joined:
     belongs to. Only convolutions read virtual tensors."""
     parts: dict[str, tuple[Part, ...]]
     """By virtual tensor, its parts."""
-    made: dict[str, Made]
+    replacements: dict[str, Replacement]
     """By operator's output, what is written in its place, if not the output itself."""
 
 
@@ -143,7 +143,7 @@ class _Rewrite:
     """Number of the graph's operator that a view belongs to."""
 
 
-def join(graph: Graph, config: Config) -> Joined:
+def join(graph: Graph, config: Config) -> JoinedGraph:
     """Rewrite a graph with those tensors virtual that save cycles by doing so."""
     return _Joiner(graph, config).best()
 
@@ -160,7 +160,7 @@ class _Joiner:
             for name in op.inputs:
                 self.readers.setdefault(name, []).append(op)
 
-    def best(self) -> Joined:
+    def best(self) -> JoinedGraph:
         """Start from as many virtual tensors as possible; give up one at a time while that costs
         no cycles."""
         virtual = self._closed({op.output for op in self.graph.ops if self._candidate(op)})
@@ -175,7 +175,7 @@ class _Joiner:
                     less = self._cost(other)
                     if less <= cost:
                         virtual, rewrite, cost, improved = fewer, other, less, True
-        return self._joined(rewrite)
+        return self._without_views(rewrite)
 
     # Which tensors may be virtual ----------------------------------------------------------------
 
@@ -387,7 +387,7 @@ class _Joiner:
             phases.append(by_part)
         return phases
 
-    def _joined(self, rewrite: _Rewrite) -> Joined:
+    def _without_views(self, rewrite: _Rewrite) -> JoinedGraph:
         """The rewritten graph in terms of tensors, without views."""
         tensors, names = rewrite.tensors, rewrite.names
         for view, layer in rewrite.layer.items():
@@ -403,18 +403,20 @@ class _Joiner:
                 whole = self.graph.ops[layer]
                 ops.append((layer, _conversion(whole, names[view], names[base], step)))
             ops.append((item.layer, self._own(rewrite, item)))
-        made = {
-            tensor: Made(names[view], np.frombuffer(view.table, np.int8))
+        replacements = {
+            tensor: Replacement(names[view], np.frombuffer(view.table, np.int8))
             for tensor, view in rewrite.replaced.items()
         }
         order = {op.output: i for i, (_, op) in enumerate(ops)}
-        order |= {m.tensor: order[tensor] for tensor, m in made.items()}
+        order |= {m.tensor: order[tensor] for tensor, m in replacements.items()}
         parts = {}
         for name in rewrite.parts.keys() & {n for _, op in ops for n in op.inputs}:
             # Those computed first come first: the array can begin with them.
             unordered = [Part(names[v], channels) for v, channels in rewrite.parts[name].items()]
             parts[name] = tuple(sorted(unordered, key=lambda p: order.get(p.tensor, -1)))
-        return Joined(dataclasses.replace(self.graph, tensors=tensors), ops, parts, made)
+        return JoinedGraph(
+            dataclasses.replace(self.graph, tensors=tensors), ops, parts, replacements
+        )
 
     def _own(self, rewrite: _Rewrite, item: _Item) -> Op:
         """An item's operator on the tensors that it reads."""

@@ -203,9 +203,8 @@ class Builder:
             y_scale, zero = _quantisation(np.maximum(real, 0), True)
         else:
             y_scale, zero = _quantisation(real, False)
-        y = numerics.requantise(
-            acc, np.array(0), *numerics.split_scale(sum_scale / y_scale), zero, -128, 127
-        )
+        multiplier, shift = numerics.split_scale(sum_scale / y_scale)
+        y = numerics.requantise(acc, np.array(0), multiplier, shift, zero=zero, low=-128, high=127)
         result = self._quantised(value, np.moveaxis(y, -1, 1), y_scale, zero)
         return self.function(result, activation) if activation in FUNCTIONS else result
 

@@ -179,7 +179,7 @@ def test_assembler_command_line(tmp_path):
     assert shown.exit_code == 0 and shown.output == source.read_text()
     binary.write_bytes(b"123")
     failed = runner.invoke(assembler.app, ["disasm", str(binary)])
-    assert failed.exit_code == 1 and "whole 64-bit words" in failed.output
+    assert failed.exit_code == 2 and "whole 64-bit words" in failed.output
 
 
 def test_documentation_is_up_to_date(monkeypatch, tmp_path):

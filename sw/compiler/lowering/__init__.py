@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from systole.isa import Config
 from systole.isa.numerics import lookup
-from systole.sw.compiler.joins import Joined, Made, join, windowed
+from systole.sw.compiler.joins import JoinedGraph, Replacement, join, windowed
 from systole.sw.compiler.lowering.checks import check_limits
 from systole.sw.compiler.lowering.context import LoweringContext
 from systole.sw.compiler.lowering.convolution import lower_conv, lower_transposed
@@ -60,7 +60,7 @@ class Lowering:
     stages: list[Stage]
     packed: frozenset[str]
     """Graph inputs that are kept packed."""
-    joined: Joined
+    joined: JoinedGraph
     """The graph without its virtual tensors."""
 
 
@@ -79,9 +79,9 @@ def lower(graph: Graph, config: Config) -> Lowering:
     stages: list[Stage] = []
     for layer, op in joined.ops:
         stages += _lower(context, layer, op)
-        function = joined.made.get(op.output)
-        if function is not None:
-            stages[-1] = _with_function(context, stages[-1], function)
+        replacement = joined.replacements.get(op.output)
+        if replacement is not None:
+            stages[-1] = _with_function(context, stages[-1], replacement)
     return Lowering(dataclasses.replace(joined.graph, tensors=tensors), stages, packed, joined)
 
 
@@ -109,11 +109,11 @@ def _lower(context: LoweringContext, layer: int, op: Op) -> list[Stage]:
     raise TypeError(f"no lowering of {type(op).__name__}")
 
 
-def _with_function(context: LoweringContext, stage: Stage, function: Made) -> Stage:
+def _with_function(context: LoweringContext, stage: Stage, replacement: Replacement) -> Stage:
     """The stage with its table composed with a function: it makes that one's tensor instead."""
     assert isinstance(stage, ArrayStage | VectorStage), "only POST has a table"
-    values = function.table
+    values = replacement.table
     if stage.table is not None:
         values = lookup(stage.table.reshape(-1)[:256], values)
-    op = dataclasses.replace(stage.op, output=function.tensor)
+    op = dataclasses.replace(stage.op, output=replacement.tensor)
     return dataclasses.replace(stage, op=op, table=context.table_words(values))

@@ -73,7 +73,7 @@ def test_equals_numpy(stalls: bool):
     double = 0  # values that rounding once would get wrong
     for multiplier, shift, bias, zero, low, high, sums in sets:
         acc = wrap_int32(sums.astype(np.int64) - bias)
-        ref = requantise(acc, bias, multiplier, shift, zero, low, high)
+        ref = requantise(acc, bias, multiplier, shift, zero=zero, low=low, high=high)
         expected += [pack(row, 8) for row in ref]
         values += ref.size
         exact = np.ldexp(sums.astype(np.longdouble) * multiplier, -shift)

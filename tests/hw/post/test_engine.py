@@ -77,13 +77,14 @@ class Memories:
                     if c["source"] == PostSource.ACCUMULATOR:
                         params = self.params[c["params"] + g * self.config.param_words]
                         acc = self.acc[c["acc"] + oy * c["out_w"] + ox, g * lanes : (g + 1) * lanes]
-                        a = requantise(acc, *params, c["zero"], c["low"], c["high"])
+                        a = requantise(acc, *params, zero=c["zero"], low=c["low"], high=c["high"])
                     else:
                         a = self.words[word["a"], part]
                     if c["op"] != PostOp.NONE:
                         b = self.words[word["b"], part]
-                        names = ("za", "zb", "zo", "ma", "mb", "shift", "low2", "high2")
-                        a = combine(PostOp(c["op"]).name.lower(), a, b, *(c[n] for n in names))
+                        names = ("za", "zb", "zo", "ma", "mb", "shift")
+                        given = {n: c[n] for n in names} | {"low": c["low2"], "high": c["high2"]}
+                        a = combine(PostOp(c["op"]).name.lower(), a, b, **given)
                     if c["lut"]:
                         a = self.words[c["table"] :].ravel()[a.astype(int) + 128]
                     self.words[word["out"], part] = a
@@ -278,7 +279,19 @@ def test_combine_equals_numpy(kind: str):
                 if ctx.get(dut.o_valid):
                     got.append(ctx.get(dut.o))
                 if i < vectors:
-                    r = combine(kind, a, b, za, zb, zo, ma, mb, shift, low, high)
+                    r = combine(
+                        kind,
+                        a,
+                        b,
+                        za=za,
+                        zb=zb,
+                        zo=zo,
+                        ma=ma,
+                        mb=mb,
+                        shift=shift,
+                        low=low,
+                        high=high,
+                    )
                     expected.append(int.from_bytes(r.tobytes(), "little"))
                     da, db = a.astype(np.int64) - za, b.astype(np.int64) - zb
                     total = da * ma + db * (mb if kind == "add" else -mb)

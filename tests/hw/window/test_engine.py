@@ -71,7 +71,7 @@ class Scratchpad:
                         y = np.clip(x.max(axis=0), c["low"], c["high"])
                     else:
                         acc = (x * (w if c["op"] == WindowOp.DEPTHWISE else 1)).sum(axis=0)
-                        y = requantise(acc, *params, c["zero"], c["low"], c["high"])
+                        y = requantise(acc, *params, zero=c["zero"], low=c["low"], high=c["high"])
                     self.words[c["out"] + b * c["out_block"] + oy * c["out_pitch"] + ox] = y
 
     def _im2col(self, c: dict[str, int]) -> None:

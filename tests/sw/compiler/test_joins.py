@@ -45,8 +45,8 @@ class Case(GraphBuilder):
                     program, _ = compile_by_chance(rng, graph, config, dump=dump)
                     check_program(device, program, inputs, self.values)
         compiler = Compiler(graph, Config())
-        made = {m.tensor for m in compiler.lowering.joined.made.values()}
-        return [f"{s.kind}{s.layer}" + "f" * (s.op.output in made) for s in compiler.stages]
+        replaced = {m.tensor for m in compiler.lowering.joined.replacements.values()}
+        return [f"{s.kind}{s.layer}" + "f" * (s.op.output in replaced) for s in compiler.stages]
 
 
 def test_parts_of_the_same_scale_are_read_where_they_are():
@@ -89,9 +89,9 @@ def test_joins_of_joins():
     pair = c.concat(c.layer(), c.layer())
     last = c.layer(pair)
     out = c.layer(c.concat(pair, last), outputs=8)
-    made = c.stages(out)
-    assert "array2" not in made and "array4" not in made
-    assert made.count("vector4") == 2 and made[-1] == "array5"
+    stages = c.stages(out)
+    assert "array2" not in stages and "array4" not in stages
+    assert stages.count("vector4") == 2 and stages[-1] == "array5"
 
 
 def test_channels_are_split_and_shuffled():
@@ -114,12 +114,12 @@ def test_channels_that_come_more_than_once():
 
 def test_parts_that_are_not_whole_blocks():
     """Worth it for a kernel of one element, not for nine."""
-    for kernel, made in ((1, ["array0f", "array1f", "array3"]), (3, 4)):
+    for kernel, expected in ((1, ["array0f", "array1f", "array3"]), (3, 4)):
         c = Case()
         joined = c.concat(c.layer(outputs=40), c.layer(outputs=24))
         pad = kernel // 2
         out = c.conv(joined, 16, (kernel, kernel), (1, 1), (pad,) * 4, (1, 1))
-        assert c.stages(out) == made or len(c.stages(out)) == made
+        assert c.stages(out) == expected or len(c.stages(out)) == expected
 
 
 @pytest.mark.parametrize("kind", ["max", "average"])
@@ -144,8 +144,17 @@ def test_depthwise_convolutions_with_functions():
     first = c.conv(c.x, 16, *AROUND, group=16, function=True)
     joined = c.concat(first, c.layer())
     out = c.layer(c.conv(joined, 32, *AROUND, group=32, function=True))
-    made = ["window0", "vector0f", "window3", "vector3", "array1f", "window3", "vector3", "array4"]
-    assert c.stages(out) == made
+    expected = [
+        "window0",
+        "vector0f",
+        "window3",
+        "vector3",
+        "array1f",
+        "window3",
+        "vector3",
+        "array4",
+    ]
+    assert c.stages(out) == expected
 
 
 def test_functions_of_joins():
@@ -198,7 +207,7 @@ def test_random_joins():
         rng = np.random.default_rng(seed)
         compiler = Compiler(graph, config)
         joined = compiler.lowering.joined
-        kinds["made"] += len(joined.made)
+        kinds["replaced"] += len(joined.replacements)
         kinds["left out"] += len(graph.ops) - len({layer for layer, _ in joined.ops})
         kinds["parts"] += sum(len(parts) for parts in joined.parts.values())
         for _, op in joined.ops:
@@ -214,4 +223,4 @@ def test_random_joins():
                 e.add_note(f"seed {seed}")
                 raise
     print(kinds)
-    assert all(kinds[kind] >= 10 for kind in ("left out", "made", "Table", "Pool", "Conv"))
+    assert all(kinds[kind] >= 10 for kind in ("left out", "replaced", "Table", "Pool", "Conv"))

@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+from systole.sw.ir.dimensions import bind_dimensions
 from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.ir.model_file import load_proto
 from systole.sw.quantisation.fold import fold
@@ -102,7 +103,7 @@ def prepare(
     _check_not_quantised(model, path)
     _to_float32(model)
     _check_types(model, path)
-    _bind(model, dict(dims or {}), image_size)
+    bind_dimensions(model.graph.input, dims or {}, image_size)
     model.ir_version = max(model.ir_version, IR_VERSION)
     model = _upgrade(model, path)
     model = _optimise(model, path)
@@ -174,45 +175,6 @@ def _check_types(model: onnx.ModelProto, path: Path) -> None:
 
 def _type(element: int) -> str:
     return TensorProto.DataType.Name(element).lower()
-
-
-def _bind(model: onnx.ModelProto, dims: dict[str, int], image_size: tuple[int, int] | None) -> None:
-    known: set[str] = set()
-    missing = None
-    for value in model.graph.input:
-        shape = value.type.tensor_type.shape
-        if not value.type.tensor_type.HasField("shape"):
-            raise ModelError(f"input {value.name!r} has no shape; one is needed")
-        channels_last = len(shape.dim) == 4 and shape.dim[3].dim_value in (1, 3)
-        for axis, dim in enumerate(shape.dim):
-            if dim.dim_value > 0:
-                continue
-            names = [n for n in (dim.dim_param, f"{value.name}:{axis}") if n]
-            known.update(names)
-            number = next((dims[n] for n in names if n in dims), None)
-            first = 1 if channels_last else 2
-            if number is None and image_size and axis in (first, first + 1):
-                number = image_size[axis - first]
-            if number is None and axis == 0:
-                number = 1
-            if number is None:
-                missing = missing or (value.name, axis, names[0])
-                continue
-            if number < 1:
-                raise ModelError(f"dimension {names[0]} = {number}: it must be positive")
-            dim.dim_value = number
-    unknown = sorted(set(dims) - known)
-    if unknown:
-        have = ", ".join(sorted(known)) or "none"
-        raise ModelError(f"no open dimension {unknown[0]}: the model's are {have}")
-    if missing:
-        name, axis, key = missing
-        raise ModelError(f"input {name!r}: dimension {axis} is open; bind it with --dim {key}=N")
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.ClearField("dim_param")
 
 
 def _upgrade(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

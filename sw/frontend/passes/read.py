@@ -12,9 +12,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -26,12 +25,11 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from systole.sw.golden import oracle
+from systole.sw.ir.dimensions import bind_dimensions, check_size
 from systole.sw.ir.graph import ModelError, first_line
-from systole.sw.ir.model_file import MAX_ELEMENTS, load_proto
+from systole.sw.ir.model_file import load_proto
 
 T = TypeVar("T")
-MAX_BATCH = 1024
-"""Images of an input: commands are written out for each."""
 FOLD_LIMIT = 1 << 24
 """Elements of the largest constant that is folded."""
 
@@ -43,13 +41,15 @@ def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.M
     their name or as ``INPUT:AXIS``. Raises :class:`ModelError`."""
     path = Path(path)
     proto = load_proto(path, external_data=False)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in constants]
+    bind_dimensions(inputs, dims or {})
     model = _attempt(f"{path}: not a readable ONNX model", lambda: ir.from_proto(proto))
     ir.external_data.set_base_dir(model.graph, path.parent)
     _check_external(model, path)
     _check_defined(model.graph)
     _attempt(f"{path}: its functions cannot be inlined", lambda: common.InlinePass()(model))
     common.RemoveInitializersFromInputsPass()(model)
-    _fix_shapes(model.graph, dims or {})
     _attempt(
         f"{path}: its nodes cannot be sorted",
         lambda: common.TopologicalSortPass()(model),
@@ -110,16 +110,6 @@ def _results(model: ir.Model) -> list[ir.Value]:
     return [value for node in model.graph for value in node.outputs if value.name]
 
 
-def check_size(kind: str, name: str, shape: Sequence[int]) -> None:
-    """Raises :class:`ModelError` if a tensor of this shape is too large."""
-    elements = math.prod(shape)
-    if elements > MAX_ELEMENTS:
-        raise ModelError(
-            f"{kind} {name!r} needs {elements:,} elements, shape {list(shape)}; at most "
-            f"{MAX_ELEMENTS:,} are possible"
-        )
-
-
 def _attempt(what: str, action: Callable[[], T]) -> T:
     """``action()``; whatever the libraries raise on a malformed model becomes a ModelError."""
     try:
@@ -166,40 +156,3 @@ def _check_defined(graph: ir.Graph) -> None:
     for value in graph.outputs:
         if value.producer() is None and value not in known:
             raise ModelError(f"output {value.name!r} is defined by no node, input or initialiser")
-
-
-def _shown(dim: object) -> object:
-    """A dimension for people; one without number and name is open."""
-    return "open" if dim in (None, ir.SymbolicDim(None)) else dim
-
-
-def _fix_shapes(graph: ir.Graph, given: Mapping[str, int]) -> None:
-    known: set[str] = set()
-    for value in graph.inputs:
-        if value.shape is None:
-            raise ModelError(f"input {value.name!r} has no shape; a fixed one is needed")
-        dims = list(value.shape.dims)
-        for i, dim in enumerate(dims):
-            names = [f"{value.name}:{i}"]
-            if not isinstance(dim, int):
-                names = [n for n in (dim.value, *names) if n]
-                known.update(names)
-                dims[i] = next((given[n] for n in names if n in given), 1 if i == 0 else dim)
-            bound = dims[i]
-            if not isinstance(bound, int) or bound < 1:
-                raise ModelError(
-                    f"input {value.name!r}: dimension {i} is {_shown(bound)}; it must be a fixed "
-                    f"positive number: bind an open one with --dim {names[0]}=N (only the first, "
-                    "the batch, may stay open and becomes 1)"
-                )
-        sizes = [d for d in dims if isinstance(d, int)]
-        check_size("input", str(value.name), sizes)
-        if len(sizes) > 2 and sizes[0] > MAX_BATCH:
-            raise ModelError(
-                f"input {value.name!r}: a batch of {sizes[0]:,}; at most {MAX_BATCH:,} are possible"
-            )
-        value.shape = ir.Shape(dims)
-    unknown = sorted(set(given) - known)
-    if unknown:
-        have = ", ".join(sorted(known)) or "none"
-        raise ModelError(f"no open dimension {unknown[0]}: the model's are {have}")

@@ -448,10 +448,9 @@ def open_device(
     >>> [run.report.golden_mismatches for run in runs]
     [0, 0, 0]
     """
-    kinds = {"verilator": "verilator", "icarus": "icarus", "commands": "command"}
-    if simulator not in kinds:
-        raise InputError(f"simulator {simulator}: must be one of {', '.join(kinds)}")
-    return backends.open_device(kinds[simulator], config or Config(), memory_bytes=memory_bytes)
+    if simulator not in backends.KINDS:
+        raise InputError(f"simulator {simulator}: must be one of {', '.join(backends.KINDS)}")
+    return backends.open_device(simulator, config or Config(), memory_bytes=memory_bytes)
 
 
 # Private -----------------------------------------------------------------------------------------

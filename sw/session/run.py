@@ -377,7 +377,7 @@ def _concatenated(programs: list[Program], runs: list[Execution]) -> tuple[Progr
 
 def _open(options: RunOptions, memory_bytes: int) -> Device:
     if options.simulator == "commands":
-        return open_device("command", options.config, memory_bytes=memory_bytes)
+        return open_device("commands", options.config, memory_bytes=memory_bytes)
     from systole.sim.device import MemoryModel
 
     return open_device(

@@ -29,7 +29,7 @@ def test_random_layers_on_commands(first, tmp_path):
     for seed in range(first, first + CHUNK):
         config = CONFIGS[seed % len(CONFIGS)]
         graph, inputs, expected = prepare(random_layer(seed), tmp_path / "layer.onnx", seed)
-        with open_device("command", config, memory_bytes=256 << 20) as device:
+        with open_device("commands", config, memory_bytes=256 << 20) as device:
             try:
                 check_on(device, config, graph, inputs, expected)
             except Exception as e:

@@ -267,7 +267,7 @@ def test_pool_of_hundreds_of_blocks():
 
 def _check(config: Config, graph, builder: GraphBuilder, *, dump: bool = False) -> None:
     inputs = {p.tensor: builder.values[p.tensor] for p in graph.inputs}
-    with open_device("command", config) as device:
+    with open_device("commands", config) as device:
         check_on(device, config, graph, inputs, builder.values, dump=dump)
 
 
@@ -390,7 +390,7 @@ def _graphs_on_commands(first: int, work: int) -> None:
     for seed in range(first, first + CHUNK):
         config = CONFIGS[seed % len(CONFIGS)]
         graph, inputs, expected = random_graph(seed, window=config.window, work=work)
-        with open_device("command", config) as device:
+        with open_device("commands", config) as device:
             try:
                 check_on(device, config, graph, inputs, expected, dump=seed % 3 == 0)
             except ModelError as e:
@@ -418,7 +418,7 @@ def test_random_schedules(first):
         rng = np.random.default_rng(seed)
         program, schedule = compile_by_chance(rng, graph, config, dump=seed % 2 == 0)
         chains += len(schedule.chains)
-        with open_device("command", config) as device:
+        with open_device("commands", config) as device:
             check_program(device, program, inputs, expected)
     assert chains > CHUNK
 
@@ -548,7 +548,7 @@ def _image(program: Program, inputs) -> np.ndarray:
 def test_compare_counts_and_names_the_first_difference():
     graph, inputs, expected = random_graph(4)
     program = compile_graph(graph, Config(), dump=True)
-    with open_device("command", Config()) as device:
+    with open_device("commands", Config()) as device:
         driver = Driver(device)
         load(driver, program)
         result = execute(driver, program, inputs, trace=False)
@@ -610,7 +610,7 @@ def test_a_program_with_a_token_less_is_refused(program):
     assert not waits, "the first command has nothing to wait for"
     image = bytearray(program.image)
     image[1] |= 1 << Engine.POST
-    with open_device("command", program.config) as device:
+    with open_device("commands", program.config) as device:
         driver = Driver(device)
         driver.load(
             bytes(image),

@@ -40,7 +40,7 @@ class Case(GraphBuilder):
         inputs = {p.tensor: self.values[p.tensor] for p in graph.inputs}
         rng = np.random.default_rng(0)
         for config in CONFIGS:
-            with open_device("command", config) as device:
+            with open_device("commands", config) as device:
                 for dump in (True, False):
                     program, _ = compile_by_chance(rng, graph, config, dump=dump)
                     check_program(device, program, inputs, self.values)
@@ -213,7 +213,7 @@ def test_random_joins():
         for _, op in joined.ops:
             if op.output not in graph.tensors:
                 kinds[type(op).__name__] += 1
-        with open_device("command", config) as device:
+        with open_device("commands", config) as device:
             try:
                 program, _ = compile_by_chance(rng, graph, config, dump=bool(seed % 2))
                 check_program(device, program, inputs, expected)

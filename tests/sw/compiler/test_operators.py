@@ -35,7 +35,7 @@ def test_random_graph_on_commands(seed, tmp_path):
     """Models from their ONNX files, also by a random schedule."""
     graph, inputs, expected = load_random_model(seed, tmp_path / "model.onnx")
     config, rng = CONFIGS[seed % 3], np.random.default_rng(seed)
-    with open_device("command", config, memory_bytes=64 << 20) as device:
+    with open_device("commands", config, memory_bytes=64 << 20) as device:
         check_on(device, config, graph, inputs, expected)
         program, _ = compile_by_chance(rng, graph, config, dump=True)
         check_program(device, program, inputs, expected)
@@ -56,7 +56,7 @@ def test_operator_on_commands(make):
             for p in graph.inputs
         }
         expected = golden.run(graph, inputs)
-        with open_device("command", config, memory_bytes=64 << 20) as device:
+        with open_device("commands", config, memory_bytes=64 << 20) as device:
             try:
                 check_on(device, config, graph, inputs, expected)
             except BaseException as e:

@@ -17,7 +17,7 @@ from tests.helpers.command_reference import tiny
 
 def driver(program: str | list[int], config: Config | None = None, **load) -> Driver:
     words = assembler.assemble(program) if isinstance(program, str) else program
-    device = open_device("command", config or tiny(4, 4), memory_bytes=1 << 17)
+    device = open_device("commands", config or tiny(4, 4), memory_bytes=1 << 17)
     out = Driver(device, base=4096)
     out.load(
         np.array(words, "<u8").tobytes(),

@@ -39,7 +39,7 @@ def check(model, tmp_path, least=0.999, configs=CONFIGS[:3], seed=0):
     }
     expected = golden.run(graph, inputs)
     for k, config in enumerate(configs):
-        with open_device("command", config, memory_bytes=64 << 20) as device:
+        with open_device("commands", config, memory_bytes=64 << 20) as device:
             check_on(device, config, graph, inputs, expected, dump=bool(k % 2))
             program, _ = compile_by_chance(rng, graph, config, dump=not k % 2)
             check_program(device, program, inputs, expected)
@@ -255,7 +255,7 @@ def test_schedules(config, tmp_path):
     schedules = [Schedule(), Schedule(regions=((1, 100),)), Schedule((chain,))]
     compiler = Compiler(graph, config)
     whole = -(-16 // config.rows) * config.vector_bytes * 48 * 64
-    with open_device("command", config, memory_bytes=64 << 20) as device:
+    with open_device("commands", config, memory_bytes=64 << 20) as device:
         for schedule in schedules:
             program = compiler.program(schedule)
             check_program(device, program, inputs, expected)

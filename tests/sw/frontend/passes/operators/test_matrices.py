@@ -59,7 +59,7 @@ def check_on_commands(model, tmp_path, configs=CONFIGS, seed=0):
     """Exact on all levels; the graph."""
     graph, inputs, expected = prepare(model, tmp_path / "model.onnx", seed)
     for k, config in enumerate(configs):
-        with open_device("command", config, memory_bytes=64 << 20) as device:
+        with open_device("commands", config, memory_bytes=64 << 20) as device:
             check_on(device, config, graph, inputs, expected, dump=bool(k % 2))
     return graph
 

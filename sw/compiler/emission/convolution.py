@@ -94,18 +94,17 @@ class ConvolutionEmitter:
     def _wanted(self, each: TileRun, todo: list[Piece]) -> Iterator[WantedPiece]:
         """The pieces of a run, and where the array needs longer for them than the load those of the
         following runs."""
-        kernel, tile = each.kernel, each.tile
+        tile = each.tile
         for piece in todo:
-            yield self._want(each, piece, kernel)
+            yield self._want(each, piece)
         if tile.region.pixels >= SLOW_TILE * self.context.config.rows:
             for following in tile.runs_behind(each.key):
                 for piece in self._pieces(following)[1]:
-                    # By the first run's kernel: runs of other kernels seldom come along.
-                    yield self._want(following, piece, kernel)
+                    yield self._want(following, piece)
 
-    def _want(self, each: TileRun, piece: Piece, kernel: tuple[int, int]) -> WantedPiece:
+    def _want(self, each: TileRun, piece: Piece) -> WantedPiece:
         rows = self.context.config.rows
-        start = each.weights.offset + piece.offset(*kernel, rows)
+        start = each.weights.offset + piece.offset(*each.kernel, rows)
         return WantedPiece((each.key, piece), start, piece.words(rows))
 
     def _emit_split(self, each: TileRun, accumulate: bool) -> None:
@@ -121,7 +120,7 @@ class ConvolutionEmitter:
                 )
                 for inner in pieces(count, (kernel_rows, kernel[1]), rows, limit):
                     piece = replace(inner, block=block + inner.block, ky=ky + inner.ky)
-                    at = self.weights.fetch(tile.index, [self._want(each, piece, kernel)])
+                    at = self.weights.fetch(tile.index, [self._want(each, piece)])
                     self._command(each, piece, x, at, accumulate)
                     accumulate = True
 

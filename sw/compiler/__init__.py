@@ -24,6 +24,7 @@ from systole.sw.compiler.stream import CommandStream
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.ir import layout
 from systole.sw.ir.graph import Graph, ModelError, Op, macs
+from systole.sw.runtime.driver import MAX_MEMORY
 from systole.sw.runtime.program import DramTensor, Layer, Program
 
 Optimise = Literal["fast", "best"]
@@ -37,9 +38,6 @@ ALIGN = 4096
 
 CONSTANT_ALIGN = 64
 """Alignment of each tensor and constant, in bytes."""
-
-MAX_MEMORY = 1 << 32
-"""DRAM addresses in commands are 32 bits."""
 
 
 def align(n: int, to: int = ALIGN) -> int:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 BinaryKind = Literal["add", "sub", "mul"]
+PortType = Literal["float32", "int8", "uint8"]
 
 
 class ModelError(ValueError):
@@ -65,7 +66,7 @@ class Port:
 
     name: str
     tensor: str
-    dtype: Literal["float32", "int8", "uint8"]
+    dtype: PortType
 
 
 @dataclass(frozen=True)

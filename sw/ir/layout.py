@@ -63,6 +63,12 @@ def packed_pitch(channels: int, width: int, rows: int) -> int:
     return -(-channels * width // rows)
 
 
+def words_of(shape: tuple[int, int, int, int], rows: int, *, packed: bool) -> int:
+    """Words of a tensor of shape (N, C, H, W) in either layout."""
+    n, c, h, w = shape
+    return n * h * (packed_pitch(c, w, rows) if packed else blocks_of(c, rows) * w)
+
+
 def pack_packed(array: np.ndarray, rows: int) -> np.ndarray:
     """int8 (N, C, H, W) as words (N, H, pitch, rows), packed."""
     n, c, h, w = array.shape

@@ -19,8 +19,10 @@ NO_ENGINE = 15
 """Value of FAULT_ENGINE for the fetch unit or none."""
 RESET_POLLS = 10_000
 """Reads of CONTROL after which a soft reset counts as failed."""
-
-_PROGRAM_ALIGN = 64
+PROGRAM_ALIGN = 64
+"""Bytes whose multiples programs and traces begin at."""
+MAX_MEMORY = 1 << 32
+"""Bytes of the address space of a DRAM window; a window has less."""
 _PAGE = 4096
 
 
@@ -125,9 +127,9 @@ class Driver:
     ) -> None:
         """Load a program: ``image`` is the start of a DRAM window of ``memory_bytes`` bytes and
         holds, at ``command_offset``, ``command_words`` 64-bit words of commands."""
-        if command_offset % _PROGRAM_ALIGN:
-            raise ValueError(f"commands at {command_offset:#x}: not a multiple of {_PROGRAM_ALIGN}")
-        if not len(image) <= memory_bytes < 1 << 32:
+        if command_offset % PROGRAM_ALIGN:
+            raise ValueError(f"commands at {command_offset:#x}: not a multiple of {PROGRAM_ALIGN}")
+        if not len(image) <= memory_bytes < MAX_MEMORY:
             raise ValueError(
                 f"a DRAM window of {memory_bytes} bytes does not hold the image of {len(image)} "
                 "bytes or exceeds 4 GiB"
@@ -231,13 +233,13 @@ class Driver:
 
     @property
     def _trace_address(self) -> int:
-        return -(-self.program_bytes // _PROGRAM_ALIGN) * _PROGRAM_ALIGN
+        return -(-self.program_bytes // PROGRAM_ALIGN) * PROGRAM_ALIGN
 
     def _wide(self, name: str) -> int:
         return self.read(f"{name}_HI") << 32 | self.read(f"{name}_LO")
 
     def _check_room(self, limit: int) -> None:
-        if limit >= 1 << 32 or self.base + limit > self.device.memory_bytes:
+        if limit >= MAX_MEMORY or self.base + limit > self.device.memory_bytes:
             raise DeviceError(
                 f"the program needs a DRAM window of {limit} bytes at {self.base:#x}; the device "
                 f"has {self.device.memory_bytes} bytes of memory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,19 +47,24 @@ class EngineReport:
 
     def __str__(self) -> str:
         if self.state == EngineState.WAITING:
-            tokens = ", ".join(e.name for e in self.missing) or "none"
-            return f"{self.engine.name} waits before command {self.head}, missing token: {tokens}"
+            return waiting_text(self.engine, self.head, self.missing)
         if self.state == EngineState.BUSY:
             return f"{self.engine.name} busy"
         return f"{self.engine.name} idle"
 
 
+def waiting_text(engine: Engine, command: int, missing: Sequence[Engine]) -> str:
+    """That an engine waits before a command, and for whose tokens."""
+    tokens = ", ".join(e.name for e in missing) or "none"
+    return f"{engine.name} waits before command {command}, missing token: {tokens}"
+
+
 class DeviceFault(DeviceError):  # noqa: N818
     """A program stopped with a fault, or did not end in time. The device has been soft-reset since.
 
-    ``name`` is that of :class:`isa.Fault`, or ``TIMEOUT``. ``index`` is the command's (for TIMEOUT:
-    None), ``engine`` None if it was the fetch unit or none, ``address`` a byte offset in the DRAM
-    window.
+    ``name`` is that of :class:`isa.Fault`, or ``TIMEOUT``. ``index`` is the command's (WATCHDOG:
+    that of the last one fetched, TIMEOUT: None), ``engine`` None if it was the fetch unit or none,
+    ``address`` a byte offset in the DRAM window.
     """
 
     def __init__(
@@ -79,7 +85,8 @@ class DeviceFault(DeviceError):  # noqa: N818
         self.cycles = cycles
         what = f"{name} after {cycles} cycles"
         if index is not None:
-            what += f", command {index}"
+            last = "last fetched " if name == Fault.WATCHDOG.name else ""
+            what += f", {last}command {index}"
         if engine is not None:
             what += f", engine {engine.name}"
         if name in ("DRAM_WINDOW", "AXI_READ", "AXI_WRITE"):

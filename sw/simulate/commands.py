@@ -2,8 +2,9 @@
 time in program order, and refuses programs whose result depends on timing.
 
 :func:`run_program` runs one program; :class:`CommandDevice` is the same behind the CSRs. What the
-hardware would report as a fault is a :class:`HardwareFault`; what it could not notice (races,
-missing tokens, uninitialised or absent words, a command that reads its own results) is a
+hardware would report as a fault is a :class:`HardwareFault`; what it would notice late (missing
+tokens, token counters that overflow, commands without an end) or not at all (races, uninitialised
+or absent words, a command that reads its own results) is a
 :class:`~sw.simulate.races.CommandError` naming command and field.
 """
 
@@ -31,6 +32,7 @@ from systole.isa import (
 )
 from systole.isa.commands import header_of
 from systole.isa.csr import NO_ENGINE
+from systole.isa.timing import FETCH_REQUEST_WORDS
 from systole.isa.tools.assembler import format_command
 from systole.sw.runtime.device import Device, DeviceError
 from systole.sw.simulate.engines import Engines, Illegal, Memories, OutsideWindow
@@ -63,6 +65,8 @@ class _FetchUnit:
         existing = [e for e in Engine if e is not Engine.WINDOW or config.window]
         self._existing = sum(1 << e for e in existing)
         inside = max(0, min(words, (len(memory) - offset) // 8))
+        if inside < words:  # What it asks for at a time is all in the DRAM window or denied.
+            inside -= inside % FETCH_REQUEST_WORDS
         self._words: list[int] = memory[offset : offset + 8 * inside].view("<u8").tolist()
         # Where the DRAM window cuts the program off, if it does.
         self._cut = offset + 8 * inside if inside < words else None

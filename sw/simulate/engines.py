@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from systole.isa import Config, LoadTarget, Opcode, PostOp, PostSource, WindowOp, numerics
+from systole.isa import Config, Fault, LoadTarget, Opcode, PostOp, PostSource, WindowOp, numerics
 from systole.isa.commands import TABLE_BYTES
 from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
+from systole.sw.runtime.driver import DEFAULT_WATCHDOG
 from systole.sw.simulate.races import Box, CommandError, TrackedMemory, Tracker, progressions, span
 
 EXACT_DEPTH = 1024
@@ -38,9 +39,19 @@ _AT_LEAST_1: dict[Opcode, tuple[str, ...]] = {
 class Illegal(CommandError):  # noqa: N818
     """A field whose value the command set does not allow, or that leads outside a memory."""
 
+    name = "ILLEGAL_FIELD"
+
 
 class OwnResult(CommandError):  # noqa: N818
     """A command that reads words it writes itself."""
+
+    name = "OWN_RESULT"
+
+
+class TooLong(CommandError):  # noqa: N818
+    """A command that takes longer than any watchdog should allow."""
+
+    name = Fault.WATCHDOG.name
 
 
 class OutsideWindow(Exception):  # noqa: N818
@@ -93,6 +104,7 @@ class Engines:
         for name in _AT_LEAST_1[c.opcode]:
             if getattr(c, name) < 1:
                 raise self.tracker.error(Illegal, name, "must be at least 1")
+        self._check_time(c)
         if c.opcode == Opcode.LOAD:
             self._load(c)
         elif c.opcode == Opcode.STORE:
@@ -105,6 +117,34 @@ class Engines:
             self._im2col(c)
         else:
             self._window(c)
+
+    def _check_time(self, c: SimpleNamespace) -> None:
+        """Refuse what takes longer than a command may, by a bound on its cycles from below.
+
+        A transfer that leaves the DRAM window ends there, however long it is."""
+        if c.opcode in (Opcode.LOAD, Opcode.STORE):
+            vector, _, _ = self._vector(c)
+            self._check_window(c, vector)
+            cycles = c.count0 * c.count1 * c.count2
+        else:
+            cycles = c.out_w * c.out_h
+            taps = 1 if c.opcode == Opcode.POST else c.kernel_w * c.kernel_h
+        if c.opcode == Opcode.POST:
+            cycles *= c.groups
+        elif c.opcode == Opcode.CONV:
+            cycles *= c.blocks * taps
+        elif c.opcode == Opcode.WINDOW and c.op == WindowOp.IM2COL:
+            cycles *= taps * -(-c.run // self.config.rows)
+        elif c.opcode == Opcode.WINDOW:
+            fast = max(c.kernel_w, c.kernel_h) <= self.config.window_kernel
+            cycles *= c.blocks * (1 if fast else taps)
+        if cycles > DEFAULT_WATCHDOG:
+            raise self.tracker.error(
+                TooLong,
+                "",
+                f"takes at least {cycles:,} cycles; a command may take {DEFAULT_WATCHDOG:,} at "
+                "most (WATCHDOG)",
+            )
 
     # Accesses -------------------------------------------------------------------------------------
 
@@ -166,22 +206,37 @@ class Engines:
 
     # Transfers ------------------------------------------------------------------------------------
 
-    def _transfer(self, c: SimpleNamespace, vector: int) -> tuple[np.ndarray, np.ndarray, Box, Box]:
-        """The vectors in DRAM (units of ``vector`` bytes) and the local words, both in the order of
-        the transfer, and the boxes of both."""
+    def _vector(self, c: SimpleNamespace) -> tuple[int, TrackedMemory, np.ndarray]:
+        """The bytes in DRAM of a word that a transfer moves, and the memory that it is of."""
+        config, memories = self.config, self.memories
+        if c.opcode == Opcode.LOAD and c.target == LoadTarget.WEIGHTS:
+            return config.weight_vector_bytes, TrackedMemory.WEIGHTS, memories.weights
+        return config.vector_bytes, TrackedMemory.SCRATCHPAD, memories.scratchpad
+
+    def _check_window(self, c: SimpleNamespace, vector: int) -> None:
+        """Refuse addresses that are not those of vectors, and runs outside the DRAM window: the
+        first in the order of the transfer."""
         for name, used in (("dram", True), ("dram1", c.count1 > 1), ("dram2", c.count2 > 1)):
             if used and getattr(c, name) % vector:
                 raise self.tracker.error(
                     Illegal, name, f"{getattr(c, name)} is not a multiple of {vector}"
                 )
+        room = len(self.dram) - c.count0 * vector - c.dram
+        runs = (c.count1 - 1) * c.dram1
+        if (c.count2 - 1) * c.dram2 + runs <= room:
+            return
+        group = 0 if runs > room else (room - runs) // c.dram2 + 1
+        room -= group * c.dram2
+        run = 0 if room < 0 else room // c.dram1 + 1
+        raise OutsideWindow(min(c.dram + group * c.dram2 + run * c.dram1, 0xFFFF_FFFF))
+
+    def _transfer(self, c: SimpleNamespace, vector: int) -> tuple[np.ndarray, np.ndarray, Box, Box]:
+        """The vectors in DRAM (units of ``vector`` bytes) and the local words, both in the order of
+        the transfer, and the boxes of both."""
         counts = (c.count2, c.count1, c.count0)
         group, run, i = (np.arange(n, dtype=np.int64) for n in counts)
         starts = (c.dram + group[:, None] * c.dram2 + run * c.dram1).ravel()
         bytes_per_run = c.count0 * vector
-        outside = starts + bytes_per_run > len(self.dram)
-        if outside.any():
-            address = min(int(starts[outside.argmax()]), 0xFFFF_FFFF)
-            raise OutsideWindow(address)
         if c.opcode == Opcode.STORE:
             low, high = self.program
             if ((starts < high) & (starts + bytes_per_run > low)).any():
@@ -205,18 +260,7 @@ class Engines:
         return self.dram[:whole].reshape(-1, vector)
 
     def _load(self, c: SimpleNamespace) -> None:
-        if c.target == LoadTarget.WEIGHTS:
-            vector, memory, words = (
-                self.config.weight_vector_bytes,
-                TrackedMemory.WEIGHTS,
-                self.memories.weights,
-            )
-        else:
-            vector, memory, words = (
-                self.config.vector_bytes,
-                TrackedMemory.SCRATCHPAD,
-                self.memories.scratchpad,
-            )
+        vector, memory, words = self._vector(c)
         vectors, local, dram_box, local_box = self._transfer(c, vector)
         self.tracker.read(TrackedMemory.DRAM, dram_box, "dram")
         self._write(memory, local_box, "local")

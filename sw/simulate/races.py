@@ -20,14 +20,18 @@ from typing import SupportsInt
 
 import numpy as np
 
-from systole.isa import Config, Engine
+from systole.isa import Config, Engine, Fault
 from systole.isa.csr import TOKEN_BITS
 from systole.sw.runtime.device import DeviceError
+from systole.sw.runtime.driver import waiting_text
 
 
 class CommandError(DeviceError):
-    """A program that the hardware would execute wrongly without noticing. ``index`` is that of the
-    command in the program, ``command`` its text, ``field`` what it concerns ("" if none)."""
+    """A program that the hardware would execute wrongly, mostly without noticing. ``index`` is that
+    of the command in the program, ``command`` its text, ``field`` what it concerns ("" if none)."""
+
+    name = ""
+    """What it is; where the hardware notices, the name of its :class:`isa.Fault`."""
 
     def __init__(self, index: int, command: str, message: str, field: str = ""):
         self.index = index
@@ -40,19 +44,27 @@ class CommandError(DeviceError):
 class MissingToken(CommandError):  # noqa: N818
     """A command waits for a token that no earlier command gave."""
 
+    name = Fault.WATCHDOG.name
+
 
 class TokenOverflow(CommandError):  # noqa: N818
     """Executed one by one, the program already exceeds what a token counter holds. (Other timings
     may have more tokens outstanding than this one; the hardware detects that.)"""
 
+    name = Fault.TOKEN_OVERFLOW.name
+
 
 class UninitialisedRead(CommandError):  # noqa: N818
     """A command reads a word that no command of this program wrote."""
+
+    name = "UNINITIALISED_READ"
 
 
 class Race(CommandError):  # noqa: N818
     """Two commands touch the same word, one of them writing, and no tokens order them.
     ``other`` is the earlier one's index."""
+
+    name = "RACE"
 
     def __init__(self, index: int, command: str, message: str, field: str, other: int):
         self.other = other
@@ -178,16 +190,12 @@ class Tracker:
         """Begin a command: it takes its tokens. Raises :class:`MissingToken`."""
         self._index, self._engine = index, engine
         clock = self._clocks[engine]
-        for giver in Engine:
-            if wait >> giver & 1:
-                tokens = self._tokens[giver, engine]
-                if not tokens:
-                    raise self.error(
-                        MissingToken,
-                        "wait",
-                        f"{engine.name} waits for a token of {giver.name} that was never given",
-                    )
-                clock = [max(pair) for pair in zip(clock, tokens.popleft())]
+        givers = [giver for giver in Engine if wait >> giver & 1]
+        if missing := [giver for giver in givers if not self._tokens[giver, engine]]:
+            waits = waiting_text(engine, index, missing)
+            raise self.error(MissingToken, "wait", f"{waits}, never given before (WATCHDOG)")
+        for giver in givers:
+            clock = [max(pair) for pair in zip(clock, self._tokens[giver, engine].popleft())]
         self._clocks[engine] = clock
 
     def read(self, memory: TrackedMemory, box: Box, field: str) -> None:
@@ -262,6 +270,6 @@ class Tracker:
                         TokenOverflow,
                         "signal",
                         f"gives {taker.name} token {len(tokens) + 1} of {self._engine.name}; its "
-                        f"counter has {TOKEN_BITS} bits",
+                        f"counter has {TOKEN_BITS} bits (TOKEN_OVERFLOW)",
                     )
                 tokens.append(list(clock))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from systole.isa import CSRS, Config, Control, Engine, Fault, Status
+from systole.isa.timing import FETCH_REQUEST_WORDS
 from systole.isa.tools import assembler
 from systole.sw.runtime.device import DeviceError
 from systole.sw.runtime.driver import DeviceFault, Driver
@@ -89,18 +90,19 @@ def test_device_reports_faults_and_recovers(program, name, index, engine, addres
 
 
 def test_program_beyond_the_window_faults():
-    """Two commands fit into the window, the third does not."""
+    """The first words that are asked for lie in the window, as a whole; the next do not."""
     device = CommandDevice(tiny(4, 4), memory_bytes=1 << 16)
-    words = assembler.assemble("LOAD count0=1 count1=1 count2=1 present=7\n" * 3 + "END")
-    device.write_memory(4096 - 64, np.array(words, "<u8").tobytes())
-    values = {"DRAM_LIMIT": 4096 + 4, "PROGRAM": 4096 - 64, "PROGRAM_WORDS": len(words)}
+    words = assembler.assemble("LOAD count0=1 count1=1 count2=1 present=7\n" * 9 + "END")
+    start = 4096 - 8 * FETCH_REQUEST_WORDS
+    device.write_memory(start, np.array(words, "<u8").tobytes())
+    values = {"DRAM_LIMIT": 4096 + 8, "PROGRAM": start, "PROGRAM_WORDS": len(words)}
     for name, value in values.items():
         device.write_csr(CSRS[name].offset, value)
     device.write_csr(CSRS["CONTROL"].offset, Control.START)
     assert device.read_csr(CSRS["STATUS"].offset) == Status.BUSY
     assert not device.wait_interrupt(1)  # interrupts are not enabled
     assert device.read_csr(CSRS["FAULT_CODE"].offset) == Fault.DRAM_WINDOW
-    assert device.read_csr(CSRS["FAULT_INDEX"].offset) == 2
+    assert device.read_csr(CSRS["FAULT_INDEX"].offset) == 8
     assert device.read_csr(CSRS["FAULT_ADDRESS"].offset) == 4096
     # START is ignored while FAULT is set; IRQ_ENABLE is not.
     device.write_csr(CSRS["CONTROL"].offset, Control.START | Control.IRQ_ENABLE)

@@ -175,7 +175,12 @@ WIN = "WINDOW wait=LOAD op={} in_w=4 src_pitch=4 out_w=4 out=80 params=32 out_bl
 @pytest.mark.parametrize(
     ("text", "error", "field", "message"),
     [
-        ("STORE wait=LOAD count0=1", MissingToken, "wait", "STORE waits for a token of LOAD"),
+        (
+            "STORE wait=LOAD count0=1",
+            MissingToken,
+            "wait",
+            "STORE waits before command 0, missing token: LOAD",
+        ),
         (LOAD8 + "STORE wait=LOAD\nSTORE wait=LOAD", Illegal, "count0", "at least 1"),
         (
             LOAD8 + "STORE wait=LOAD count0=65 count1=1 count2=1 dram=16384",

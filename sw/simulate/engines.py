@@ -410,8 +410,9 @@ class Engines:
         self._refuse_own_results(byte // rows, out, "src")
         data = np.full((len(byte), words * rows), c.pad, np.int8)
         data[:, :depth] = self.memories.lanes.reshape(-1)[byte]
-        data = data.reshape(c.out_h, c.out_w, words, rows)
-        self.memories.scratchpad[out] = data.transpose(2, 0, 1, 3)
+        # In the order of writing, should a word be written twice: output by output.
+        places = np.ascontiguousarray(out.transpose(1, 2, 0))
+        self.memories.scratchpad[places] = data.reshape(*places.shape, rows)
 
     # Post-processing ------------------------------------------------------------------------------
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from systole.isa import Config, ConfigError
 from systole.sw.files import OutputError
@@ -28,6 +31,8 @@ MISMATCH, BAD = 1, 2
 """Exit status."""
 WIDTH = 150
 """Columns of output that is not a terminal: the tables are wide."""
+UNLIMITED = 1 << 20
+"""More columns than any table has."""
 
 InputOption = Annotated[
     Path | None, typer.Option(help="inputs: .npz, .npy, .png or .jpg; default: random, from --seed")
@@ -46,6 +51,24 @@ def output_console() -> Console:
     """Standard output, wide enough for tables when it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; where the output is no terminal, as plain columns of their full width."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    title, table.title = table.title, None
+    table.box, table.pad_edge = None, False
+    for column in table.columns:
+        column.no_wrap, column.max_width = True, None
+    options = console.options.update(max_width=UNLIMITED)
+    page = StringIO()
+    width = Measurement.get(console, options, table).maximum
+    Console(file=page, width=width).print(table)
+    lines = [str(title or ""), *page.getvalue().splitlines()]
+    for line in filter(None, map(str.rstrip, lines)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_console() -> Console:

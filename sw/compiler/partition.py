@@ -28,7 +28,8 @@ from systole.sw.compiler.placement import FLOAT, QUANTISED, NodePlacement, Place
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.frontend.dataflow import Dataflow
 from systole.sw.frontend.load import apply_passes
-from systole.sw.frontend.passes.lower import lower
+from systole.sw.frontend.passes.layout import OnnxView
+from systole.sw.frontend.passes.lower import Walker
 from systole.sw.ir.graph import Graph, ModelError, Port, Tensor
 from systole.sw.runtime.program import Program
 
@@ -55,6 +56,9 @@ class AcceleratorSegment:
     """The program's schedule."""
     after_passes: dict[str, Graph] = field(default_factory=dict)
     """The graph after each pass of the loader, by the pass's name."""
+    views: dict[str, OnnxView] = field(default_factory=dict)
+    """How the model's quantised values stand on the graph's tensors of the same name, those that
+    passes have fused into an operator included."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Partition:
     the model's own form."""
 
     path: Path
+    dims: Mapping[str, int]
+    """Values of the model's symbolic dimensions."""
     placements: list[NodePlacement]
     """The placement of every node, in topological order, with constants folded."""
     segments: list[Segment]
@@ -114,7 +120,14 @@ def partition(
     if optimise == "best":
         segments = [worker.optimised(s, read_latency) for s in segments]
     inputs = _input_graph(worker.flow, segments)
-    return Partition(Path(path), placements, segments, inputs, worker.compile_seconds)
+    return Partition(
+        path=Path(path),
+        dims=dict(dims or {}),
+        placements=placements,
+        segments=segments,
+        inputs=inputs,
+        compile_seconds=worker.compile_seconds,
+    )
 
 
 def _refuse_float(path: str | os.PathLike, worker: _Partitioner) -> None:
@@ -228,11 +241,12 @@ class _Partitioner:
             after[name] = result
 
         try:
-            graph = lower(self.flow.extract(nodes, inputs, outputs))
+            walker = Walker(self.flow.extract(nodes, inputs, outputs))
+            graph = walker.walk()
             after["lower"] = graph
             graph = apply_passes(graph, observe)
             program, schedule = self._compile(graph)
-            return AcceleratorSegment(graph, program, schedule, after)
+            return AcceleratorSegment(graph, program, schedule, after, walker.views)
         except ModelError as e:
             if e.node in self.flow.producer:
                 culprits = [self.flow.producer[e.node]]

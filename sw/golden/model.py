@@ -78,14 +78,14 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
         op.kind,
         _Operand(tensors[op.a], graph.tensors[op.a].zero, op.a_ratio),
         _Operand(tensors[op.b], graph.tensors[op.b].zero, op.b_ratio),
-        zero=_own_zero(op, op.activation, graph),
+        zero=own_zero(op, op.activation, graph),
         low=op.low,
         high=op.high,
     )
     return _activated(op, op.activation, total)
 
 
-def _own_zero(op: Op, activation: Activation | None, graph: Graph) -> int:
+def own_zero(op: Op, activation: Activation | None, graph: Graph) -> int:
     """Zero point of ``op``'s own result, in front of its activation if it has one."""
     return activation.zero if activation else graph.tensors[op.output].zero
 
@@ -133,7 +133,7 @@ def _conv(op: Conv, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str
     x, residual = tensors[op.x], op.residual
     multiplier, shift = numerics.split_scale(op.scale)
     out = np.empty(graph.tensors[op.output].shape, np.int8)
-    final = _own_zero(op, op.activation, graph)
+    final = own_zero(op, op.activation, graph)
     zero, low, high = final, op.low, op.high
     if residual:
         zero, low, high = residual.mid_zero, residual.mid_low, residual.mid_high
@@ -170,7 +170,7 @@ def accumulate(op: Conv, x: np.ndarray, zero: int) -> Iterator[tuple[int, slice,
     int64 (rows, columns, output channels)."""
     outputs, depth, kh, kw = op.weights.shape
     for n, image in enumerate(x):
-        taps = _taps(
+        taps = window_taps(
             image,
             kernel=(kh, kw),
             strides=op.strides,
@@ -212,7 +212,7 @@ def _sums(op: Conv, taps: np.ndarray) -> np.ndarray:
     return acc.reshape(rows, columns, outputs)
 
 
-def _taps(
+def window_taps(
     image: np.ndarray,
     *,
     kernel: tuple[int, int],
@@ -239,9 +239,9 @@ def _pool(op: Pool, graph: Graph, x: np.ndarray) -> np.ndarray:
     out = np.empty(tensor.shape, np.int8)
     average = op.kind == "average"
     zero = graph.tensors[op.x].zero if average else 0
-    multiplier, shift = numerics.split_scale(_pool_scales(op))
+    multiplier, shift = numerics.split_scale(pool_scales(op))
     for n, image in enumerate(x):
-        taps = _taps(
+        taps = window_taps(
             image,
             kernel=op.kernel,
             strides=op.strides,
@@ -265,7 +265,7 @@ def _pool(op: Pool, graph: Graph, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def _pool_scales(op: Pool) -> np.ndarray:
+def pool_scales(op: Pool) -> np.ndarray:
     """The scale of every window (rows, columns), or one for all."""
     if op.counts is None:
         return np.asarray(op.scale)
@@ -275,25 +275,13 @@ def _pool_scales(op: Pool) -> np.ndarray:
 
 def _transposed(op: ConvTranspose, graph: Graph, x: np.ndarray) -> np.ndarray:
     tensor = graph.tensors[op.output]
-    zero = _own_zero(op, op.activation, graph)
+    zero = own_zero(op, op.activation, graph)
     multiplier, shift = numerics.split_scale(op.scale)
-    outputs, depth, kh, kw = op.weights.shape
-    (sy, sx), (dy, dx) = op.strides, op.dilations
-    (top, left, bottom, right), (n, _, out_h, out_w) = op.pads, tensor.shape
-    h, w = x.shape[2:]
     out = np.empty(tensor.shape, np.int8)
-    for i in range(n):
-        image = (x[i].astype(np.float64) - graph.tensors[op.x].zero).reshape(depth, h * w)
-        acc = np.zeros((outputs, top + out_h + bottom, left + out_w + right), np.int64)
-        for ky in range(kh):
-            for kx in range(kw):
-                part = op.weights[:, :, ky, kx].astype(np.float64) @ image
-                rows = slice(ky * dy, ky * dy + (h - 1) * sy + 1, sy)
-                columns = slice(kx * dx, kx * dx + (w - 1) * sx + 1, sx)
-                acc[:, rows, columns] += part.reshape(outputs, h, w).astype(np.int64)
-        acc = np.moveaxis(acc[:, top : top + out_h, left : left + out_w], 0, -1)
+    for i, image in enumerate(x):
+        acc = spread(op, image.astype(np.float64) - graph.tensors[op.x].zero, tensor.shape)
         result = numerics.requantise(
-            acc,
+            np.moveaxis(acc, 0, -1),
             bias=op.bias,
             multiplier=multiplier,
             shift=shift,
@@ -303,6 +291,24 @@ def _transposed(op: ConvTranspose, graph: Graph, x: np.ndarray) -> np.ndarray:
         )
         out[i] = np.moveaxis(result, -1, 0)
     return out
+
+
+def spread(op: ConvTranspose, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A transposed convolution's sums of ``image`` (C, H, W), float64 less its zero point, times
+    the weights: int64 (O, H_out, W_out) of an output of ``shape``, bias not added."""
+    outputs, depth, kh, kw = op.weights.shape
+    (sy, sx), (dy, dx) = op.strides, op.dilations
+    (top, left, bottom, right), (out_h, out_w) = op.pads, shape[2:]
+    h, w = image.shape[1:]
+    image = image.reshape(depth, h * w)
+    acc = np.zeros((outputs, top + out_h + bottom, left + out_w + right), np.int64)
+    for ky in range(kh):
+        for kx in range(kw):
+            part = op.weights[:, :, ky, kx].astype(np.float64) @ image
+            rows = slice(ky * dy, ky * dy + (h - 1) * sy + 1, sy)
+            columns = slice(kx * dx, kx * dx + (w - 1) * sx + 1, sx)
+            acc[:, rows, columns] += part.reshape(outputs, h, w).astype(np.int64)
+    return acc[:, top : top + out_h, left : left + out_w]
 
 
 def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -316,8 +322,8 @@ def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.n
         for pick in picks:
             source = tensors[pick.x]
             source = source.reshape(op.seen(source.shape))
-            _add_pick(total, pick, source, graph.tensors[pick.x].zero)
-        scale = _channel_scales(op, picks, phase.shape[1])
+            add_pick(total, pick, source, graph.tensors[pick.x].zero)
+        scale = channel_scales(op, picks, phase.shape[1])
         taken = np.flatnonzero(scale)
         multiplier, shift = numerics.split_scale(scale[taken])
         result = numerics.requantise(
@@ -333,7 +339,7 @@ def _select(op: Select, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.n
     return out
 
 
-def _channel_scales(op: Select, picks: Sequence[Pick], channels: int) -> np.ndarray:
+def channel_scales(op: Select, picks: Sequence[Pick], channels: int) -> np.ndarray:
     """The scale of every output channel of a phase, 0 of one that no pick gives."""
     scale = np.zeros(channels, np.float32)
     for pick in picks:
@@ -345,7 +351,7 @@ def _channel_scales(op: Select, picks: Sequence[Pick], channels: int) -> np.ndar
     return scale
 
 
-def _add_pick(total: np.ndarray, pick: Pick, source: np.ndarray, zero: int) -> None:
+def add_pick(total: np.ndarray, pick: Pick, source: np.ndarray, zero: int) -> None:
     """Adds a pick's elements of ``source``, less their zero point, to a phase's sums."""
     taken = np.flatnonzero(pick.channels >= 0)
     rows, columns = (
@@ -363,29 +369,32 @@ def _add_pick(total: np.ndarray, pick: Pick, source: np.ndarray, zero: int) -> N
 
 def _product(op: MatMul, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     tensor = graph.tensors[op.output]
-    zero = _own_zero(op, op.activation, graph)
+    zero = own_zero(op, op.activation, graph)
     multiplier, shift = numerics.split_scale(np.asarray(op.scale))
     a, b = (
-        tensors[m.tensor].reshape(*tensors[m.tensor].shape[:2], -1).astype(np.float64)
-        - graph.tensors[m.tensor].zero
-        for m in (op.a, op.b)
+        tensors[m.tensor].astype(np.float64) - graph.tensors[m.tensor].zero for m in (op.a, op.b)
     )
-    out = np.empty((*tensor.shape[:2], tensor.shape[2] * tensor.shape[3]), np.int8)
+    return numerics.requantise(
+        products(op, a, b, tensor.shape),
+        bias=NO_BIAS,
+        multiplier=multiplier,
+        shift=shift,
+        zero=zero,
+        low=op.low,
+        high=op.high,
+    )
+
+
+def products(op: MatMul, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The sums of a product of activations ``a`` and ``b``, float64 (N, C, H, W) less their zero
+    points: int64 of ``shape``, the output's."""
+    a, b = (x.reshape(*x.shape[:2], -1) for x in (a, b))
+    out = np.empty((*shape[:2], shape[2] * shape[3]), np.int64)
     for (n, c, p), at, bt in zip(op.places, op.a.places, op.b.places, strict=True):
         left = a[at[0], at[1] : at[1] + op.depth, at[2] : at[2] + op.rows]
         right = b[bt[0], bt[1] : bt[1] + op.columns, bt[2] : bt[2] + op.depth]
-        acc = (right @ left).astype(np.int64)
-        result = numerics.requantise(
-            acc,
-            bias=NO_BIAS,
-            multiplier=multiplier,
-            shift=shift,
-            zero=zero,
-            low=op.low,
-            high=op.high,
-        )
-        out[n, c : c + op.columns, p : p + op.rows] = result
-    return out.reshape(tensor.shape)
+        out[n, c : c + op.columns, p : p + op.rows] = right @ left
+    return out.reshape(shape)
 
 
 def quantise_input(port: Port, tensor: Tensor, array: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ anyway.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from systole.sw.compiler.partition import QUANTISED, Partition
+from systole.sw.compiler.partition import QUANTISED, AcceleratorSegment, Partition
 from systole.sw.frontend.dataflow import Dataflow
+from systole.sw.frontend.passes.layout import OnnxView
 from systole.sw.golden import model as golden
-from systole.sw.golden import oracle
-from systole.sw.ir.graph import Graph, ModelError, Op, Tensor, first_line
+from systole.sw.golden import oracle, ties
+from systole.sw.ir.graph import Graph, ModelError, Op, first_line
 from systole.sw.session.segments import follow
+
+TIES = "the exact result lies halfway between two steps, which float32 rounds either way"
+"""What a tie is, for reports."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,19 @@ class TensorDiff:
     has no such value, or none of this shape."""
     alone: Difference | None
     """Computed from onnxruntime's own operands of this layer. None if one of them is not known."""
+    ties: int | None = None
+    """Elements that differ in ``alone`` because float32 rounds a tie either way: the exact value is
+    halfway between two steps, as closely as float32 can tell. None without ``alone``."""
+
+    @property
+    def differing(self) -> int:
+        """Elements that the layer by itself gives another value."""
+        return self.alone.elements - self.alone.equal if self.alone else 0
+
+    @property
+    def explained(self) -> bool:
+        """Whether the layer by itself differs, and by ties alone."""
+        return self.differing > 0 and self.differing == self.ties
 
 
 class Exposed:
@@ -79,22 +97,29 @@ class Exposed:
 
 
 def compare_layers(
-    plan: Partition, arrays: Mapping[str, np.ndarray], dims: Mapping[str, int] | None = None
+    plan: Partition, arrays: Mapping[str, np.ndarray]
 ) -> tuple[list[TensorDiff], dict[str, np.ndarray]]:
     """A row per tensor in the order of execution, and onnxruntime's values, exposed ones included.
 
     ``arrays``: the model's inputs by name. Raises :class:`ModelError` if onnxruntime fails."""
-    trail = follow(plan, arrays)
-    names = [name for _, tensors in trail.segments for name in tensors]
-    values = Exposed(plan.path, names, dims).run(arrays)
+    return compare_segments(plan, arrays, follow(plan, arrays).segments)
+
+
+def compare_segments(
+    plan: Partition,
+    arrays: Mapping[str, np.ndarray],
+    segments: list[tuple[AcceleratorSegment, dict[str, np.ndarray]]],
+) -> tuple[list[TensorDiff], dict[str, np.ndarray]]:
+    """As :func:`compare_layers`, given the segments with the golden model's tensors."""
+    names = [name for _, tensors in segments for name in tensors]
+    values = Exposed(plan.path, names, plan.dims).run(arrays)
     rows: list[TensorDiff] = []
-    for graph, tensors in trail.segments:
-        theirs = {
-            name: aligned
-            for name, ours in tensors.items()
-            if name in values
-            and (aligned := _align(ours, values[name], graph.tensors.get(name))) is not None
-        }
+    for segment, tensors in segments:
+        graph = segment.graph
+        theirs = dict(graph.constants)
+        for name, view in segment.views.items():
+            if name in tensors and name in values and values[name].size == math.prod(view.shape):
+                theirs[name] = _stored(values[name], view).reshape(tensors[name].shape)
         # What the accelerator reads is the model's own input, or onnxruntime's where it made it.
         for port in graph.inputs:
             tensor = graph.tensors[port.tensor]
@@ -107,20 +132,30 @@ def compare_layers(
 
 
 def _rows(
-    op: Op, graph: Graph, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
+    op: Op, graph: Graph, ours: Mapping[str, np.ndarray], theirs: dict[str, np.ndarray]
 ) -> Iterator[TensorDiff]:
-    """The rows of an operator's results."""
+    """The rows of an operator's results. What the model has no value for, such as an operand in
+    another order, becomes part of ``theirs`` as the golden model makes it of onnxruntime's."""
     alone = golden.evaluate(op, graph, theirs) if theirs.keys() >= set(op.inputs) else {}
-    names = alone.keys() or golden.evaluate(op, graph, ours).keys()
-    for name in names:
+    either: dict[str, list[np.ndarray]] = {}
+    if any(name in theirs and (theirs[name] != alone[name]).any() for name in alone):
+        either = ties.near(op, graph, theirs)
+    for name in alone or golden.evaluate(op, graph, ours):
         reference = theirs.get(name)
+        if reference is None:
+            yield TensorDiff(op.name, op.op_type, name, None, None)
+            continue
         difference, by_itself = (
-            _difference(arrays[name], reference)
-            if name in arrays and reference is not None
-            else None
+            _difference(arrays[name], reference) if name in arrays else None
             for arrays in (ours, alone)
         )
-        yield TensorDiff(op.name, op.op_type, name, difference, by_itself)
+        tied = None
+        if by_itself is not None:
+            fits = np.any([reference == each for each in either.get(name, ())], axis=0)
+            tied = int(((reference != alone[name]) & fits).sum())
+        yield TensorDiff(op.name, op.op_type, name, difference, alone=by_itself, ties=tied)
+    for name, array in alone.items():
+        theirs.setdefault(name, array)
 
 
 def _difference(ours: np.ndarray, reference: np.ndarray) -> Difference:
@@ -129,26 +164,37 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> Difference:
     return Difference(distance.size, equal, int(distance.max()), float(distance.mean()))
 
 
-def _align(ours: np.ndarray, array: np.ndarray, tensor: Tensor | None) -> np.ndarray | None:
-    """onnxruntime's array as int8 (N, C, H, W) like ``ours``; None if it does not fit. A tensor
-    inside the graph does not say how it stands in the model: of the layouts that a model may have
-    (channels second or last, a matrix) the one in which most elements agree."""
-    if array.size != ours.size:
-        return None
+def _stored(array: np.ndarray, view: OnnxView) -> np.ndarray:
+    """onnxruntime's int8 or uint8 array as it is stored, of which the model's value is ``view``."""
     if array.dtype == np.uint8:
         array = (array.astype(np.int16) - 128).astype(np.int8)
-    forms = [array]
-    if tensor is not None and tensor.onnx_shape == array.shape:
-        forms.append(array.transpose(tensor.perm))
-    if array.ndim > 1:
-        forms += [np.moveaxis(array, -1, 1), np.moveaxis(array, -1, 0)]
-    candidates = [form.reshape(ours.shape) for form in forms]
-    return max(candidates, key=lambda form: int((form == ours).sum()))
+    stored = np.empty(array.size, np.int8)
+    stored[view.indices().reshape(-1)] = array.reshape(-1)
+    return stored
 
 
 def first_offender(rows: list[TensorDiff]) -> int | None:
-    """Index of the first row with a difference."""
+    """Index of the first row at fault: one that differs by itself, or, if that is not known, with
+    what was computed before it."""
     for i, row in enumerate(rows):
-        if row.difference is not None and row.difference.equal < row.difference.elements:
+        judged = row.alone or row.difference
+        if judged is not None and judged.equal < judged.elements:
             return i
     return None
+
+
+def explanations(rows: list[TensorDiff]) -> Iterator[str]:
+    """A sentence for each layer that differs by itself: whether ties explain it."""
+    last = {row.layer: row for row in rows if row.differing}
+    for row in last.values():
+        assert row.alone is not None
+        what = (
+            f"{row.op_type} {row.layer!r}: {row.differing:,} of {row.alone.elements:,} elements "
+            f"differ by at most {row.alone.largest}"
+        )
+        if row.explained:
+            yield f"{what}, all of them ties: {TIES}"
+        elif row.ties:
+            yield f"{what}, {row.ties:,} of them ties; ties do not explain the others"
+        else:
+            yield f"{what}; no tie explains it"

@@ -10,7 +10,7 @@ import numpy as np
 
 from systole.sw.compiler.partition import AcceleratorSegment, HostSegment, Partition
 from systole.sw.golden import model as golden
-from systole.sw.ir.graph import Graph, Port, Tensor
+from systole.sw.ir.graph import Port, Tensor
 from systole.sw.session import host
 from systole.sw.session.host import HostOp
 
@@ -26,18 +26,17 @@ class Trail:
     values: dict[str, np.ndarray]
     """The model's inputs, its outputs and all that segments exchange, by value name, in the model's
     own form."""
-    segments: list[tuple[Graph, dict[str, np.ndarray]]] = field(default_factory=list)
-    """The accelerator's segments, in order: the graph, and the tensors that the accelerator
-    returned."""
+    segments: list[tuple[AcceleratorSegment, dict[str, np.ndarray]]] = field(default_factory=list)
+    """The accelerator's segments, in order, with the tensors that the accelerator returned."""
     host_ops: list[HostOp] = field(default_factory=list)
     """Operators that ran on the host, in order."""
 
     def handed_out(self) -> dict[str, tuple[Port, Tensor, np.ndarray]]:
         """The accelerator segments' outputs by value name, as int8 (N, C, H, W)."""
         return {
-            port.name: (port, graph.tensors[port.tensor], tensors[port.tensor])
-            for graph, tensors in self.segments
-            for port in graph.outputs
+            port.name: (port, segment.graph.tensors[port.tensor], tensors[port.tensor])
+            for segment, tensors in self.segments
+            for port in segment.graph.outputs
         }
 
 
@@ -79,7 +78,7 @@ def _follow_accelerator(
         for p in graph.inputs
     }
     tensors = accelerator(segment, inputs)
-    trail.segments.append((graph, tensors))
+    trail.segments.append((segment, tensors))
     for p in graph.outputs:
         tensor = graph.tensors[p.tensor]
         values[p.name] = golden.dequantise_output(p, tensor, tensors[p.tensor])

@@ -40,6 +40,9 @@ class Walker:
         self._graph = model.graph
         self._state = LoweringState(model.graph.opset_imports)
         self._input_types: dict[str, PortType] = {}
+        self.views: dict[str, OnnxView] = {}
+        """How the model's values that operators of the graph compute stand on their stored arrays,
+        by the name of value and tensor; filled by :meth:`walk`."""
 
     def walk(self) -> Graph:
         for value in self._graph.initializers.values():
@@ -81,7 +84,11 @@ class Walker:
         result = handler(self._state, node)
         values = result if isinstance(result, tuple) else (result,)
         for output, value in zip(node.raw.outputs, values, strict=False):
-            self._state.results.set(_name(output), value)
+            name = _name(output)
+            self._state.results.set(name, value)
+            computed = self._state.emitter.producer(name) is not None
+            if computed and isinstance(value, Quantised) and value.tensor == name:
+                self.views[name] = value.view
 
     def _output(self, output: ir.Value) -> Port:
         name, tensors = _name(output), self._state.tensors

@@ -36,6 +36,25 @@ def test_first_offender_is_marked(capsys):
     assert "1 tensors have no counterpart in the model" in out
 
 
+def test_the_table_survives_a_pipe(capsys):
+    """Any name in full, one line a row, and no lines drawn."""
+    same, name = Difference(4_000_000, 4_000_000, 0, 0.0), "/long/[b]" * 30 + "/end"
+    rows = [TensorDiff(name, "Conv+Add+Relu+Mul", name, same, same, 0)] * 3
+    command.show(rows, output_console())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "golden model against onnxruntime, in quantised units"
+    assert [line.split()[:3] for line in lines[2:5]] == [[name, "Conv+Add+Relu+Mul", name]] * 3
+    assert all("4,000,000" in line and line.isascii() for line in lines[2:5])
+    assert lines[5:] == ["all 3 compared tensors are equal"]
+
+
+def test_no_layer_is_blamed_for_what_the_host_gave_it(capsys):
+    same, other = Difference(4, 4, 0, 0.0), Difference(4, 3, 2, 0.5)
+    command.show([TensorDiff("behind", "Conv", "y", other, same, 0)], output_console())
+    out = capsys.readouterr().out
+    assert "first ->" not in out and "every layer by itself equals onnxruntime's" in out
+
+
 def test_bad_input_is_one_sentence(tmp_path):
     good = saved(convolutions(1), tmp_path / "m.onnx")
     wrong = tmp_path / "wrong.npy"

@@ -9,8 +9,10 @@ from onnx import numpy_helper
 
 from systole.sw.compiler.partition import partition
 from systole.sw.frontend.inputs import random_inputs
+from systole.sw.ir.graph import MatMul
 from systole.sw.session import diff
 from tests.helpers.diff_models import convolutions, saved
+from tests.helpers.product_models import attention_model
 from tests.helpers.random_models import Model, random_array
 
 
@@ -75,8 +77,77 @@ def test_only_quantised_values_are_exposed(tmp_path):
     assert sorted(exposed.outputs) == ["y0", "y1"]
 
 
-def test_channels_last_are_recognised():
-    ours = np.arange(2 * 3 * 4, dtype=np.int8).reshape(1, 2, 3, 4)
-    theirs = ours.transpose(0, 2, 3, 1)
-    assert np.array_equal(diff._align(ours, theirs, None), ours)
-    assert diff._align(ours, theirs[:, 1:], None) is None
+def test_relaid_and_fused_tensors_are_compared(tmp_path):
+    """Products in attention, whose heads become channels of the graph; the scale behind the scores
+    is fused into their product."""
+    plan = partition(saved(attention_model(np.uint8, 5, 3, 4), tmp_path / "m.onnx"))
+    (segment,) = plan.segments
+    assert any(isinstance(op, MatMul) and op.activation for op in segment.graph.ops)
+    rows, _ = diff.compare_layers(plan, random_inputs(plan.inputs, 1))
+    known = [row for row in rows if row.difference is not None]
+    assert {"scores_q", "scaled_q", "mixed_q"} <= {row.tensor for row in known}
+    for row in known:
+        assert row.alone is not None, row.tensor
+        assert row.difference.equal == row.difference.elements, row.tensor
+        assert row.alone.equal == row.alone.elements, row.tensor
+
+
+def upsampled(scale: float) -> onnx.ModelProto:
+    """A picture between whose pixels three values are interpolated."""
+    model = Model()
+    real = model.dq(model.input("x", np.uint8, (1, 3, 9, 9)), 0.043, np.uint8(117))
+    sizes = model.const("sizes", np.array([1, 1, 2, 2], np.float32))
+    resized = model.node("Resize", [real, "", sizes], "resized", mode="linear")
+    return model.done(model.q(resized, scale, np.uint8(117), "y"), np.uint8)
+
+
+def added() -> onnx.ModelProto:
+    """The sum of two inputs whose scales are half of the result's."""
+    model = Model()
+    reals = [model.dq(model.input(n, np.int8, (1, 4, 8, 8)), 0.0213, np.int8(3)) for n in "ab"]
+    return model.done(model.q(model.node("Add", reals, "s"), 0.0426, np.int8(-5), "y"), np.int8)
+
+
+def compared(model: onnx.ModelProto, tmp_path) -> tuple[diff.TensorDiff, list[str]]:
+    """The row of the model's output, and what is said of all rows."""
+    plan = partition(saved(model, tmp_path / "m.onnx"))
+    rows, _ = diff.compare_layers(plan, random_inputs(plan.inputs, 1))
+    return rows[-1], list(diff.explanations(rows))
+
+
+def test_ties_are_explained(tmp_path):
+    row, lines = compared(upsampled(0.043), tmp_path)
+    assert row.explained and row.ties == row.differing > 0
+    assert f"{row.ties} of 972 elements differ by at most 1, all of them ties" in lines[0]
+
+
+def test_ties_of_sums(tmp_path, monkeypatch):
+    """Half of all sums are ties; the reference rounds them up."""
+    true = diff.Exposed.run
+
+    def otherwise(self, arrays):
+        values = true(self, arrays)
+        twice = arrays["a"].astype(int) - 3 + arrays["b"] - 3
+        values["y"] = np.clip((twice + 1) // 2 - 5, -128, 127).astype(np.int8)
+        return values
+
+    monkeypatch.setattr(diff.Exposed, "run", otherwise)
+    row, _ = compared(added(), tmp_path)
+    assert row.explained and row.ties > 20
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_faults_are_not_explained(step, tmp_path, monkeypatch):
+    """A reference that is off where the exact result lies close to a step."""
+    true = diff.Exposed.run
+
+    def off(self, arrays):
+        values = true(self, arrays)
+        values["y"] = values["y"].copy()
+        values["y"][0, 0, 0, 0] += step  # a corner is a copy of a pixel
+        return values
+
+    monkeypatch.setattr(diff.Exposed, "run", off)
+    row, lines = compared(upsampled(0.043), tmp_path)
+    assert row.ties == row.differing - 1 and not row.explained
+    assert "ties do not explain the others" in lines[0]

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from systole.sw.frontend.passes.layout import OnnxView
+from systole.sw.frontend.passes.layout import OnnxView, Shape
+from systole.sw.frontend.passes.operators import large
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.operators.window import (
     Pair,
@@ -28,7 +29,8 @@ PoolKind = Literal["max", "average"]
 @operator("MaxPool")
 def max_pool(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised, int8 or uint8 activation (N, C, H, W) or (N, C, W).
-    Kernels have at most 63 rows and columns. Strides and dilations are at most 255.
+    Larger kernels than 63 rows or columns are made of parts, up to 3969. Strides and dilations are
+    at most 255.
     Any padding, ``auto_pad`` and ``ceil_mode`` are supported, but no dilations with ``auto_pad``
     SAME_UPPER or SAME_LOWER. ``storage_order`` is 0."""
     if node.integer("storage_order", 0):
@@ -49,7 +51,8 @@ def maximum(state: LoweringState, node: Node, of: Callable[[Dequantised], Pendin
 @operator("AveragePool")
 def average_pool(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised activation (N, C, H, W) or (N, C, W).
-    Kernels have at most 63 rows and columns. Strides and dilations are at most 255.
+    Kernels with more than 63 rows or columns are a product by a constant: they need a square array
+    (rows = cols), and padding, if there is any, counts. Strides and dilations are at most 255.
     Any padding, ``auto_pad``, ``ceil_mode`` and ``count_include_pad`` are supported, but no
     dilations with ``auto_pad`` SAME_UPPER or SAME_LOWER. With ``ceil_mode`` 1 and
     ``count_include_pad`` 1 no window may overhang the padding."""
@@ -71,7 +74,7 @@ def pool(state: LoweringState, node: Node, x: Dequantised, kind: PoolKind) -> Pe
                 "ceil_mode = 1 with a window overhanging the padding, which count_include_pad = 1 "
                 "is not defined alike for: one of them must be 0"
             )
-    return image_result(op, (n, c, *place.out), rank)
+    return _result(state, node, op, (n, c, *place.out), rank)
 
 
 def _window(node: Node, rank: int, image: Pair) -> tuple[Window, tuple[int, ...]]:
@@ -92,14 +95,15 @@ def _window(node: Node, rank: int, image: Pair) -> tuple[Window, tuple[int, ...]
 @operator("GlobalAveragePool")
 def global_average_pool(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised activation (N, C, H, W) or (N, C, W).
-    The image has at most 63 rows and 63 columns, or as many elements as such an image."""
+    An image of more elements than 63 rows and 63 columns is a product by a constant, which needs a
+    square array (rows = cols)."""
     return over_image(state, node, state.operands.activation(node, 0), "average")
 
 
 @operator("GlobalMaxPool")
 def global_max_pool(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised, int8 or uint8 activation (N, C, H, W) or (N, C, W).
-    The image has at most 63 rows and 63 columns, or as many elements as such an image."""
+    The image has at most 3969 rows and columns."""
     return maximum(state, node, lambda x: over_image(state, node, x, "max"))
 
 
@@ -107,8 +111,9 @@ def global_max_pool(state: LoweringState, node: Node) -> Value:
 def reduce_mean(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised activation of 3 or 4 dimensions.
     ``axes`` is constant, one or two dimensions, and not the first. It does not hold both the second
-    and the last dimension. Each reduced dimension has at most 63 elements, channels alone any
-    number, and a whole image as many as 63 rows and 63 columns hold."""
+    and the last dimension. Reduced dimensions of more than 63 elements, or of a whole image more
+    than 63 rows and 63 columns hold, are a product by a constant, which needs a square array (rows
+    = cols)."""
     x = state.operands.activation(node, 0)
     axes = _axes(state, node, x)
     if axes == (1,) and _channel_axis(state, node, x) == 1:
@@ -120,8 +125,7 @@ def reduce_mean(state: LoweringState, node: Node) -> Value:
 def reduce_max(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised, int8 or uint8 activation of 3 or 4 dimensions.
     ``axes`` is constant, one or two dimensions, and not the first. It does not hold both the second
-    and the last dimension. Each reduced dimension has at most 63 elements, and a whole
-    image as many as 63 rows and 63 columns hold."""
+    and the last dimension. Each reduced dimension has at most 3969 elements."""
     return maximum(state, node, lambda x: _reduced(state, node, x, "max", _axes(state, node, x)))
 
 
@@ -186,7 +190,7 @@ def _reduced(
     kernel = pair([size if i in reduced else 1 for i, size in enumerate(image)])
     out = pair([1 if i in reduced else size for i, size in enumerate(image)])
     op = _pool(node, x, kind, _plain_window(kernel, out))
-    pending = image_result(op, (n, c, *out), rank - 2)
+    pending = _result(state, node, op, (n, c, *out), rank - 2)
     back = tuple(perm.index(i) for i in range(rank))
     return _kept(node, replace(pending, view=pending.view.transpose(back)), axes)
 
@@ -203,7 +207,17 @@ def over_image(state: LoweringState, node: Node, x: Dequantised, kind: PoolKind)
     """A pool of each whole image of ``x``."""
     x, (n, c, h, w) = state.mover.image(node, x)
     op = _pool(node, x, kind, _plain_window((h, w), (1, 1)))
-    return image_result(op, (n, c, 1, 1), len(x.view.shape) - 2)
+    return _result(state, node, op, (n, c, 1, 1), len(x.view.shape) - 2)
+
+
+def _result(state: LoweringState, node: Node, op: Pool, shape: Shape, rank: int) -> Pending:
+    """The result of ``op``, an image of ``rank`` spatial dimensions, whatever its window's size."""
+    source, out = state.tensors.shape(op.x), (shape[2], shape[3])
+    if not large.exceeds(op, source):
+        return image_result(op, shape, rank)
+    if op.kind == "max":
+        return image_result(large.in_two_steps(state, node, op, source, out), shape, rank)
+    return image_result(large.as_product(state, node, op, source, out), shape, rank)
 
 
 def _pool(node: Node, x: Dequantised, kind: PoolKind, place: Window) -> Pool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from systole.sw.frontend.passes.layout import OnnxView, Shape, merge
+from systole.sw.frontend.passes.operators import large
 from systole.sw.frontend.passes.operators.matrices import activation_product
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.operators.window import image_result, transposed_window, window
@@ -91,6 +92,7 @@ def convolution(
         dilations=place.dilations,
         group=group,
     )
+    op = large.in_blocks(state, node, op, place.out)
     return image_result(op, (n, outputs, *place.out), rank)
 
 
@@ -176,8 +178,8 @@ def conv(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised activation (N, C, H, W) or (N, C, W).
     The weights are constant, int8 or uint8, quantised per tensor or per output channel.
     The bias is constant, float32 or quantised.
-    Any group, padding and ``auto_pad`` are supported. Kernels have at most 63 rows and columns.
-    Strides and dilations are at most 255."""
+    Any group, padding and ``auto_pad`` are supported. Larger kernels than 63 rows or columns are
+    made of blocks. Strides and dilations are at most 255."""
     x = state.operands.activation(node, 0)
     w, b = state.results.operand(node, 1), state.results.operand(node, 2)
     return convolution(state, node, x, w, b)

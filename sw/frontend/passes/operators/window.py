@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from systole.sw.frontend.passes.layout import OnnxView, Shape
 from systole.sw.frontend.passes.values import Node, Pending
-from systole.sw.ir.graph import Conv, ConvTranspose, Pool
+from systole.sw.ir.graph import Conv, ConvTranspose, MatMul, Pool
 
 Pair = tuple[int, int]
 """Vertical, horizontal."""
@@ -38,7 +38,7 @@ def pair(values: Sequence[int], before: int = 1) -> Pair:
     return (before, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
-def image_result(op: Conv | ConvTranspose | Pool, shape: Shape, rank: int) -> Pending:
+def image_result(op: Conv | ConvTranspose | MatMul | Pool, shape: Shape, rank: int) -> Pending:
     """The result of ``op``, an image of ``rank`` spatial dimensions."""
     view = OnnxView.contiguous(shape)
     return Pending(op, shape, view if rank == 2 else view.reshape((*shape[:2], shape[3])))

@@ -15,6 +15,7 @@ from systole.sw.frontend.passes.results import ResultTable
 from systole.sw.frontend.passes.tensors import TensorTable
 from systole.sw.frontend.passes.values import (
     Affine,
+    Computed,
     Const,
     Dequantised,
     Function,
@@ -65,7 +66,7 @@ class Operands:
             return self.constant(node, value)
         if isinstance(value, Dequantised):
             return value
-        if isinstance(value, Pending | Function | Affine | RealInput):
+        if isinstance(value, Pending | Computed | Function | Affine | RealInput):
             if (early := self.early(node, value, index)) is not None:
                 return early
             raise node.fail(

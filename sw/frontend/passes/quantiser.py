@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from systole.sw.frontend.passes import channels, finish, moves
+from systole.sw.frontend.passes import channels, finish, moves, pieces
 from systole.sw.frontend.passes.emitter import Emitter
 from systole.sw.frontend.passes.layout import LayoutError
 from systole.sw.frontend.passes.mover import Mover
 from systole.sw.frontend.passes.tensors import TensorTable
 from systole.sw.frontend.passes.values import (
     Affine,
+    Computed,
     Dequantised,
     Function,
     Node,
@@ -24,7 +25,7 @@ from systole.sw.frontend.passes.values import (
     RealInput,
     Value,
 )
-from systole.sw.ir.graph import Binary, Conv, ConvTranspose, MatMul, Op, Pool, Select
+from systole.sw.ir.graph import Binary, Conv, ConvTranspose, MatMul, Op, Pool, Select, Table
 
 
 class Quantiser:
@@ -46,7 +47,7 @@ class Quantiser:
         """``value`` quantised as ``quant``; its tensor is named by the output of ``node``."""
         if isinstance(value, Pending):
             key: Hashable = (value.op, value.low, value.high, quant)
-        elif isinstance(value, Function | Affine):
+        elif isinstance(value, Function | Affine | Computed):
             key = (value, quant)
         else:
             return self._quantise(node, value, quant)
@@ -76,6 +77,8 @@ class Quantiser:
             value = self.pointwise(node, value)
         if isinstance(value, Affine):
             return self._quantise_channels(node, value, quant)
+        if isinstance(value, Computed):
+            return self._quantise_computed(node, value, quant)
         if isinstance(value, Function):
             value = finish.table(node, value, self._tensors.shape(value.tensor), quant)
         if not isinstance(value, Pending):
@@ -205,6 +208,47 @@ class Quantiser:
             op = Binary(**fields, kind="add", a=above, b=below, a_ratio=1.0, b_ratio=1.0)
         self._emitter.emit(op, node.output, shape=shape, quant=quant, low=low, high=high)
         return Quantised(node.output, x.view)
+
+    def _quantise_computed(self, node: Node, f: Computed, quant: Quant) -> Quantised:
+        """A function of a result: the operator and a table, once for each piece, and their sum."""
+        reach = pieces.reach_of(f.x.op, self._tensors)
+        found = pieces.pieces_of(f.compute, quant, reach)
+        if not found:
+            raise node.fail(
+                f"its operand is {f.op_types[-1]} of the unquantised result of {f.x.op.op_type} "
+                f"{f.x.op.name!r}, which int8 does not represent closely enough: a QuantizeLinear "
+                "and DequantizeLinear are needed between these"
+            )
+        if len(found) == 1:
+            self._emit_piece(node, f, found[0], node.output, quant)
+            return Quantised(node.output, f.view)
+        names = [f"{node.output}:{side} zero" for side in ("below", "above")]
+        at_zero = int(np.rint(f.compute(np.zeros(1, np.float32))[0] / quant.scale)) + quant.zero
+        zeros = (quant.zero, int(np.clip(at_zero, -128, 127)))
+        for piece, name, zero in zip(found, names, zeros, strict=True):
+            self._emit_piece(node, f, piece, name, replace(quant, zero=zero))
+        below, above = names
+        fields = node.fields("Add")
+        total = Binary(**fields, kind="add", a=below, b=above, a_ratio=1.0, b_ratio=1.0)
+        self._emitter.emit(total, node.output, shape=f.x.shape, quant=quant)
+        return Quantised(node.output, f.view)
+
+    def _emit_piece(
+        self, node: Node, f: Computed, piece: pieces.GridPiece, name: str, quant: Quant
+    ) -> None:
+        """A piece of ``f``, quantised as ``quant``, as tensor ``name``."""
+        _check_error(node, f.x, piece.quant)
+        op = self._scaled(node, f.x, piece.quant)
+        assert op is not None, "an operator that computes does something"
+        shape, low, high = f.x.shape, piece.low, piece.high
+        if piece.values is None:
+            op = replace(op, op_type="+".join((op.op_type, *f.op_types)))
+            self._emitter.emit(op, name, shape=shape, quant=quant, low=low, high=high)
+            return
+        own = f"{name}:unquantised"
+        self._emitter.emit(op, own, shape=shape, quant=piece.quant, low=low, high=high)
+        table = Table(**node.fields("+".join(f.op_types)), x=own, values=piece.values)
+        self._emitter.emit(table, name, shape=shape, quant=quant)
 
     def _above_zero(self, node: Node, x: Affine, quant: Quant) -> str:
         """A PRelu's result where its operand is positive, 0 elsewhere, by a table."""

@@ -7,14 +7,15 @@
 * ``Function``    a real function of one stored tensor's elements, by its 256 values;
 * ``Affine``      a real function of the channels of one stored tensor: a gain and a shift for each;
 * ``RealInput``   a float graph input, not quantised yet;
-* ``Pending``     an operator's real result, waiting for the QuantizeLinear that gives it a scale.
+* ``Pending``     an operator's real result, waiting for the QuantizeLinear that gives it a scale;
+* ``Computed``    a real function of each element of such a result.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, overload
 
@@ -120,9 +121,27 @@ class Pending:
     """By how much, in real numbers, rounding an operand or its factor may falsify it."""
     fill: float = 0.0
     """The real number of a Select's channels that take no element."""
+    base: Pending | None = None
+    """The result that this one is ``gain`` times and ``shift`` more than, clamps aside."""
+    gain: float = 1.0
+    shift: float = 0.0
 
 
-Value = Const | QuantConst | Quantised | Dequantised | Function | Affine | RealInput | Pending
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A function of each element of an operator's result, which has no scale and no clamp."""
+
+    x: Pending
+    view: OnnxView
+    compute: Callable[[np.ndarray], np.ndarray]
+    """Of float32 numbers."""
+    op_types: tuple[str, ...] = ()
+    """As of a :class:`Function`."""
+
+
+Variable = Quantised | Dequantised | Function | Affine | RealInput | Pending | Computed
+"""What is not constant."""
+Value = Const | QuantConst | Variable
 
 
 @dataclass(frozen=True)

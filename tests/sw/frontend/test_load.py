@@ -473,7 +473,7 @@ REFUSED_CHAINS = [
     (chain(node("Relu", ), node("Conv", np.zeros((1, 4, 1, 1), np.float32))), "is float32"),
     (chain(node("Conv", np.zeros((1, 4, 1, 1), np.float32))), "weights must be a quantised"),
     (chain(node("Add", np.float32([1e5, 1.2e5, -9.37e5, 3, 4]))), "varies over the image"),
-    (chain(weighted("Conv", weights(6, 4, 3, 3)), node("Add", np.ones((4, 3), np.float32))),
+    (chain(weighted("Conv", weights(6, 4, 3, 3)), node("Add", np.eye(4, 3, dtype=np.float32))),
      "does not run along the 6 channels"),
     (chain(node("AveragePool", kernel_shape=[1, 1], pads=[1, 0, 0, 0])), "each must be less than"),
     (chain(node("MaxPool", kernel_shape=[2, 2], dilations=[2, 1], auto_pad="SAME_UPPER")),

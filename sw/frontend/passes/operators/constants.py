@@ -53,7 +53,7 @@ def with_constant(
     if op_type == "Div" and not _real(node, constant).all():
         raise node.fail("its divisor has zeros; each value must be other than 0")
     if isinstance(x, Pending) and not isinstance(x.op, Select):
-        return _pending(node, op_type, x, constant, first)
+        return _noted(node, op_type, x, constant, _pending(node, op_type, x, constant, first))
     if isinstance(x, Affine):
         affine, values = per_channel(state, node, x, constant)
         return _by_constant(node, op_type, affine, values, first)
@@ -74,6 +74,21 @@ def _check_broadcast(
         np.broadcast_to(_real(node, constant), x.view.shape)
     except ValueError:
         raise error from None
+
+
+def _noted(
+    node: Node, op_type: str, x: Pending, constant: Const | QuantConst, result: Pending
+) -> Pending:
+    """``result``, of ``x`` and a constant, with how it comes from ``x`` if the constant is one
+    value: functions of both are functions of one result."""
+    values = np.unique(_real(node, constant))
+    if len(values) != 1:
+        return result
+    number = float(values[0])
+    gain = {"Mul": number, "Div": 1 / number if number else 1.0}.get(op_type, 1.0)
+    shift = {"Add": number, "Sub": -number}.get(op_type, 0.0)
+    base = x.base or replace(x, low=-math.inf, high=math.inf)
+    return replace(result, base=base, gain=x.gain * gain, shift=x.shift * gain + shift)
 
 
 def _pending(

@@ -11,11 +11,18 @@ import numpy as np
 
 from systole.sw.frontend.passes.layout import Atom, LayoutError, OnnxView
 from systole.sw.frontend.passes.operators.constants import KINDS, with_constant
-from systole.sw.frontend.passes.operators.functions import as_table, function_of
+from systole.sw.frontend.passes.operators.functions import (
+    as_table,
+    by_constant,
+    clamped,
+    computed_of,
+    function_of,
+)
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import (
     Affine,
+    Computed,
     Const,
     Dequantised,
     Function,
@@ -109,10 +116,16 @@ def arithmetic_of(
     if function is not None:
         return function
     first, second = operands
+    if any(isinstance(v, Computed) for v in operands) or all(
+        isinstance(v, Pending) for v in operands
+    ):
+        computed = computed_of(state, node, operands, op_type=op_type, domain="")
+        if computed is not None:
+            return computed
     if isinstance(first, Const | QuantConst) and not isinstance(second, Const | QuantConst):
-        return with_constant(state, node, op_type, second, first, first=True)
+        return by_constant(state, node, op_type, second, first, first=True)
     if isinstance(second, Const | QuantConst) and not isinstance(first, Const | QuantConst):
-        return with_constant(state, node, op_type, first, second, first=False)
+        return by_constant(state, node, op_type, first, second, first=False)
     if op_type == "Add":
         for x, other in ((first, second), (second, first)):
             if takes_shortcut(x) and isinstance(other, Dequantised):
@@ -257,7 +270,7 @@ def _inverse(value: OnnxView, like: OnnxView, shape: tuple[int, int, int, int]) 
 def relu(state: LoweringState, node: Node) -> Value:
     """Fused as a clamp into the operator that computes its operand, an activation or an
     unquantised result. Behind an elementwise function it folds into the function's table."""
-    if isinstance(state.results.operand(node, 0), Function):
+    if isinstance(state.results.operand(node, 0), Function | Computed):
         return as_table(state, node)
     return clamp(state, node, 0.0, math.inf)
 
@@ -267,7 +280,7 @@ def clip(state: LoweringState, node: Node) -> Value:
     """Fused as a clamp into the operator that computes its operand, an activation or an
     unquantised result. Behind an elementwise function it folds into the function's table.
     The bounds are constant, one value each, given as inputs or attributes."""
-    if isinstance(state.results.operand(node, 0), Function):
+    if isinstance(state.results.operand(node, 0), Function | Computed):
         return as_table(state, node)
     low = _bound(state, node, 1, "min", -math.inf)
     high = _bound(state, node, 2, "max", math.inf)
@@ -299,4 +312,6 @@ def clamp(state: LoweringState, node: Node, low: float, high: float) -> Value:
         value = state.quantiser.pointwise(node, value)
     if not isinstance(value, Pending | Affine):
         raise node.fail("its operand must be an activation")
-    return replace(value, low=min(max(value.low, low), high), high=min(max(value.high, low), high))
+    if isinstance(value, Affine):
+        return clamped(value, low, high)
+    return clamped(value, low, high)

@@ -10,16 +10,13 @@ from systole.sw.frontend.passes.layout import LayoutError, OnnxView
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import (
-    Affine,
     Const,
     Dequantised,
-    Function,
     Node,
-    Pending,
     QuantConst,
     Quantised,
-    RealInput,
     Value,
+    Variable,
 )
 
 
@@ -30,7 +27,7 @@ def relayout(
     before."""
     if isinstance(value, QuantConst):
         return _constant(node, value, change)
-    if not isinstance(value, Quantised | Dequantised | Function | Affine | RealInput | Pending):
+    if not isinstance(value, Variable):
         raise node.fail("its operand must be an activation")
     try:
         return replace(value, view=change(value.view))

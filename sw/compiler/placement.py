@@ -60,6 +60,8 @@ class Placement:
                 self.reasons[i] = "operator not supported"
             elif self.is_float:
                 self.reasons[i] = FLOAT
+            elif (why := flow.invalid_scale(i)) is not None:
+                self.reasons[i] = why
         self.free: list[bool] = []
         """By node: it is a conversion that belongs to whoever reads its result."""
 

@@ -25,7 +25,7 @@ class Dataflow:
     """The model in ``path``, read; ``dims`` are values of its symbolic dimensions.
 
     Raises :class:`ModelError` for a malformed model: one that cannot be read, that onnxruntime does
-    not accept, with unknown domains, empty tensors, or scales that are not positive and finite."""
+    not accept, with unknown domains or empty tensors."""
 
     def __init__(self, path: str | os.PathLike, dims: Mapping[str, int] | None = None):
         self.model = read(path, dims)
@@ -44,7 +44,7 @@ class Dataflow:
         for name in self.results:
             if name not in self.values:
                 raise ModelError(f"output {name!r} is a constant")
-        self._check_well_formed()
+        self._check_domains()
         self.types = infer_shapes(self.model, Path(path))
         """onnxruntime's type of each value, such as ``tensor(int8)``."""
 
@@ -73,26 +73,31 @@ class Dataflow:
         visit(node)
         return list(used)
 
-    def _check_well_formed(self) -> None:
+    def _check_domains(self) -> None:
         for node, label in zip(self.nodes, self.labels, strict=True):
             if node.domain not in DOMAINS:
-                raise ModelError(
-                    f"{label.op_type} {label.name!r}: domain {node.domain!r} is unknown; "
-                    "neither the accelerator nor onnxruntime has its operators"
+                raise label.fail(
+                    f"domain {node.domain!r} is unknown; neither the accelerator nor onnxruntime "
+                    "has its operators"
                 )
-            if node.op_type in CONVERSIONS:
-                scales = node.inputs[1:2]
-            elif node.op_type.startswith(("QLinear", "QGemm")):
-                scales = node.inputs
-            else:
+
+    def invalid_scale(self, i: int) -> str | None:
+        """What is wrong with a scale of node ``i``: it is not positive and finite."""
+        node = self.nodes[i]
+        if node.op_type in CONVERSIONS:
+            scales = node.inputs[1:2]
+        elif node.op_type.startswith(("QLinear", "QGemm")):
+            scales = node.inputs
+        else:
+            return None
+        for value in scales:
+            if value is None or value.const_value is None:
                 continue
-            for value in scales:
-                if value is None or value.const_value is None:
-                    continue
-                array = value.const_value.numpy()
-                if array.dtype.kind == "f" and not (np.isfinite(array) & (array > 0)).all():
-                    bad = array[~(np.isfinite(array) & (array > 0))].flat[0]
-                    raise label.fail(f"scale {value.name!r} = {bad}: must be positive and finite")
+            array = value.const_value.numpy()
+            if array.dtype.kind == "f" and not (np.isfinite(array) & (array > 0)).all():
+                bad = array[~(np.isfinite(array) & (array > 0))].flat[0]
+                return f"scale {value.name!r} = {bad}: must be positive and finite"
+        return None
 
     def check_runs(self, path: str | os.PathLike) -> None:
         """onnxruntime finds some conflicts of shapes only when it runs a model: run it on zeros.

@@ -29,7 +29,7 @@ from systole.sw.compiler.stripes import Schedule
 from systole.sw.frontend.dataflow import Dataflow
 from systole.sw.frontend.load import apply_passes
 from systole.sw.frontend.passes.layout import OnnxView
-from systole.sw.frontend.passes.lower import Walker
+from systole.sw.frontend.passes.lower import Walker, type_refusal
 from systole.sw.ir.graph import Graph, ModelError, Port, Tensor
 from systole.sw.runtime.program import Program
 
@@ -216,8 +216,10 @@ class _Partitioner:
         """The segment of ``nodes``: ``own`` and the conversions that it brings along. None if nodes
         were refused."""
         for name in inputs:
+            why = type_refusal(self.flow.values[name])
             if _static_shape(self.flow.values[name]) is None:
                 why = f"the shape of {name!r} is known only when the model runs"
+            if why is not None:
                 readers = [i for i in nodes if name in self.flow.uses[i]]
                 self.placement.refuse(readers, why, own)
                 return None
@@ -321,13 +323,13 @@ def _input_graph(flow: Dataflow, segments: list[Segment]) -> Graph:
     for value in flow.graph.inputs:
         name = value.name
         assert name is not None
-        port, tensor = known.get(name) or _plain_input(name, value)
+        port, tensor = known.get(name) or _plain_input(name, value, flow)
         ports.append(port)
         tensors[port.tensor] = tensor
     return Graph(flow.graph.name or "", tensors, [], ports, [])
 
 
-def _plain_input(name: str, value: ir.Value) -> tuple[Port, Tensor]:
+def _plain_input(name: str, value: ir.Value, flow: Dataflow) -> tuple[Port, Tensor]:
     """An input that the host reads: real numbers are within -1..1, integers start at 0."""
     shape = _static_shape(value)
     assert shape is not None and value.dtype is not None
@@ -350,4 +352,4 @@ def _plain_input(name: str, value: ir.Value) -> tuple[Port, Tensor]:
         onnx_shape=shape,
         perm=perm,
     )
-    return Port(name, name, dtype), tensor
+    return Port(name, name, dtype, flow.index_limit(name)), tensor

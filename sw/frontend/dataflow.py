@@ -99,6 +99,20 @@ class Dataflow:
                 return f"scale {value.name!r} = {bad}: must be positive and finite"
         return None
 
+    def index_limit(self, name: str, limit: int = 256) -> int:
+        """The number of rows of the smallest constant table that value ``name`` picks from, at most
+        ``limit``."""
+        for node, used in zip(self.nodes, self.uses, strict=True):
+            if name not in used:
+                continue
+            if node.op_type in ("Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"):
+                limit = self.index_limit(str(node.outputs[0].name), limit)
+            table = node.inputs[0]
+            if node.op_type == "Gather" and table is not None and table.const_value is not None:
+                axis = Node(node).integer("axis", 0)
+                limit = min(limit, int(table.const_value.shape.numpy()[axis]))
+        return limit
+
     def check_runs(self, path: str | os.PathLike) -> None:
         """onnxruntime finds some conflicts of shapes only when it runs a model: run it on zeros.
         Raises :class:`ModelError`."""

@@ -68,7 +68,8 @@ def random_inputs(graph: Graph, seed: int) -> dict[str, np.ndarray]:
         if port.dtype == "float32":
             out[port.name] = ((values - tensor.zero) * tensor.scale).astype(np.float32)
         else:
-            out[port.name] = (values + 128 * tensor.unsigned).astype(port.dtype)
+            whole = (values + 128 * tensor.unsigned) % port.limit
+            out[port.name] = (whole if tensor.unsigned else values).astype(port.dtype)
     return out
 
 

@@ -67,6 +67,8 @@ class Port:
     name: str
     tensor: str
     dtype: PortType
+    limit: int = 256
+    """Integers that only the host reads are below this: rows of a table, for instance."""
 
 
 @dataclass(frozen=True)

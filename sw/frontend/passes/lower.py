@@ -61,11 +61,10 @@ class Walker:
 
     def _input(self, value: ir.Value) -> None:
         name = _name(value)
-        dtype = value.dtype.name if value.dtype else "unknown"
-        if dtype not in INPUT_TYPES:
-            raise ModelError(
-                f"input {name!r} has type {dtype.lower()}; it must be float32, int8 or uint8"
-            )
+        if (why := type_refusal(value)) is not None:
+            raise ModelError(why)
+        assert value.dtype is not None, "its type is known"
+        dtype = value.dtype.name
         self._input_types[name] = INPUT_TYPES[dtype]
         assert value.shape is not None, "pass 1 refuses inputs without a shape"
         shape = value.shape.numpy()
@@ -140,6 +139,14 @@ class Walker:
             outputs=outputs,
             constants=table.graph_constants(used),
         )
+
+
+def type_refusal(value: ir.Value) -> str | None:
+    """Why a graph cannot read ``value``, if its type is none of INPUT_TYPES."""
+    dtype = value.dtype.name if value.dtype else "unknown"
+    if dtype in INPUT_TYPES:
+        return None
+    return f"input {value.name!r} has type {dtype.lower()}; it must be float32, int8 or uint8"
 
 
 @contextlib.contextmanager

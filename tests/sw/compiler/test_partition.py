@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from systole.isa import Config
 from systole.sw.compiler.partition import AcceleratorSegment, HostSegment, partition, place
+from systole.sw.frontend.inputs import random_inputs as random_inputs_of
 from systole.sw.ir.graph import ModelError
 from systole.sw.session import host
 from systole.sw.session.run import RunOptions, run_model
@@ -154,6 +155,27 @@ def test_the_host_goes_first(tmp_path):
     plan, report = check(net.done(net.conv(net.quantised(value)), np.int8), tmp_path)
     assert kinds(plan) == "HA"
     assert report.host_ops[0].after_layers == 0
+
+
+def test_token_ids_pick_from_a_table_on_the_host(tmp_path):
+    """Only what reads them; random ids are within the table, also behind a change of shape."""
+    net = Net()
+    net.inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, (2, 25)))
+    rows = net.node("Unsqueeze", ["ids", net.const("axes", np.array([0]))], "rows")
+    table = net.const("table", np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32))
+    picked = net.node("Gather", [table, rows], "picked", axis=0)
+    w = net.const("w", random_array(net.rng, np.int8, (8, 6)))
+    product = net.node(
+        "MatMul", [net.real(net.quantised(picked)), net.dq(w, 0.005, np.int8(0))], "product"
+    )
+    path = saved(net.done(net.quantised(product), np.int8), tmp_path)
+    arrays = random_inputs_of(partition(path).inputs, 0)
+    assert arrays["ids"].dtype == np.int64 and set(arrays["ids"].reshape(-1)) == set(range(7))
+    plan, report = run(path, arrays)
+    assert kinds(plan) == "HA" and [layer.op for layer in report.layers] == ["MatMul"]
+    assert {op.op for op in report.host_ops} == {"Gather", "Unsqueeze"}
+    unsqueeze = next(op for op in report.host_ops if op.op == "Unsqueeze")
+    assert unsqueeze.reason == "input 'ids' has type int64; it must be float32, int8 or uint8"
 
 
 def test_a_float_input_for_both(tmp_path):

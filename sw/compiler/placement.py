@@ -142,6 +142,8 @@ class Placement:
                     f"exchanges unquantised values with {other.op_type} {other.name!r}, "
                     "which runs on the host"
                 )
+                if other.op_type in CONVERSIONS:  # which no report has a line of
+                    self.host[i] += f": {self.reasons[first[g]]}"
 
     def _units(self, group: list[int]) -> dict[int, Unit]:
         """The unit of every node but free conversions. Of those, the ones that compute an output of

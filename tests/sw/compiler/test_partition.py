@@ -311,6 +311,24 @@ def test_open_dimensions(tmp_path):
     assert plan.inputs.tensors["x"].onnx_shape == (2, 4, 3, 5)
 
 
+def test_blocked_scales_go_to_the_host(tmp_path):
+    """Its product alone, with the reason of the conversion that no report has a line of."""
+    net = Net()
+    w = net.const("w", random_array(net.rng, np.int8, (8, 5)))
+    scales = net.const("scales", np.full((2, 5), 0.01, np.float32))
+    blocked = net.node("DequantizeLinear", [w, scales], "blocked", axis=0, block_size=4)
+    product = net.node("MatMul", [net.real(net.x(shape=(3, 8))), blocked], "blocked_product")
+    last = net.dq(net.const("v", random_array(net.rng, np.int8, (5, 6))), 0.01, np.int8(0))
+    product = net.node("MatMul", [net.real(net.quantised(product)), last], "product")
+    plan, report = check(net.done(net.quantised(product), np.int8), tmp_path)
+    assert kinds(plan) == "HA" and [op.op for op in report.host_ops] == ["MatMul"]
+    assert report.host_ops[0].reason == (
+        "exchanges unquantised values with DequantizeLinear 'blocked_node', which runs on the "
+        "host: it has a scale for every 4 elements (block_size = 4); one scale for all, or one per "
+        "output channel, is needed"
+    )
+
+
 def _scale(value):
     def edit(model):
         for c in model.graph.initializer:

@@ -45,8 +45,11 @@ def quant_const(
         raise node.fail(f"its constant has type {array.dtype}; int8, uint8 or int32 is needed")
     if zero.dtype != array.dtype:
         raise node.fail(f"its zero point has type {zero.dtype}, its constant {array.dtype}")
-    if node.integer("block_size", 0):
-        raise node.fail(f"block_size = {node.integer('block_size', 0)}: it must be 0")
+    if block := node.integer("block_size", 0):
+        raise node.fail(
+            f"it has a scale for every {block} elements (block_size = {block}); one scale for all, "
+            "or one per output channel, is needed"
+        )
     axis = axis % array.ndim if array.ndim else 0
     for what, values in (("scale", scale), ("zero point", zero)):
         if values.size != 1 and values.shape != array.shape[axis : axis + 1]:

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -127,9 +127,41 @@ def to_qdq(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str]) ->
         reason = first_line(e)
         raise ModelError(f"onnxruntime cannot quantise the model: {reason}") from None
     result = quantiser.model.model
+    _drop_clamps(result)
     if not any(node.op_type == "QuantizeLinear" for node in result.graph.node):
         raise ModelError("the model holds no operator that is quantised")
     return result
+
+
+def _drop_clamps(model: onnx.ModelProto) -> None:
+    """Removes clamps of what a float operator made, such as a normalisation, where quantising does
+    the same: onnxruntime's quantiser does so only behind operators that are quantised."""
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    producer = {name: node for node in model.graph.node for name in node.output}
+    results = {value.name for value in model.graph.output}
+    for node in [n for n in model.graph.node if n.op_type in ("Relu", "Clip")]:
+        source = producer.get(node.input[0])
+        if source is None or source.op_type == "DequantizeLinear" or node.output[0] in results:
+            continue
+        bounds = [0.0, np.inf] if node.op_type == "Relu" else [-np.inf, np.inf]
+        for i, name in enumerate(node.input[1:]):
+            bounds[i] = constants.get(name, np.float32(np.nan)).item() if name else bounds[i]
+        readers = [n for n in model.graph.node if node.output[0] in n.input]
+        if all(_saturates(reader, bounds, constants) for reader in readers):
+            for reader in readers:
+                reader.input[0] = node.input[0]
+            model.graph.node.remove(node)
+
+
+def _saturates(
+    reader: onnx.NodeProto, bounds: Sequence[float], constants: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether ``reader`` quantises, and clamps to these bounds or within by that alone."""
+    if reader.op_type != "QuantizeLinear":
+        return False
+    scale, zero = (float(constants[name]) for name in reader.input[1:3])
+    low, high = (np.rint(bound / scale) + zero for bound in bounds)
+    return bool(low <= -128 and high >= 127)
 
 
 def _floating_moves(model: onnx.ModelProto, excluded: Collection[str]) -> set[str]:

@@ -7,6 +7,7 @@
 3. Inline functions, fold constants (quantised weights stay quantised) and what shapes decide, lift
    constants.
 4. Sort topologically; refuse cycles and values that nothing defines.
+5. Remove what no output depends on; refuse results that are random.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.ir.model_file import load_proto
 
 T = TypeVar("T")
+RANDOM = (
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+    "RandomUniformLike",
+)
+"""Operators whose results differ from run to run."""
 FOLD_LIMIT = 1 << 24
 """Elements of the largest constant that is folded."""
 
@@ -61,6 +67,8 @@ def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.M
         _fold(model, path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
+    for node in model.graph.all_nodes():
+        _check_not_random(node)
     return model
 
 
@@ -156,3 +164,30 @@ def _check_defined(graph: ir.Graph) -> None:
     for value in graph.outputs:
         if value.producer() is None and value not in known:
             raise ModelError(f"output {value.name!r} is defined by no node, input or initialiser")
+
+
+def _check_not_random(node: ir.Node) -> None:
+    """Raises :class:`ModelError` for a node that computes something else with every run."""
+    if node.domain not in ("", "ai.onnx"):
+        return
+    why = None
+    if node.op_type in RANDOM:
+        why = "its result is random"
+    elif node.op_type == "Dropout" and _drops(node):
+        why = "training_mode is not false: its result is random"
+    if why is not None:
+        name = node.name or node.outputs[0].name or ""
+        raise ModelError(
+            f"{node.op_type} {name!r}: {why}, so that no run can be compared with another; export "
+            "the model in evaluation mode"
+        )
+
+
+def _drops(node: ir.Node) -> bool:
+    """Whether a Dropout may leave anything out: in training mode, or one that an input decides."""
+    ratio, training = (node.inputs[i] if len(node.inputs) > i else None for i in (1, 2))
+    if training is None:
+        return False
+    if training.const_value is not None and not training.const_value.numpy().any():
+        return False
+    return ratio is None or ratio.const_value is None or bool(ratio.const_value.numpy().any())

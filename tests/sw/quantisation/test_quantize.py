@@ -587,3 +587,31 @@ def test_trained_without_labels(name, file, array):
     samples = ArraySamples(dict.fromkeys(input_shapes(model), x), input_shapes(model))
     _, quantised = quantise(model, samples, QuantisationOptions())
     assert snr(outputs(model, x), outputs(quantised, x)) > 15
+
+
+@pytest.mark.parametrize(
+    "op_type, bounds, reader, left",
+    [("Relu", [], "Abs", 0), ("Clip", [-9, 9], "Abs", 0), ("Relu", [], "Softmax", 1)],
+)
+def test_clamp_behind_a_float_operator(op_type, bounds, reader, left, tmp_path):
+    """Quantising clamps as Relu does; in front of another float operator it stays."""
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(6, 3, 3, 3)), "gain": np.ones(6), "shift": np.zeros(6)}
+    arrays |= {f"b{i}": np.array(bound) for i, bound in enumerate(bounds)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("InstanceNormalization", ["c", "gain", "shift"], ["n"]),
+        helper.make_node(op_type, ["n", *(f"b{i}" for i in range(len(bounds)))], ["r"]),
+        helper.make_node(reader, ["r"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 10, 10))
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    constants = [numpy_helper.from_array(np.float32(a), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    samples = rng.normal(size=(8, 3, 10, 10)).astype(np.float32)
+    quantised = quantise_model(tmp_path / "model.onnx", {"x": samples})
+    assert kinds(quantised).count(op_type) == left
+    expected, actual = (outputs(m, samples[:1]) for m in (model, quantised))
+    assert snr(expected, actual) > 25

@@ -76,6 +76,39 @@ def _check_broadcast(
         raise error from None
 
 
+def rescaled(node: Node, x: QuantConst, factor: Const | QuantConst) -> QuantConst:
+    """A quantised constant times a constant along one of its axes, as weights times a gamma: the
+    same codes with other scales, reflected where the factor is negative. Raises
+    :class:`ModelError` for other factors."""
+    real = _real(node, factor)
+    shape = (*(1,) * (x.array.ndim - real.ndim), *real.shape)
+    along = [i for i, size in enumerate(shape) if size > 1]
+    own = [x.axis] if max(x.scale.size, x.zero.size) > 1 else []
+    if len(shape) != x.array.ndim or len({*along, *own}) > 1 or not np.isfinite(real).all():
+        raise node.fail(
+            f"constant {list(real.shape)} does not run along the axis that the scales of constant "
+            f"{list(x.array.shape)} run along"
+        )
+    (axis,) = {*along, *own} or {x.axis}
+    values = np.broadcast_to(real.reshape(-1), x.array.shape[axis : axis + 1])
+    if not along:
+        values = values[:1] if not own else values
+    column = [-1 if i == axis else 1 for i in range(x.array.ndim)]
+    zero = np.broadcast_to(x.zero, values.shape)
+    # -(q - z) is (m - q) - (m - z) whatever m is: the type's lowest and highest together.
+    limits = np.iinfo(x.array.dtype)
+    middle = int(limits.min) + int(limits.max)
+    down = (values < 0).reshape(column)
+    array = np.where(down, middle - x.array.astype(np.int64), x.array)
+    array = np.where((values == 0).reshape(column), zero.reshape(column), array)
+    zero = np.where(values < 0, middle - zero.astype(np.int64), zero)
+    scale = np.where(values == 0, x.scale, x.scale * np.abs(values)).astype(np.float32)
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise node.fail("its constants give scales that are not positive and finite")
+    dtype = x.array.dtype
+    return QuantConst(array.astype(dtype), scale, zero.astype(dtype), axis)
+
+
 def _noted(
     node: Node, op_type: str, x: Pending, constant: Const | QuantConst, result: Pending
 ) -> Pending:

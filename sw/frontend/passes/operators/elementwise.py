@@ -10,7 +10,7 @@ from typing import TypeGuard
 import numpy as np
 
 from systole.sw.frontend.passes.layout import Atom, LayoutError, OnnxView
-from systole.sw.frontend.passes.operators.constants import KINDS, with_constant
+from systole.sw.frontend.passes.operators.constants import KINDS, rescaled, with_constant
 from systole.sw.frontend.passes.operators.functions import (
     as_table,
     by_constant,
@@ -65,7 +65,8 @@ def sub(state: LoweringState, node: Node) -> Value:
 
 @operator("Mul")
 def mul(state: LoweringState, node: Node) -> Value:
-    """Multiplies two activations, or an activation and a constant.
+    """Multiplies two activations, or an activation and a constant, or a quantised constant and one
+    value or one for each of its scales.
     Either activation may be broadcast to the other, a constant to the activation.
     A float constant that varies over the image is rounded to int8; the error must be at most half
     a step of the result.
@@ -122,6 +123,10 @@ def arithmetic_of(
         computed = computed_of(state, node, operands, op_type=op_type, domain="")
         if computed is not None:
             return computed
+    if op_type == "Mul":
+        for x, factor in ((first, second), (second, first)):
+            if isinstance(x, QuantConst) and isinstance(factor, Const):
+                return rescaled(node, x, factor)
     if isinstance(first, Const | QuantConst) and not isinstance(second, Const | QuantConst):
         return by_constant(state, node, op_type, second, first, first=True)
     if isinstance(second, Const | QuantConst) and not isinstance(first, Const | QuantConst):

@@ -189,13 +189,33 @@ def conv(state: LoweringState, node: Node) -> Value:
 def matmul(state: LoweringState, node: Node) -> Value:
     """Computes a dequantised activation (..., K) times a constant (K, N), or times a dequantised
     activation (..., K, N), batches broadcast.
-    The constant is int8 or uint8, quantised per tensor or per column.
+    The constant is int8 or uint8, quantised per tensor or per column. One of more dimensions
+    holds the same matrix throughout, or is quantised per tensor.
     A product of two activations needs a square array (rows = cols), and K is at most 33025.
     A constant quantised per tensor may stand for the first activation."""
     x, w = state.operands.activation(node, 0), state.results.operand(node, 1)
-    if isinstance(w, Const | QuantConst):
+    if isinstance(w, QuantConst) and (single := _single_matrix(w, x.view.shape)) is not None:
+        result = product(state, node, x, single)
+        lead = (1,) * (w.array.ndim - len(x.view.shape))
+        return replace(result, view=result.view.reshape((*lead, *result.view.shape)))
+    if isinstance(w, Const) or (isinstance(w, QuantConst) and w.array.ndim < 3):
         return product(state, node, x, w)
     return activation_product(state, node, x, state.operands.real(node, w, 1))
+
+
+def _single_matrix(w: QuantConst, shape: tuple[int, ...]) -> QuantConst | None:
+    """A constant of more than two dimensions as the one matrix that it holds, for an operand of
+    ``shape``; None if it holds several, or more of one than the operand has."""
+    if w.array.ndim < 3:
+        return None
+    *lead, rows, columns = w.array.shape
+    batches = (*(1,) * len(lead), *shape[:-2])[-len(lead) :]
+    matrices = w.array.reshape(-1, rows, columns)
+    several = max(w.scale.size, w.zero.size) > 1 and w.axis < len(lead)
+    fits = len(shape) > 1 and all(d in (1, own) for d, own in zip(lead, batches, strict=True))
+    if several or not fits or (matrices != matrices[0]).any():
+        return None
+    return QuantConst(matrices[0], w.scale, w.zero, max(w.axis - len(lead), 0))
 
 
 def product(state: LoweringState, node: Node, x: Dequantised, w: Value | None) -> Pending:

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from systole.sw.compiler.partition import partition
 from systole.sw.frontend.load import load
 from systole.sw.golden import oracle
-from systole.sw.ir.graph import ConvTranspose, ModelError
+from systole.sw.ir.graph import Conv, ConvTranspose, MatMul, ModelError
 from systole.sw.session.segments import follow
 from tests.helpers.operator_models import (
     DTYPES,
@@ -128,3 +128,42 @@ def test_biases_of_another_length_are_refused(count, tmp_path):
     onnx.save(model.end(model.node("Conv", operands, "c")), path)
     with pytest.raises(ModelError, match=f"bias of {count} values for 6 output channels"):
         load(path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape, constant",
+    [((2, 3, 7, 9), (1, 1, 9, 8)), ((2, 3, 7, 9), (3, 9, 8)), ((7, 9), (1, 1, 9, 8))],
+)
+def test_constant_that_holds_one_matrix(shape, constant, dtype, tmp_path):
+    """However often, per column too: a product by that matrix."""
+    model = Build(dtype)
+    w = random_array(np.random.default_rng(0), np.int8, constant[-2:])
+    w = model.const("w", np.ascontiguousarray(np.broadcast_to(w, constant)))
+    scales = [model.const("s", np.linspace(0.005, 0.011, 8, dtype=np.float32))]
+    scales.append(model.const("z", np.zeros(8, np.int8)))
+    w = model.node("DequantizeLinear", [w, *scales], "w_real", axis=len(constant) - 1)
+    graph = check(model.end(model.node("MatMul", [model.x("x", shape), w], "p"), 0.093), tmp_path)
+    assert isinstance(graph.ops[-1], Conv) and not any(isinstance(op, MatMul) for op in graph.ops)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scales", ["one", "each"])
+@pytest.mark.parametrize("gamma", [[0.7], [0.7, -1.3, 0, 2, -0.4, 1]])
+def test_weights_times_gamma(gamma, scales, dtype, tmp_path):
+    """Signs reflect the codes, -128 among them, about any zero point."""
+    model = Build(dtype)
+    w = random_array(np.random.default_rng(2), dtype, (6, 4, 3, 3))
+    w.flat[:8] = np.iinfo(dtype).min
+    count = 6 if scales == "each" else 1
+    zero = np.linspace(-5, 9, count).astype(np.int64) + (128 if dtype == np.uint8 else 0)
+    pair = [model.const("s", np.linspace(0.004, 0.009, count, dtype=np.float32).reshape(-1))]
+    pair.append(model.const("z", zero.astype(dtype)))
+    if count == 1:
+        pair = model.pair("w", 0.004, zero.astype(dtype)[0])
+    real = model.node("DequantizeLinear", [model.const("w", w), *pair], "real", axis=0)
+    factor = model.const("gamma", np.float32(gamma).reshape(-1, 1, 1, 1))
+    real = model.node("Mul", [factor, real], "scaled")
+    model = model.end(model.node("Conv", [model.x("x", (1, 4, 9, 8)), real], "c"), 0.0937)
+    (op,) = check(model, tmp_path).ops
+    assert isinstance(op, Conv)

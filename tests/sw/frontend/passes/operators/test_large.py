@@ -21,7 +21,7 @@ def _compiled(graph):
         p.tensor: rng.integers(-128, 128, graph.tensors[p.tensor].shape).astype(np.int8)
         for p in graph.inputs
     }
-    with open_device("command", Config(), memory_bytes=64 << 20) as device:
+    with open_device("commands", Config(), memory_bytes=64 << 20) as device:
         check_on(device, Config(), graph, inputs, golden.run(graph, inputs))
 
 

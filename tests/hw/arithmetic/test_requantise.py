@@ -133,6 +133,62 @@ def test_equals_numpy(stalls: bool):
         assert cycles == 1 + len(expected) + dut.LATENCY
 
 
+def ties(shift: int) -> list[int]:
+    """Sums that ``2^23 / 2^shift`` takes to an integer and a half, of either sign and parity; of
+    those longer than 24 bits also the sums half a unit away, which their own rounding takes there
+    or not; and the neighbours of all."""
+    half = 1 << (shift - 24)
+    sums = [(2 * n + 1) * half for n in (*range(6), 14, 62, 63) if (2 * n + 1) * half < 1 << 31]
+    for tie in list(sums):
+        if (dropped := tie.bit_length() - 24) > 0:
+            sums += [tie + (1 << (dropped - 1)), tie - (1 << (dropped - 1))]
+    near = [s + d for s in sums for d in (-1, 0, 1)]
+    return [s for v in near for s in (v, -v) if -(1 << 31) <= s < 1 << 31]
+
+
+def test_ties_at_every_bit_of_the_mask():
+    """Every shift for which there are ties, each in a lane of its own."""
+    shifts = np.arange(24, 55)
+    design = simulation(Requantise, lanes=len(shifts))
+    dut = design.dut
+    columns = [ties(int(shift)) for shift in shifts]
+    count = max(map(len, columns))
+    acc = np.array([[c[i % len(c)] for c in columns] for i in range(count)], np.int64)
+    zeros = np.zeros(len(shifts), np.int64)
+    multiplier = np.full(len(shifts), 1 << 23)
+    expected = requantise(
+        acc.astype(np.int32), zeros, multiplier, shifts, zero=0, low=-128, high=127
+    )
+    # By hand: half to even in 24 bits, then half to even.
+    exact = [
+        [round(float(np.float32(v)) / 2 ** int(s - 23)) for v, s in zip(r, shifts)] for r in acc
+    ]
+    assert np.array_equal(expected, np.clip(exact, -128, 127))
+    got = []
+
+    async def driver(ctx):
+        parameters = Inputs(dut.load, dut.params, dut.zero, dut.low, dut.high)
+        vector = Inputs(dut.en, dut.i_valid, dut.acc)
+        packed = pack(multiplier << 32, 64) | pack(shifts << 56, 64)
+        parameters.set(ctx, 1, packed, 0, -128, 127)
+        vector.set(ctx, 1, 0, 0)
+        await ctx.tick()
+        ctx.set(dut.load, 0)
+        for i in range(count + dut.LATENCY):
+            if ctx.get(dut.o_valid):
+                got.append(ctx.get(dut.o))
+            row = acc[i] if i < count else zeros
+            vector.set(ctx, 1, i < count, pack(row, 32))
+            await ctx.tick()
+        if ctx.get(dut.o_valid):
+            got.append(ctx.get(dut.o))
+
+    design.run(driver)
+    wanted = [pack(row, 8) for row in expected]
+    assert len(got) == count
+    assert not [i for i in range(count) if got[i] != wanted[i]]
+
+
 def test_loads_as_close_as_allowed():
     """Parameters may change again as soon as ``loading`` is low; ``en`` low freezes everything."""
     design = simulation(Requantise, lanes=1)

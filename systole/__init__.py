@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from systole.sw.quantisation.samples import Preprocessing
     from systole.sw.runtime.device import Device, DeviceError
     from systole.sw.runtime.driver import DeviceFault
-    from systole.sw.session.run import ModelPrediction, RunReport, RunResult
+    from systole.sw.session.report import RunReport, RunResult
+    from systole.sw.session.run import ModelPrediction
 
 __all__ = [
     "CompiledModel",
@@ -93,8 +94,8 @@ _HOMES = {
     "Preprocessing": "sw.quantisation.samples",
     "QuantisationOptions": "sw.quantisation.pipeline",
     "QuantisationReport": "sw.quantisation.report",
-    "RunReport": "sw.session.run",
-    "RunResult": "sw.session.run",
+    "RunReport": "sw.session.report",
+    "RunResult": "sw.session.report",
 }
 """Modules that define public names; all others are in :mod:`systole.api`. They are imported on
 first use: most programs need only some of onnxruntime, amaranth and the simulators."""

@@ -24,6 +24,7 @@ from systole.sw.compiler.partition import (
 )
 from systole.sw.frontend.inputs import InputError, check_inputs, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph
+from systole.sw.progress import Progress, silent
 from systole.sw.quantisation.pipeline import QuantisationOptions, quantise
 from systole.sw.quantisation.prepare import input_shapes, input_types, prepare
 from systole.sw.quantisation.report import QuantisationReport, input_ranges
@@ -37,16 +38,13 @@ from systole.sw.quantisation.samples import (
 from systole.sw.runtime.device import Device
 from systole.sw.runtime.program import Program
 from systole.sw.session import backends
+from systole.sw.session.report import CLOCK_MHZ, RunResult, programs_of
 from systole.sw.session.run import (
     SIMULATORS,
     ModelPrediction,
-    Progress,
     RunOptions,
-    RunResult,
     predict_model,
-    programs_of,
     run_model,
-    silent,
 )
 
 ModelSource = str | os.PathLike | onnx.ModelProto
@@ -153,7 +151,8 @@ def compile(
         fallback: whether the host, in onnxruntime, runs what the accelerator cannot.
         optimise: the search for a schedule: ``"fast"`` by estimate, ``"best"`` in minutes.
         read_latency: cycles that the memory takes to answer, for the search and for simulations.
-        progress: called with a sentence about each step; the context it returns spans the step.
+        progress: called with a sentence about each step; the context it returns spans the step. If
+            entering that gives a function, it is called with the share of the step that is done.
 
     Returns:
         A :class:`CompiledModel`, for :func:`run` and :func:`predict`.
@@ -204,6 +203,7 @@ def run(
     check_layers: bool = True,
     trace_file: str | os.PathLike | None = None,
     waves: str | os.PathLike | None = None,
+    clock_mhz: float = CLOCK_MHZ,
     progress: Progress = silent,
 ) -> RunResult:
     """Run a model on a simulated accelerator and compare every layer with the golden model.
@@ -221,6 +221,7 @@ def run(
         check_layers: whether a second run stores and compares every layer, not only outputs.
         trace_file: where to write a timeline for ui.perfetto.dev; RTL only.
         waves: where to write waveforms (VCD); RTL only.
+        clock_mhz: the clock that the report's times are for.
         progress: as for :func:`compile`.
 
     Returns:
@@ -256,6 +257,7 @@ def run(
         waves=None if waves is None else Path(waves),
         check_layers=check_layers,
         device=device,
+        clock_mhz=clock_mhz,
     )
     return run_model(compiled.partition, _inputs(compiled, inputs, seed), options, progress)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.sources import MODULES, tree, within
 
-BASE = ("isa", "sw.files", "sw.ir")
+BASE = ("isa", "sw.files", "sw.progress", "sw.ir")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "isa": (),
     "isa.tools": ("isa",),
@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "hw": ("isa", "hw"),
     # From the model file to the program.
     "sw.files": (),
+    "sw.progress": (),
     "sw.ir": ("isa",),
     "sw.golden": ("isa", "sw.ir"),
     "sw.frontend": ("isa", "sw.ir", "sw.golden"),
@@ -34,7 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sw.compiler": (*BASE, "sw.golden", "sw.frontend", "sw.runtime", "sw.simulate"),
     "sw.quantisation": (*BASE, "sw.golden", "sw.frontend"),
     "sw.zoo": (*BASE, "sw.golden", "sw.frontend"),
-    "sw.report": (*BASE, "sw.runtime", "sw.simulate", "sw.compiler"),
+    "sw.report": (*BASE, "sw.frontend", "sw.runtime", "sw.simulate", "sw.compiler"),
     # The simulated RTL is a device; whole models run on devices.
     "sim": ("isa", "hw", "sw.runtime", "sim"),
     "sim.benches": ("isa", "hw", "sw.ir", "sw.runtime", "sw.simulate", "sim"),

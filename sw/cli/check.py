@@ -1,6 +1,7 @@
 """What of a model the accelerator runs, without compiling it.
 
     systole check MODEL.onnx [--dim N=1]          # every node: accelerator or host, by which rule
+    systole check MODEL.onnx --json placement.json
     systole check --document [--check]            # (re)write docs/supported-ops.md, or compare it
 
 The rules are those of the loader's operator handlers: their docstrings for what is accepted, their
@@ -10,10 +11,10 @@ line on stderr).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,17 +25,21 @@ from systole import api
 from systole.sw.cli.common import (
     MISMATCH,
     DimOption,
+    JsonOption,
     check_document,
+    check_writable,
     one_line_errors,
     output_console,
     parse_dims,
+    print_table,
+    write_json,
 )
 from systole.sw.compiler.partition import FLOAT, NodePlacement
 from systole.sw.files import write_atomically
-from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.passes.operators import OPERATORS
 from systole.sw.frontend.passes.operators.registry import MICROSOFT
+from systole.sw.report.reasons import host_reasons
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "supported-ops.md"
 DOMAINS = {"": "ONNX", MICROSOFT: MICROSOFT}
@@ -56,19 +61,48 @@ def show(placements: list[NodePlacement], console: Console) -> None:
             rule = "as above"
         shown.add((p.op_type, rule))
         table.add_row(escape(p.name), p.op_type, "host" if p.host else "accelerator", rule)
-    console.print(table)
-    on_host = [p for p in placements if p.host]
+    print_table(console, table)
+    summary = _summary(placements)
     console.print(
-        f"{len(placements)} nodes: {len(placements) - len(on_host)} on the accelerator, "
-        f"{len(on_host)} on the host"
+        f"{len(placements)} nodes: {summary['on_accelerator']} on the accelerator, "
+        f"{summary['on_host']} on the host"
     )
-    lines = Counter((p.op_type, p.rule) for p in on_host if p.op_type not in CONVERSIONS)
-    for (op_type, rule), count in lines.most_common():
-        console.print(f"  {count} {op_type} on the host: {rule}", markup=False, highlight=False)
-    if converting := len(on_host) - lines.total():
+    if summary["model_macs"]:
+        console.print(
+            f"MACs {summary['model_macs']:,}: {summary['model_macs'] - summary['host_macs']:,} on "
+            f"the accelerator, {summary['host_macs']:,} on the host",
+            highlight=False,
+        )
+    reasons = host_reasons(placements)
+    for reason in reasons:
+        line = f"  {reason.what} on the host: {reason.reason}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    listed = sum(sum(reason.ops.values()) for reason in reasons)
+    if converting := summary["on_host"] - listed:
         console.print(f"  conversions on the host beside these: {converting}")
-    if waiting := sum(p.rule == FLOAT for p in on_host):
+    if waiting := sum(p.host and p.rule == FLOAT for p in placements):
         console.print(f"{waiting} of the nodes have an operator of the accelerator, once quantised")
+
+
+def _summary(placements: list[NodePlacement]) -> dict[str, int]:
+    """How many nodes and multiply-accumulates are where; MACs as far as they are known."""
+    on_host = [p for p in placements if p.host]
+    return {
+        "on_accelerator": len(placements) - len(on_host),
+        "on_host": len(on_host),
+        "model_macs": sum(p.macs or 0 for p in placements),
+        "host_macs": sum(p.macs or 0 for p in on_host),
+    }
+
+
+def report(model: Path, placements: list[NodePlacement]) -> dict[str, Any]:
+    """What ``--json`` writes; keys are stable."""
+    return {
+        "model": model.name,
+        **_summary(placements),
+        "reasons": [asdict(reason) for reason in host_reasons(placements)],
+        "nodes": [asdict(p) for p in placements],
+    }
 
 
 def document() -> str:
@@ -117,6 +151,7 @@ def _rules() -> dict[str, list[tuple[str, str]]]:
 def main(
     model: Annotated[Path | None, typer.Argument(help="ONNX model")] = None,
     dim: DimOption = None,
+    json_file: JsonOption = None,
     write: Annotated[
         bool, typer.Option("--document", help="write docs/supported-ops.md instead")
     ] = False,
@@ -131,8 +166,13 @@ def main(
         if check and not write:
             raise InputError("--check goes with --document")
         if model is not None:
-            show(api.check(model, dims=parse_dims(dim)), output_console())
+            check_writable(json_file)
+            placements = api.check(model, dims=parse_dims(dim))
+            write_json(report(model, placements), json_file)
+            show(placements, output_console())
             return
+        if json_file is not None:
+            raise InputError("--json goes with a model")
         check_document(PATH)
     if not check:
         write_atomically(PATH, document().encode())

@@ -5,6 +5,7 @@ Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from systole.isa import Config, ConfigError
-from systole.sw.files import OutputError
+from systole.sw.files import OutputError, write_atomically
 from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph, ModelError
 from systole.sw.runtime.device import DeviceError
@@ -142,6 +143,12 @@ def check_writable(path: Path | None) -> None:
             pass
     except OSError as e:
         raise InputError(f"output {path}: its folder cannot be written: {e.strerror}") from None
+
+
+def write_json(content: object, path: Path | None) -> None:
+    """Write ``--json``, if it was given."""
+    if path is not None:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def check_document(path: Path) -> None:

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from systole import api
 from systole.sw.cli.common import MISMATCH, one_line_errors, output_console, progress_console
-from systole.sw.cli.run import CLOCK_MHZ, show
+from systole.sw.cli.show_run import show
 from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
 from systole.sw.runtime.driver import Driver
 from systole.sw.runtime.execute import execute, load, memory_needed
 from systole.sw.session.backends import open_device
-from systole.sw.session.run import compiled_segments
+from systole.sw.session.report import compiled_segments
 from systole.sw.zoo import digits
 
 SHADES = " .:-=+*#@"
@@ -79,6 +79,6 @@ def main(
             image, label = data["x"][0], int(data["y"][0])
         console.print(f"one of them, a {label}:\n{picture(image[0])}", highlight=False)
         report, _ = api.run(compiled, image, progress=progress.status)
-    show(report, console, CLOCK_MHZ, compiled.read_latency)
+    show(report, console, compiled.read_latency)
     if report.golden_mismatches:
         raise typer.Exit(MISMATCH)

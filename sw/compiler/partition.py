@@ -26,7 +26,7 @@ from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.placement import FLOAT, QUANTISED, NodePlacement, Placement
 from systole.sw.compiler.stripes import Schedule
-from systole.sw.frontend.dataflow import Dataflow
+from systole.sw.frontend.dataflow import Dataflow, static_shape
 from systole.sw.frontend.load import apply_passes
 from systole.sw.frontend.passes.layout import OnnxView
 from systole.sw.frontend.passes.lower import Walker, type_refusal
@@ -115,7 +115,8 @@ def partition(
         )
     if not any(isinstance(s, AcceleratorSegment) for s in segments):
         _refuse_float(path, worker)
-        why = f"; {on_host[0]}" if on_host else ""
+        cause = worker.placement.main_cause(on_host)
+        why = f"; {cause}" if cause else ""
         raise ModelError(f"{path}: no operator of the model runs on the accelerator{why}")
     if optimise == "best":
         segments = [worker.optimised(s, read_latency) for s in segments]
@@ -217,7 +218,7 @@ class _Partitioner:
         were refused."""
         for name in inputs:
             why = type_refusal(self.flow.values[name])
-            if _static_shape(self.flow.values[name]) is None:
+            if static_shape(self.flow.values[name]) is None:
                 why = f"the shape of {name!r} is known only when the model runs"
             if why is not None:
                 readers = [i for i in nodes if name in self.flow.uses[i]]
@@ -304,14 +305,6 @@ class _Partitioner:
         return replace(segment, program=program, schedule=schedule)
 
 
-def _static_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """A value's shape; None if it is known only when the model runs."""
-    if value.shape is None:
-        return None
-    dims = tuple(d for d in value.shape.dims if isinstance(d, int))
-    return dims if len(dims) == len(value.shape.dims) else None
-
-
 def _input_graph(flow: Dataflow, segments: list[Segment]) -> Graph:
     """See :attr:`Partition.inputs`."""
     known: dict[str, tuple[Port, Tensor]] = {}
@@ -331,7 +324,7 @@ def _input_graph(flow: Dataflow, segments: list[Segment]) -> Graph:
 
 def _plain_input(name: str, value: ir.Value, flow: Dataflow) -> tuple[Port, Tensor]:
     """An input that the host reads: real numbers are within -1..1, integers start at 0."""
-    shape = _static_shape(value)
+    shape = static_shape(value)
     assert shape is not None and value.dtype is not None
     # Any type that the model has: nothing quantises this input.
     dtype = cast(Literal["float32", "int8", "uint8"], str(value.dtype.numpy()))

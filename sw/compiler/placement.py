@@ -12,13 +12,17 @@ operands allow. As levels only rise along the graph, no level waits for its own 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from systole.sw.frontend.dataflow import CONVERSIONS, Dataflow
+from systole.sw.frontend.macs import node_macs
 from systole.sw.frontend.passes.operators import OPERATORS
 
 FLOAT = "float: quantise first with python -m sw.quantize"
+FOR_HOST = "converts a value for the host alone"
+NOT_FROM_ACCELERATOR = "converts a value that does not come from the accelerator"
 QUANTISED = ("tensor(int8)", "tensor(uint8)")
 """Types that accelerator and host exchange."""
 
@@ -36,9 +40,23 @@ class NodePlacement:
     """Name of its first output."""
     host: bool
     rule: str
+    macs: int | None = 0
+    """Its multiply-accumulates; None: they are not known."""
+    because: str | None = None
+    """The node on the host that keeps this one from the accelerator, as ``OPERATOR 'name'``."""
+
+    @property
+    def label(self) -> str:
+        """Operator and name, as :attr:`because` has them."""
+        return f"{self.op_type} {self.name!r}"
+
+    @property
+    def converts(self) -> bool:
+        """Whether it only converts numbers between the host's types, and has no reason but that."""
+        return self.host and self.rule in (FOR_HOST, NOT_FROM_ACCELERATOR)
 
     def __str__(self) -> str:
-        return f"{self.op_type} {self.name!r}: {self.rule}"
+        return f"{self.label}: {self.rule}"
 
 
 class Placement:
@@ -55,6 +73,10 @@ class Placement:
         """Why a node runs on the host, for nodes refused themselves."""
         self.host: dict[int, str] = {}
         """Why a node runs on the host, for all nodes there."""
+        self.roots: dict[int, int] = {}
+        """The node refused itself that keeps another from the accelerator, by that other."""
+        self._blocking: dict[int, int] = {}
+        """The same for nodes that would wait for themselves."""
         for i, node in enumerate(flow.nodes):
             if (node.domain, node.op_type) not in OPERATORS:
                 self.reasons[i] = "operator not supported"
@@ -67,8 +89,19 @@ class Placement:
 
     def by_cause(self, placements: Iterable[NodePlacement]) -> list[NodePlacement]:
         """Placements, those of nodes that were refused themselves first, conversions last."""
-        causes = set(self.reasons.values())
-        return sorted(placements, key=lambda p: (p.rule not in causes, p.op_type in CONVERSIONS))
+        return sorted(
+            placements,
+            key=lambda p: (p.because is not None or p.converts, p.op_type in CONVERSIONS),
+        )
+
+    def main_cause(self, placements: Iterable[NodePlacement]) -> NodePlacement | None:
+        """The node refused itself that keeps most multiply-accumulates from the accelerator: its
+        own and others'; the first of several."""
+        listed = [p for p in placements if p.host]
+        kept: Counter[str] = Counter()
+        for p in listed:
+            kept[p.because or p.label] += p.macs or 0
+        return max(self.by_cause(listed), key=lambda p: kept[p.label], default=None)
 
     def refuse(self, nodes: list[int], why: str, segment: list[int]) -> None:
         """Send nodes to the host; if they are all refused already, the whole segment."""
@@ -90,8 +123,37 @@ class Placement:
             stuck = [unit for unit in members if unit not in level]
             if not stuck:
                 return {i: level[unit] for i, unit in units.items()}
-            for i in members[next(unit for unit in stuck if not unit[0])]:
-                self.reasons[i] = "would form a cycle: depends, via the host, on its own segment"
+            circle = next(unit for unit in stuck if not unit[0])
+            between = self._between(circle, units)
+            why = "would form a cycle: depends, via other operators, on its own segment"
+            if between is not None:
+                why = (
+                    f"would form a cycle: depends on its own segment via {self._label(between)}, "
+                    "which runs on the host"
+                )
+            for i in members[circle]:
+                self.reasons[i] = why
+                if between is not None:
+                    self._blocking[i] = between
+
+    def _between(self, circle: Unit, units: Mapping[int, Unit]) -> int | None:
+        """The first node on the host that needs a result of the group ``circle``, which in turn
+        needs the node's; None if there is none."""
+        behind = {i for i, unit in units.items() if unit == circle}
+        for i in sorted(units):  # in topological order
+            if behind & {*self._sources(i)}:
+                behind.add(i)
+        own = [i for i, unit in units.items() if unit == circle]
+        todo, before = own, set(own)
+        while todo:
+            found = [s for i in todo for s in self._sources(i) if s not in before]
+            before.update(found)
+            todo = found
+        return min((i for i in behind & before if units[i][0]), default=None)
+
+    def _label(self, i: int) -> str:
+        label = self.flow.labels[i]
+        return f"{label.op_type} {label.name!r}"
 
     def _is_free(self, i: int) -> bool:
         node = self.flow.nodes[i]
@@ -116,6 +178,7 @@ class Placement:
             return i
 
         self.free = [self._is_free(i) for i in range(len(flow.nodes))]
+        partners: dict[int, list[int]] = {}
         for i, used in enumerate(flow.uses):
             for name in used:
                 source = flow.producer.get(name)
@@ -123,27 +186,28 @@ class Placement:
                     continue
                 if not self.free[i] and not self.free[source]:
                     parent[find(i)] = find(source)
-        group = [find(i) for i in range(len(parent))]
-        self._spread(group)
-        return group
+                    partners.setdefault(i, []).append(source)
+                    partners.setdefault(source, []).append(i)
+        self._spread(partners)
+        return [find(i) for i in range(len(parent))]
 
-    def _spread(self, group: list[int]) -> None:
-        """Fill ``host``: the nodes refused, and their groups with them."""
-        first: dict[int, int] = {}
-        for i in sorted(self.reasons):
-            first.setdefault(group[i], i)
-        self.host = {}
-        for i, g in enumerate(group):
-            if i in self.reasons:
-                self.host[i] = self.reasons[i]
-            elif g in first:
-                other = self.flow.labels[first[g]]
-                self.host[i] = (
-                    f"exchanges unquantised values with {other.op_type} {other.name!r}, "
-                    "which runs on the host"
-                )
-                if other.op_type in CONVERSIONS:  # which no report has a line of
-                    self.host[i] += f": {self.reasons[first[g]]}"
+    def _spread(self, partners: Mapping[int, list[int]]) -> None:
+        """Fill ``host`` and ``roots``: the nodes refused, and all that exchange unquantised values
+        with them (``partners``) or with each other, each on account of the nearest one refused."""
+        self.host = {i: self.reasons[i] for i in sorted(self.reasons)}
+        self.roots = {}
+        todo = list(self.host)
+        for i in todo:
+            root = self.roots.get(i, self._blocking.get(i, i))
+            for other in partners.get(i, ()):
+                if other not in self.host:
+                    self.host[other] = f"because {self._label(root)} runs on the host"
+                    if self.flow.labels[root].op_type in CONVERSIONS and root in self.reasons:
+                        # Which no report has a line of.
+                        self.host[other] += f": {self.reasons[root]}"
+                    self.roots[other] = root
+                    todo.append(other)
+        self.roots |= self._blocking
 
     def _units(self, group: list[int]) -> dict[int, Unit]:
         """The unit of every node but free conversions. Of those, the ones that compute an output of
@@ -156,7 +220,7 @@ class Placement:
                 source = next(self._sources(i), None)
                 on_host = source is None or source in self.host
                 if on_host:
-                    self.host[i] = "converts a value that does not come from the accelerator"
+                    self.host[i] = NOT_FROM_ACCELERATOR
                 units[i] = (on_host, i)
         return units
 
@@ -213,7 +277,7 @@ class Placement:
             if i in self.host:
                 rules[i] = (True, self.host[i])
             elif self.free[i] and readers and all(rules[u][0] for u in readers if u != i):
-                rules[i] = (True, "converts a value for the host alone")
+                rules[i] = (True, FOR_HOST)
             else:
                 doc = OPERATORS[node.domain, node.op_type].__doc__ or ""
                 rules[i] = (False, " ".join(doc.split()))
@@ -225,4 +289,12 @@ class Placement:
 
     def _of_node(self, i: int, host: bool, rule: str) -> NodePlacement:
         label = self.flow.labels[i]
-        return NodePlacement(label.name, label.op_type, label.output, host, rule)
+        return NodePlacement(
+            name=label.name,
+            op_type=label.op_type,
+            value=label.output,
+            host=host,
+            rule=rule,
+            macs=node_macs(self.flow.nodes[i]),
+            because=self._label(self.roots[i]) if host and i in self.roots else None,
+        )

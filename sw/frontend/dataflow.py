@@ -147,6 +147,14 @@ class Dataflow:
         return ir.Model(view.clone(), ir_version=self.model.ir_version)
 
 
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """A value's shape; None if it is known only when the model runs."""
+    if value.shape is None:
+        return None
+    dims = tuple(d for d in value.shape.dims if isinstance(d, int))
+    return dims if len(dims) == len(value.shape.dims) else None
+
+
 def run_reference(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, optimise: bool = True
 ) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,16 @@ PROGRAM_ALIGN = 64
 MAX_MEMORY = 1 << 32
 """Bytes of the address space of a DRAM window; a window has less."""
 _PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Someone who wants to hear of a program while it runs."""
+
+    every: int
+    """How many cycles pass from one time to the next, at least 1."""
+    tell: Callable[[int], None]
+    """Called with the cycles that have passed."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +172,12 @@ class Driver:
         timeout_cycles: int = DEFAULT_TIMEOUT,
         watchdog: int = DEFAULT_WATCHDOG,
         trace_events: int = 0,
+        waiting: Waiting | None = None,
     ) -> int:
         """Run the loaded program (again) and return the cycles it took.
 
         ``trace_events``: record up to that many events, in DRAM behind the program's window.
+        ``waiting``: what is told while the program runs.
         Raises :class:`DeviceFault` if it faults or takes longer than ``timeout_cycles``; the device
         can be used again afterwards.
         """
@@ -192,7 +204,7 @@ class Driver:
             ),
         ):
             self.write(name, value)
-        raised = self.device.wait_interrupt(timeout_cycles)
+        raised = self._wait(timeout_cycles, waiting)
         status = self.read("STATUS")
         if not raised or status & Status.FAULT:
             fault = self._fault(status)
@@ -204,6 +216,16 @@ class Driver:
             )
         self.write("IRQ", Irq.DONE | Irq.FAULT)
         return self._wide("CYCLES")
+
+    def _wait(self, timeout_cycles: int, waiting: Waiting | None) -> bool:
+        """Whether the interrupt came within the time."""
+        passed = 0
+        while waiting is not None and passed + waiting.every < timeout_cycles:
+            if self.device.wait_interrupt(waiting.every):
+                return True
+            passed += waiting.every
+            waiting.tell(passed)
+        return self.device.wait_interrupt(timeout_cycles - passed)
 
     def reset(self) -> None:
         """Soft reset: stops what runs, clears faults and the interrupt; DRAM keeps its content."""

@@ -12,7 +12,7 @@ import numpy as np
 from systole.isa import Config, Engine, Opcode
 from systole.isa.commands import COMMANDS
 from systole.isa.numerics import lookup
-from systole.sw.runtime.driver import Driver
+from systole.sw.runtime.driver import Driver, Waiting
 from systole.sw.runtime.program import Program
 
 EVENTS_PER_COMMAND = 2
@@ -46,9 +46,15 @@ def load(driver: Driver, program: Program) -> None:
 
 
 def execute(
-    driver: Driver, program: Program, inputs: Mapping[str, np.ndarray], *, trace: bool
+    driver: Driver,
+    program: Program,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    trace: bool,
+    waiting: Waiting | None = None,
 ) -> Execution:
-    """Run the loaded program on int8 (N, C, H, W) inputs by tensor name.
+    """Run the loaded program on int8 (N, C, H, W) inputs by tensor name. ``waiting`` as for
+    :meth:`Driver.run`.
 
     Raises :class:`sw.runtime.driver.DeviceFault` when the device faults or hangs."""
     start = time.perf_counter()
@@ -58,7 +64,7 @@ def execute(
             driver.write_data(place.offset, place.pack(inputs[port.tensor], program.config))
     trace = trace and program.config.trace
     events = EVENTS_PER_COMMAND * len(program.command_layers) if trace else 0
-    cycles = driver.run(trace_events=events)
+    cycles = driver.run(trace_events=events, waiting=waiting)
     tensors = {
         name: place.unpack(driver.read_data(place.offset, place.bytes), program.config)
         for name, place in program.tensors.items()

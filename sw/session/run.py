@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, compile_graph
 from systole.sw.compiler.partition import AcceleratorSegment, Partition
-from systole.sw.frontend.dataflow import run_reference
+from systole.sw.frontend.dataflow import CONVERSIONS, run_reference
+from systole.sw.frontend.inputs import InputError
 from systole.sw.golden import model as golden
-from systole.sw.golden import oracle
-from systole.sw.golden.oracle import Comparison
+from systole.sw.progress import Progress, Share, silent, step
 from systole.sw.report.layers import LayerReport, layers, predicted_layers, utilisation
 from systole.sw.report.timeline import write_timeline
 from systole.sw.runtime.device import Device, DeviceError
-from systole.sw.runtime.driver import Driver
+from systole.sw.runtime.driver import Driver, Waiting
 from systole.sw.runtime.execute import (
     Divergence,
     Execution,
@@ -32,10 +30,18 @@ from systole.sw.runtime.execute import (
     memory_needed,
 )
 from systole.sw.runtime.program import Layer, Program
-from systole.sw.session import host
 from systole.sw.session.backends import open_device
-from systole.sw.session.host import HostOp
-from systole.sw.session.segments import Trail, follow
+from systole.sw.session.diff import compare_segments, explanations
+from systole.sw.session.report import (
+    CLOCK_MHZ,
+    Crossings,
+    RunReport,
+    RunResult,
+    compiled_segments,
+    crossings,
+    programs_of,
+)
+from systole.sw.session.segments import follow
 from systole.sw.simulate.commands import CommandDevice
 from systole.sw.simulate.cycles import Prediction, predict_layers
 
@@ -44,70 +50,10 @@ SIMULATORS = ("verilator", "icarus", "commands", "model", "golden")
 model with predicted cycles, the golden model alone."""
 DEVICELESS = ("model", "golden")
 """Those that run no program: the golden model computes."""
-MOST_STEPS = 2
-"""Steps by which rounding may part the integer kernels from the graph as written."""
 RTL = ("verilator", "icarus")
 """Those that simulate the hardware, and so measure its cycles."""
-
-Progress = Callable[[str], AbstractContextManager[object]]
-"""Called with what is being done; the context that it returns lasts as long as that."""
-
-
-def silent(_: str) -> AbstractContextManager[object]:
-    """The :data:`Progress` that shows nothing."""
-    return nullcontext()
-
-
-@dataclass
-class RunReport:
-    """What a run measured, and what ``--json`` writes; keys are stable. None: not measured by this
-    simulator."""
-
-    model: str
-    """File name of the model."""
-    config: dict[str, Any]
-    """The fields of the configuration."""
-    simulator: str
-    cycles: int | None = None
-    """From start to done, summed over the model's programs."""
-    macs: int = 0
-    """Useful multiply-accumulates on the accelerator."""
-    utilisation: float | None = None
-    """``macs / (rows * cols * cycles)``."""
-    predicted_cycles: int | None = None
-    """``cycles`` by the cycle model."""
-    dram_read_bytes: int | None = None
-    """All AXI read beats: activations, weights and commands."""
-    dram_write_bytes: int | None = None
-    golden_mismatches: int = 0
-    """Elements that differ from the golden model, over all layers."""
-    ort: dict[str, float | None] = field(default_factory=dict)
-    """elements, equal, max_abs_diff of the final outputs: in quantised units where the accelerator
-    made an output, else (made on the host) in the output's own. The difference is null when shapes
-    that depend on values differ, or it is not finite."""
-    graph: dict[str, float | None] = field(default_factory=dict)
-    """The same, compared with the graph as it is written: every operator between DequantizeLinear
-    and QuantizeLinear in float32. ``ort`` is compared with onnxruntime's integer kernels."""
-    kernels_off_by: float | None = None
-    """Largest difference between these two references, in steps of an int8 output. Beyond
-    ``MOST_STEPS`` onnxruntime's optimiser has changed what the model means."""
-    compile_seconds: float = 0.0
-    build_seconds: float | None = None
-    sim_seconds: float | None = None
-    sim_cycles_per_second: float | None = None
-    layers: list[LayerReport] = field(default_factory=list)
-    """One row per operator on the accelerator, in program order."""
-    host_ops: list[HostOp] = field(default_factory=list)
-    """Operators run on the host, in the order in which they ran."""
-    first_mismatch: str | None = None
-    """Layer, element and command of the first difference from the golden model."""
-
-
-class RunResult(NamedTuple):
-    """A report, and the model's outputs by name in the model's own shapes and types."""
-
-    report: RunReport
-    outputs: dict[str, np.ndarray]
+TOLD = 50
+"""How often, in its predicted cycles, a simulation says how far it is."""
 
 
 @dataclass(frozen=True)
@@ -128,23 +74,8 @@ class RunOptions:
     """Whether a second run stores and compares every layer."""
     device: Device | None = None
     """An open device of ``config`` to run on, instead of opening ``simulator``; it stays open."""
-
-
-def compiled_segments(plan: Partition) -> list[tuple[AcceleratorSegment, Program]]:
-    """The accelerator's segments with their programs. Raises ``ValueError`` if the model was
-    partitioned without a configuration."""
-    pairs = []
-    for segment in plan.segments:
-        if isinstance(segment, AcceleratorSegment):
-            if segment.program is None:
-                raise ValueError("the model was partitioned without a configuration")
-            pairs.append((segment, segment.program))
-    return pairs
-
-
-def programs_of(plan: Partition) -> list[Program]:
-    """The programs of a model in the order in which they run."""
-    return [program for _, program in compiled_segments(plan)]
+    clock_mhz: float = CLOCK_MHZ
+    """The clock that times are given for."""
 
 
 def run_model(
@@ -158,70 +89,28 @@ def run_model(
 
     Raises :class:`ModelError` if onnxruntime fails, :class:`DeviceError` if the device does."""
     report = RunReport(plan.path.name, options.config.to_dict(), options.simulator)
-    report.compile_seconds = plan.compile_seconds
+    report.clock_mhz = options.clock_mhz
+    report.describe(plan)
     with progress("onnxruntime"):
         reference = run_reference(plan.path, arrays)
         meaning = run_reference(plan.path, arrays, optimise=False)
-    programs = programs_of(plan)
-    predictions = [predict_layers(p, options.read_latency) for p in programs]
-    report.predicted_cycles = sum(p.cycles for p in predictions)
-    report.macs = sum(layer.macs for program in programs for layer in program.layers)
-    with _Machine(plan, options, report, progress) as machine:
+    prediction = predict_model(plan, options.read_latency)
+    report.predicted_cycles = prediction.cycles
+    with _Machine(plan, options, prediction, report, progress) as machine:
         trail = follow(plan, arrays, machine.run)
+        report.host_ops, report.host_seconds = trail.host_ops, trail.host_seconds
         machine.finish()
-    report.host_ops = trail.host_ops
-    if options.simulator == "model":
-        report.layers = _predicted_rows(programs, predictions)
-    report.ort, report.graph = _compared(trail, reference), _compared(trail, meaning)
-    report.kernels_off_by = _steps_between(trail, reference, meaning)
+    report.compare(trail, reference, meaning)
+    if report.ort["equal"] != report.ort["elements"]:
+        with progress("looking for the layers that differ"):
+            rows, _ = compare_segments(plan, arrays, machine.expected)
+            report.explanations = list(explanations(rows))
     return RunResult(report, {name: trail.values[name] for name in reference})
-
-
-def _compared(trail: Trail, wanted: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    quantised = trail.handed_out()
-    return _summary(
-        oracle.compare(*quantised[name], array)
-        if name in quantised
-        else host.compare(trail.values[name], array)
-        for name, array in wanted.items()
-    )
-
-
-def _steps_between(
-    trail: Trail, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
-) -> float | None:
-    """See :attr:`RunReport.kernels_off_by`. A float output of the host has no scale: its steps are
-    a 255th of its range."""
-    quantised, worst = trail.handed_out(), 0.0
-    for name in a:
-        if a[name].shape != b[name].shape or a[name].dtype.kind not in "iuf":
-            continue
-        step = 1.0
-        if a[name].dtype.kind == "f":
-            values = b[name][np.isfinite(b[name])]
-            step = float(np.ptp(values)) / 255 if values.size else 1.0
-            step = float(quantised[name][1].scale) if name in quantised else step
-        difference = np.abs(a[name].astype(np.float64) - b[name])
-        difference = difference[np.isfinite(difference)]
-        if difference.size and step > 0:
-            worst = max(worst, float(difference.max()) / step)
-    return worst
 
 
 def _predicted_rows(programs: list[Program], predictions: list[Prediction]) -> list[LayerReport]:
     pairs = zip(programs, predictions, strict=True)
     return [row for program, prediction in pairs for row in predicted_layers(program, prediction)]
-
-
-def _summary(comparisons: Iterable[Comparison]) -> dict[str, float | None]:
-    """All outputs together, as :attr:`RunReport.ort` has it."""
-    results = list(comparisons)
-    known = [r.max_abs_diff for r in results if r.max_abs_diff is not None]
-    return {
-        "elements": sum(r.elements for r in results),
-        "equal": sum(r.equal for r in results),
-        "max_abs_diff": max(known) if len(known) == len(results) else None,
-    }
 
 
 @dataclass(frozen=True)
@@ -237,12 +126,26 @@ class ModelPrediction:
     dram_read_bytes: int
     """All AXI read beats: activations, weights and commands."""
     dram_write_bytes: int
+    program_cycles: list[int]
+    """Cycles of each program, in the order in which they run."""
     layers: list[LayerReport]
     """One row per operator on the accelerator, in program order."""
+    host_operators: int
+    """Operators of the model that run on the host, conversions aside; their time is not
+    predicted."""
+    crossings: Crossings
+    """What a frame moves between accelerator and host."""
 
-    def frames_per_second(self, clock_mhz: float) -> float:
-        """Inferences per second at a clock in MHz, the host's share not counted."""
-        return 1e6 * clock_mhz / self.cycles
+    def frames_per_second(self, clock_mhz: float, host_seconds: float | None = None) -> float:
+        """Inferences per second at a clock in MHz. ``host_seconds``: the host's time for a frame,
+        such as :attr:`RunReport.host_seconds`; it may be missing only if nothing runs on the host.
+        Raises :class:`InputError` otherwise."""
+        if host_seconds is None and self.host_operators:
+            raise InputError(
+                f"frames per second: {self.host_operators} operators run on the host, so its "
+                "seconds per frame are needed"
+            )
+        return 1 / (self.cycles / (1e6 * clock_mhz) + (host_seconds or 0))
 
 
 def predict_model(plan: Partition, read_latency: int = READ_LATENCY) -> ModelPrediction:
@@ -258,7 +161,10 @@ def predict_model(plan: Partition, read_latency: int = READ_LATENCY) -> ModelPre
         utilisation=utilisation(macs, cycles, programs[0].config),
         dram_read_bytes=sum(p.read_bytes for p in predictions),
         dram_write_bytes=sum(p.write_bytes for p in predictions),
+        program_cycles=[p.cycles for p in predictions],
         layers=rows,
+        host_operators=sum(p.host and p.op_type not in CONVERSIONS for p in plan.placements),
+        crossings=crossings(plan),
     )
 
 
@@ -266,23 +172,37 @@ class _Machine:
     """The accelerator that runs all of a model's programs, one after the other, and what it
     measures. Without one (``golden``, ``model``) the golden model stands for it."""
 
-    def __init__(self, plan: Partition, options: RunOptions, report: RunReport, progress: Progress):
-        self.options, self.report, self.progress = options, report, progress
+    def __init__(
+        self,
+        plan: Partition,
+        options: RunOptions,
+        prediction: ModelPrediction,
+        report: RunReport,
+        progress: Progress,
+    ):
+        self.options, self.prediction = options, prediction
+        self.report, self.progress = report, progress
         self.device = options.device
         self.timed = options.simulator in RTL
         if self.device is not None:
             self.timed = not isinstance(self.device, CommandDevice)
         segments = compiled_segments(plan)
         self.programs = {id(segment): program for segment, program in segments}
+        self.cycles = {id(s): n for (s, _), n in zip(segments, prediction.program_cycles)}
+        """Predicted cycles by segment."""
         self.checked: dict[int, Program] = {}
         """By segment, the program that also stores every layer."""
         runs_program = self.device is not None or options.simulator not in DEVICELESS
         if options.check_layers and runs_program:
-            for s, _ in segments:
-                self.checked[id(s)] = compile_graph(
-                    s.graph, options.config, dump=True, schedule=s.schedule
-                )
+            with step(progress, "compiling again with every layer stored") as share:
+                for i, (s, _) in enumerate(segments):
+                    share(i / len(segments))
+                    self.checked[id(s)] = compile_graph(
+                        s.graph, options.config, dump=True, schedule=s.schedule
+                    )
         self.runs: list[Execution] = []
+        self.expected: list[tuple[AcceleratorSegment, dict[str, np.ndarray]]] = []
+        """The golden model's tensors of each segment that has run."""
 
     def __enter__(self) -> _Machine:
         simulator = self.options.simulator
@@ -310,23 +230,33 @@ class _Machine:
         program, report = self.programs[id(segment)], self.report
         with self.progress("golden model"):
             expected = golden.run(segment.graph, inputs)
+        self.expected.append((segment, expected))
         if self.device is None:
             report.layers += layers(program, None, None)
             return expected
         driver = Driver(self.device)
         load(driver, program)
-        with self.progress(f"running on {self.options.simulator}"):
-            measured = execute(driver, program, inputs, trace=self.timed)
+        with step(self.progress, f"running on {self.options.simulator}") as share:
+            waiting = self._waiting(segment, share)
+            measured = execute(driver, program, inputs, trace=self.timed, waiting=waiting)
         if id(segment) in self.checked:
             checked = self.checked[id(segment)]
             load(driver, checked)
-            with self.progress("running again with every layer stored"):
-                second = execute(driver, checked, inputs, trace=False)
+            with step(self.progress, "running again with every layer stored") as share:
+                waiting = self._waiting(segment, share)
+                second = execute(driver, checked, inputs, trace=False, waiting=waiting)
             self._note_mismatches(checked, *compare(checked, second.tensors, expected))
         self._note_mismatches(program, *compare(program, measured.tensors, expected))
         report.layers += layers(program, measured.events, measured.cycles if self.timed else None)
         self.runs.append(measured)
         return measured.tensors
+
+    def _waiting(self, segment: AcceleratorSegment, share: Share) -> Waiting | None:
+        """What shows how far the RTL has got with a segment, by its predicted cycles."""
+        if not self.timed:
+            return None
+        expected = self.cycles[id(segment)]
+        return Waiting(expected // TOLD + 1, lambda cycles: share(min(cycles / expected, 1)))
 
     def _note_mismatches(self, program: Program, count: int, first: Divergence | None) -> None:
         report = self.report
@@ -337,20 +267,25 @@ class _Machine:
                 report.first_mismatch += f": {describe(program, first.command)}"
 
     def finish(self) -> None:
-        """Fill in the totals of all programs, and write the timeline."""
-        report, runs, config = self.report, self.runs, self.options.config
-        if not runs:
-            return
-        report.sim_seconds = sum(run.seconds for run in runs)
-        if not self.timed:
+        """Fill in the totals of all programs, predicted where they are not measured, and write the
+        timeline."""
+        report, runs, prediction = self.report, self.runs, self.prediction
+        if runs:
+            report.sim_seconds = sum(run.seconds for run in runs)
+        if not (runs and self.timed):
+            if self.options.simulator == "model":
+                report.cycles, report.layers = prediction.cycles, prediction.layers
+            totals = prediction.cycles, prediction.dram_read_bytes, prediction.dram_write_bytes
+            report.time(*totals, measured=False)
             return
         report.cycles = sum(run.cycles for run in runs)
-        report.utilisation = utilisation(report.macs, report.cycles, config)
-        report.dram_read_bytes = sum(run.counters["READ_BEATS"] for run in runs) * config.beat_bytes
-        report.dram_write_bytes = (
-            sum(run.counters["WRITE_BEATS"] for run in runs) * config.beat_bytes
+        beat = self.options.config.beat_bytes
+        read, written = (
+            sum(run.counters[counter] for run in runs) * beat
+            for counter in ("READ_BEATS", "WRITE_BEATS")
         )
-        report.sim_cycles_per_second = report.cycles / report.sim_seconds
+        report.time(report.cycles, read, written, measured=True)
+        report.sim_cycles_per_second = report.cycles / (report.sim_seconds or 1)
         if self.options.trace_file is not None:
             whole, events = _concatenated(list(self.programs.values()), runs)
             write_timeline(self.options.trace_file, whole, events)

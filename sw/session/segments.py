@@ -19,7 +19,7 @@ Accelerator = Callable[[AcceleratorSegment, dict[str, np.ndarray]], dict[str, np
 (N, C, H, W) by tensor name."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trail:
     """What a run left behind."""
 
@@ -30,6 +30,8 @@ class Trail:
     """The accelerator's segments, in order, with the tensors that the accelerator returned."""
     host_ops: list[HostOp] = field(default_factory=list)
     """Operators that ran on the host, in order."""
+    host_seconds: float = 0.0
+    """The host's time, conversions included."""
 
     def handed_out(self) -> dict[str, tuple[Port, Tensor, np.ndarray]]:
         """The accelerator segments' outputs by value name, as int8 (N, C, H, W)."""
@@ -51,8 +53,10 @@ def follow(
     plan: Partition,
     arrays: Mapping[str, np.ndarray],
     accelerator: Accelerator = golden_accelerator,
+    on_host: host.Runner = host.run,
 ) -> Trail:
     """Run a model's segments in order. ``arrays``: the model's inputs by name, in its own types.
+    ``on_host`` runs the host's.
 
     Raises :class:`ModelError` if onnxruntime fails on the host's operators, and whatever
     ``accelerator`` raises."""
@@ -60,9 +64,10 @@ def follow(
     layers = 0
     for segment in plan.segments:
         if isinstance(segment, HostSegment):
-            results, ran = host.run(segment, trail.values, layers)
-            trail.values.update(results)
-            trail.host_ops.extend(ran)
+            done = on_host(segment, trail.values, layers)
+            trail.values.update(done.values)
+            trail.host_ops.extend(done.ops)
+            trail.host_seconds += done.seconds
         else:
             _follow_accelerator(segment, trail, accelerator)
             layers += len(segment.graph.ops)

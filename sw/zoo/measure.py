@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import helper, numpy_helper, shape_inference
 
+from systole.sw.frontend.macs import node_macs
 from systole.sw.golden import oracle
 
 
 def macs(model: onnx.ModelProto) -> int:
     """Multiply-accumulates of its convolutions and products, padding counted as published figures
     do. Shapes must be fixed."""
-    graph = shape_inference.infer_shapes(model).graph
-    known = (*graph.value_info, *graph.input, *graph.output)
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known}
-    total = 0
-    for node in graph.node:
-        if node.op_type == "Conv":
-            total += math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type == "ConvTranspose":
-            total += math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type in ("Gemm", "MatMul"):
-            total += math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-    return total
+    graph = ir.from_proto(shape_inference.infer_shapes(model)).graph
+    counts = [node_macs(node) for node in graph]
+    assert None not in counts, "shapes are fixed"
+    return sum(count or 0 for count in counts)
 
 
 @dataclass(frozen=True)

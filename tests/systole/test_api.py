@@ -131,7 +131,17 @@ def test_prediction_is_what_a_run_reports(mixed):
     assert report.macs == prediction.macs
     assert prediction.utilisation == pytest.approx(report.macs / (64 * prediction.cycles))
     assert prediction.dram_read_bytes > sum(row.dram_read_bytes for row in report.layers) > 0
-    assert prediction.frames_per_second(100) == pytest.approx(1e8 / prediction.cycles)
+    assert report.cycles == prediction.cycles and report.timing == "predicted"
+    assert (report.dram_read_bytes, report.dram_write_bytes) == (
+        *(prediction.dram_read_bytes, prediction.dram_write_bytes),
+    )
+    assert report.crossings == prediction.crossings
+    # The host's Hardmax takes time that no cycle model knows.
+    with pytest.raises(systole.InputError, match="1 operators run on the host"):
+        prediction.frames_per_second(100)
+    rate = prediction.frames_per_second(report.clock_mhz, report.host_seconds)
+    assert rate == pytest.approx(report.frames_per_second)
+    assert prediction.frames_per_second(100, 0) == pytest.approx(1e8 / prediction.cycles)
 
 
 def test_programs_are_saved(mixed, compiled, tmp_path):

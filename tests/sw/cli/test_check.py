@@ -1,6 +1,7 @@
 """``python -m sw.check``: every node with its placement and rule, and the document of the rules."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,27 @@ def test_an_encoder_quantised(tmp_path):
     assert not placements["h"].host
     assert placements["h"].rule == " ".join(OPERATORS["", "MatMul"].__doc__.split())
     text = listing(path)
-    assert "LayerNormalization on the host: operator not supported" in text
+    assert "LayerNormalization 'norm' on the host: operator not supported" in text
     assert text.count("times a constant (K, N)") == 1 and "as above" in text
+
+
+def test_json(tmp_path):
+    """The same in a file, with each node's work and what keeps it from the accelerator."""
+    samples = np.random.default_rng(1).normal(size=(4, 4, 5, 5)).astype(np.float32)
+    path, out = tmp_path / "q.onnx", tmp_path / "r.json"
+    onnx.save(quantise_model(saved(detector(), tmp_path), {"x": samples}), path)
+    result = cli(path, "--json", out)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(out.read_text())
+    assert report["model"] == "q.onnx"
+    nodes = {n["op_type"]: n for n in report["nodes"]}
+    assert not nodes["Conv"]["host"] and nodes["Conv"]["macs"] == 400
+    assert nodes["NonMaxSuppression"]["because"] is None
+    assert (report["model_macs"], report["host_macs"]) == (400, 0)
+    assert report["on_accelerator"] + report["on_host"] == len(report["nodes"])
+    first = report["reasons"][0]
+    assert (first["ops"], first["reason"]) == ({"NonMaxSuppression": 1}, "operator not supported")
+    assert "MACs 400: 400 on the accelerator, 0 on the host" in result.stdout
 
 
 def test_a_detector_quantised(tmp_path):
@@ -166,7 +186,14 @@ def test_a_face_detector_stays_on_the_accelerator(tmp_path):
 def test_bad_input_is_refused_in_a_sentence(tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x08\x07nonsense")
-    for arguments in ([broken], [tmp_path / "no.onnx"], [], ["--check"], [broken, "--document"]):
+    for arguments in (
+        [broken],
+        [tmp_path / "no.onnx"],
+        [],
+        ["--check"],
+        [broken, "--document"],
+        ["--document", "--json", "x"],
+    ):
         result = cli(*arguments)
         assert result.exit_code == 2
         assert result.stderr.startswith("error: ")

@@ -211,7 +211,23 @@ def test_float_neighbours_share_the_place(tmp_path):
     assert kinds(plan) == "AHA"
     assert sorted(op.op for op in report.host_ops) == ["Conv", HOST_OP]
     reasons = {op.op: op.reason for op in report.host_ops}
-    assert "exchanges unquantised values with Hardmax 'h_node'" in reasons["Conv"]
+    assert reasons["Conv"] == "because Hardmax 'h_node' runs on the host"
+
+
+def test_cascades_lead_to_the_nearest_cause(tmp_path):
+    """Of two operators refused, each keeps its own neighbours from the accelerator, however far."""
+    net = Net()
+    value = net.conv(net.x())
+    for i in range(2):
+        real = net.node("Relu", [net.sums(value)], f"r{i}")
+        real = net.node(HOST_OP, [net.node("Neg", [real], f"n{i}")], f"h{i}", axis=1)
+        value = net.quantised(net.node("Abs", [real], f"a{i}"))
+    plan, _ = check(net.done(net.conv(value), np.int8), tmp_path)
+    because = {p.name: p.because for p in plan.placements if p.host}
+    for i in range(2):
+        near = {name: why for name, why in because.items() if name in (f"r{i}_node", f"a{i}_node")}
+        assert near == dict.fromkeys([f"r{i}_node", f"a{i}_node"], f"Hardmax 'h{i}_node'")
+    assert because["h0_node"] is None
 
 
 def test_a_group_that_would_wait_for_itself(tmp_path):
@@ -223,6 +239,8 @@ def test_a_group_that_would_wait_for_itself(tmp_path):
     plan, report = check(net.done(net.conv(y), np.int8), tmp_path)
     assert kinds(plan) == "AHA"
     assert {op.op for op in report.host_ops} == {"Conv", HOST_OP, "Add"}
+    (why,) = {p.rule for p in plan.placements if p.op_type == "Add"}
+    assert "its own segment via Hardmax" in why and why.endswith("which runs on the host")
 
 
 def test_detection(tmp_path):
@@ -290,6 +308,15 @@ def test_nothing_for_the_accelerator(tmp_path):
     net = Net()
     path = saved(net.done(net.on_host(net.x()), np.int8), tmp_path)
     with pytest.raises(ModelError, match="no operator of the model runs on the accelerator; "):
+        partition(path)
+    net = Net()  # The Hardmax comes first; what matters is why the convolution cannot run.
+    real = net.node(HOST_OP, [net.real(net.x())], "h", axis=1)
+    kernel = np.ones((4, 4, 1, 80), np.int8)
+    pads = [0, 40, 0, 40]
+    w = net.dq(net.const("wide", kernel), 0.01, np.int8(0))
+    wide = net.node("Conv", [net.real(net.quantised(real)), w], "wide_sum", pads=pads)
+    path = saved(net.done(net.quantised(wide), np.int8), tmp_path)
+    with pytest.raises(ModelError, match=r"accelerator; Conv 'wide_sum_node': kernel_shape = "):
         partition(path)
     net = Net()
     path = saved(net.done(net.node("Relu", [net.x(np.float32)], "y"), np.float32), tmp_path)

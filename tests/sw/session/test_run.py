@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import systole
 from systole.sw.cli.main import app
-from systole.sw.session.run import MOST_STEPS
+from systole.sw.session.report import MOST_STEPS
 from tests.helpers.random_models import Model
 
 RNG = np.random.default_rng(4)

@@ -33,6 +33,7 @@ from systole.sw.quantisation.samples import (
     Chosen,
     Preprocessing,
     check_labels,
+    preprocessed,
     read_samples,
 )
 from systole.sw.runtime.device import Device
@@ -204,6 +205,7 @@ def run(
     trace_file: str | os.PathLike | None = None,
     waves: str | os.PathLike | None = None,
     clock_mhz: float = CLOCK_MHZ,
+    preprocessing: Preprocessing | None = None,
     progress: Progress = silent,
 ) -> RunResult:
     """Run a model on a simulated accelerator and compare every layer with the golden model.
@@ -222,6 +224,7 @@ def run(
         trace_file: where to write a timeline for ui.perfetto.dev; RTL only.
         waves: where to write waveforms (VCD); RTL only.
         clock_mhz: the clock that the report's times are for.
+        preprocessing: what turns given ``inputs`` (pictures within 0..1) into the model's.
         progress: as for :func:`compile`.
 
     Returns:
@@ -259,7 +262,10 @@ def run(
         device=device,
         clock_mhz=clock_mhz,
     )
-    return run_model(compiled.partition, _inputs(compiled, inputs, seed), options, progress)
+    arrays = _inputs(compiled, inputs, seed)
+    if inputs is not None:
+        arrays = preprocessed(arrays, preprocessing or Preprocessing())
+    return run_model(compiled.partition, arrays, options, progress)
 
 
 def predict(

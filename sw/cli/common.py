@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from io import StringIO
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,11 @@ DimOption = Annotated[
 RowsOption = Annotated[int | None, typer.Option(help="rows of the array")]
 ColsOption = Annotated[int | None, typer.Option(help="columns of the array")]
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with a configuration")]
+MeanOption = Annotated[
+    str, typer.Option(help="per channel; a value becomes (value * scale - mean) / std")
+]
+StdOption = Annotated[str, typer.Option(help="per channel")]
+LayoutOption = Annotated[str | None, typer.Option(help="nchw | nhwc; default: by shape")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="write the report as JSON")]
 
 
@@ -103,6 +109,15 @@ def parse_dims(texts: Sequence[str] | None) -> dict[str, int]:
             raise InputError(f"--dim {text}: must be NAME=NUMBER")
         dims[name] = int(number)
     return dims
+
+
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """Comma-separated numbers, each a decimal or a fraction such as 1/255. Raises
+    :class:`InputError` naming ``option``."""
+    try:
+        return tuple(float(Fraction(part.strip())) for part in text.split(","))
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{option} {text}: must be numbers separated by commas") from None
 
 
 def choose_config(rows: int | None, cols: int | None, file: Path | None) -> Config:
@@ -164,6 +179,6 @@ def choose_inputs(
     """The model's inputs by name from ``--input``, or random ones, which is said. Raises
     :class:`InputError`."""
     if file is not None:
-        return read_inputs(file, graph)
+        return read_inputs(file, graph, lambda text: console.print(text, markup=False))
     console.print(f"no --input: seeded random input (seed {seed})")
     return random_inputs(graph, seed)

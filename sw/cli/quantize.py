@@ -5,7 +5,6 @@ systole quantize FLOAT.onnx --calibrate FOLDER|X.npz -o INT8.onnx
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +17,14 @@ from systole import api
 from systole.sw.cli.common import (
     DimOption,
     JsonOption,
+    LayoutOption,
+    MeanOption,
+    StdOption,
     check_writable,
     one_line_errors,
     output_console,
     parse_dims,
+    parse_numbers,
     progress_console,
 )
 from systole.sw.files import write_atomically
@@ -63,15 +66,6 @@ def show(report: QuantisationReport, console: Console, rows: int) -> None:
     )
 
 
-def parse_numbers(option: str, text: str) -> tuple[float, ...]:
-    """Comma-separated numbers, each a decimal or a fraction such as 1/255. Raises
-    :class:`InputError` naming ``option``."""
-    try:
-        return tuple(float(Fraction(part.strip())) for part in text.split(","))
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"{option} {text}: must be numbers separated by commas") from None
-
-
 def parse_size(text: str) -> tuple[int, int]:
     """Height and width of ``--size HEIGHTxWIDTH``. Raises :class:`InputError`."""
     height, _, width = text.lower().partition("x")
@@ -104,14 +98,12 @@ def main(
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction", help="take mean errors off the biases")
     ] = False,
-    mean: Annotated[
-        str, typer.Option(help="per channel; a value becomes (value * scale - mean) / std")
-    ] = "0",
-    std: Annotated[str, typer.Option(help="per channel")] = "1",
+    mean: MeanOption = "0",
+    std: StdOption = "1",
     scale: Annotated[
         str | None, typer.Option(help="default: 1/255 for pictures, 1 for arrays")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help="nchw | nhwc; default: by shape")] = None,
+    layout: LayoutOption = None,
     size: Annotated[str | None, typer.Option(help="of pictures, HxW; default: the model's")] = None,
     channels: Annotated[str | None, typer.Option(help="rgb | bgr | gray")] = None,
     rows: Annotated[int, typer.Option(min=0, help="layers to print")] = 12,

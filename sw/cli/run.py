@@ -25,8 +25,11 @@ from systole.sw.cli.common import (
     DimOption,
     InputOption,
     JsonOption,
+    LayoutOption,
+    MeanOption,
     RowsOption,
     SeedOption,
+    StdOption,
     check_choice,
     check_writable,
     choose_config,
@@ -34,6 +37,7 @@ from systole.sw.cli.common import (
     one_line_errors,
     output_console,
     parse_dims,
+    parse_numbers,
     progress_console,
     write_json,
 )
@@ -43,6 +47,7 @@ from systole.sw.files import arrays_file, write_atomically
 from systole.sw.frontend.load import PASS_NAMES
 from systole.sw.ir.graph import Graph
 from systole.sw.ir.text import render
+from systole.sw.quantisation.samples import Preprocessing
 from systole.sw.session.report import CLOCK_MHZ
 from systole.sw.session.run import SIMULATORS
 
@@ -113,6 +118,9 @@ def main(
     output: OutputsOption = None,
     dump_after: DumpOption = None,
     calibrate: CalibrateOption = None,
+    mean: MeanOption = "0",
+    std: StdOption = "1",
+    layout: LayoutOption = None,
 ) -> None:
     """Compile an ONNX model, run it on the simulated accelerator, compare and report."""
     console, progress = output_console(), progress_console()
@@ -121,6 +129,9 @@ def main(
         check_choice("--check", check, CHECKS)
         check_choice("--optimise", optimise, get_args(Optimise))
         check_choice("--dump-after", dump_after or PASS_NAMES[0], PASS_NAMES)
+        preprocessing = Preprocessing(
+            mean=parse_numbers("--mean", mean), std=parse_numbers("--std", std), layout=layout
+        )
         for path in (json_file, trace, waves, program_file, output):
             check_writable(path)
         compiled = api.compile(
@@ -134,9 +145,11 @@ def main(
             progress=progress.status,
         )
         _show_graphs(compiled.graphs_after(dump_after) if dump_after else (), console)
+        arrays = choose_inputs(input, seed, compiled.partition.inputs, console)
         report, outputs = api.run(
             compiled,
-            choose_inputs(input, seed, compiled.partition.inputs, console),
+            arrays,
+            preprocessing=preprocessing if input is not None else None,
             simulator=sim,
             check_layers=check == "layers",
             trace_file=trace,

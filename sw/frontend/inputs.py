@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,15 @@ class InputError(ValueError):
     """An input file that does not fit the model; one sentence."""
 
 
-def read_inputs(path: str | Path, graph: Graph) -> dict[str, np.ndarray]:
+def read_inputs(
+    path: str | Path, graph: Graph, note: Callable[[str], None] = lambda _: None
+) -> dict[str, np.ndarray]:
     """The model's inputs by name, in the model's own shapes and types.
 
     ``.npz``: arrays named like the inputs (or one array for a model of one input); ``.npy``: the
     one input; images: resized to the input's height and width, RGB or grey by its channels, as
-    0..255 (uint8), -128..127 (int8) or 0..1 (float32). Raises :class:`InputError`."""
+    0..255 (uint8), -128..127 (int8) or 0..1 (float32); ``note`` is told of a picture that is
+    changed so. Raises :class:`InputError`."""
     path = Path(path)
     suffix = path.suffix.lower()
     try:
@@ -35,7 +38,7 @@ def read_inputs(path: str | Path, graph: Graph) -> dict[str, np.ndarray]:
             if suffix == ".npy":
                 arrays = {port.name: _read_npy(path)}
             else:
-                arrays = {port.name: _read_image(path, port, graph.tensors[port.tensor])}
+                arrays = {port.name: _read_image(path, port, graph.tensors[port.tensor], note)}
         else:
             raise InputError(f"input {path}: must end in .npz, .npy, .png, .jpg or .jpeg")
     except OSError as e:
@@ -111,13 +114,17 @@ def _check(
     return array
 
 
-def _read_image(path: Path, port: Port, tensor: Tensor) -> np.ndarray:
+def _read_image(path: Path, port: Port, tensor: Tensor, note: Callable[[str], None]) -> np.ndarray:
     n, channels, h, w = tensor.shape
     if n != 1 or channels not in (1, 3) or len(tensor.onnx_shape) != 4:
         raise InputError(
             f"input {path}: {port.name} of shape {tensor.onnx_shape} is no single picture"
         )
     with Image.open(path) as image:
+        if image.size != (w, h):
+            note(f"input {path}: resized from {image.height}x{image.width} to {h}x{w}")
+        if channels == 1 and image.mode not in ("1", "L", "I;16"):
+            note(f"input {path}: colours turned into grey, the model has one channel")
         picture = image.convert("RGB" if channels == 3 else "L").resize((w, h))
     pixels = np.asarray(picture).reshape(1, h, w, channels).transpose(0, 3, 1, 2)
     # From (N, C, H, W) to the model's own order.

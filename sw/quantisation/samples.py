@@ -88,6 +88,17 @@ class Preprocessing:
         return ((array * scale - mean) / std).astype(np.float32)
 
 
+def preprocessed(arrays: Feeds, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+    """A model's inputs, pictures within 0..1, after ``preprocessing``; it must be of real numbers
+    if that changes anything. Raises :class:`InputError`."""
+    if preprocessing == Preprocessing(layout=preprocessing.layout):
+        return dict(arrays)
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise InputError(f"--mean and --std: input {name} is {array.dtype}, not float32")
+    return {name: preprocessing.apply(array, 1.0) for name, array in arrays.items()}
+
+
 class Samples(Sequence[Feeds]):
     """Samples that are made when they are asked for. Subclasses define ``sample``, which raises
     ``IndexError`` behind the last one, and ``__len__``."""

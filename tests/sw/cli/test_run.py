@@ -11,6 +11,7 @@ import onnx
 import pytest
 import typer
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from typer.testing import CliRunner
 
 from systole.sw.cli import run
@@ -126,6 +127,23 @@ def test_float_model_with_samples(tmp_path):
     assert report["ort"] == {"elements": 64, "equal": 64, "max_abs_diff": 0}
 
 
+def test_pictures_are_preprocessed_and_said_to_be_changed(tmp_path):
+    """As ``sw.quantize`` does it: of 0..1 less the mean, by the deviation."""
+    picture, one, two = tmp_path / "p.png", tmp_path / "1.npz", tmp_path / "2.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 12, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(picture)
+    options = ["--mean", "0.25", "--std", "1/2", "--sim", "golden"]
+    result = cli(DIGITS, "--input", picture, *options, "--output", one)
+    assert result.exit_code == 0, result.stderr
+    assert "resized from 16x12 to 8x8" in result.stdout and "into grey" in result.stdout
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((8, 8)), np.float32) / 255
+    np.save(tmp_path / "x.npy", ((grey - 0.25) / 0.5)[None, None].astype(np.float32))
+    result = cli(DIGITS, "--input", tmp_path / "x.npy", "--sim", "golden", "--output", two)
+    assert result.exit_code == 0 and "resized" not in result.stdout
+    with np.load(one) as a, np.load(two) as b:
+        assert np.array_equal(a["logits"], b["logits"])
+
+
 BAD_FILES = {
     "absent.onnx": None,
     "empty.onnx": b"",
@@ -173,6 +191,8 @@ BAD_FILES = {
         ([DIGITS, "--json", "."], "is a folder"),
         ([DIGITS, "--json", "/proc/report.json"], "cannot be written"),
         ([DIGITS, "--dim", "N"], "--dim N: must be"),
+        ([DIGITS, "--std", "0"], "--std and --scale not 0"),
+        ([DIGITS, "--layout", "chw"], "--layout chw: must be one of"),
         ([DIGITS, "--dim", "depth=2"], "no open dimension depth"),
         ([DIGITS, "--calibrate", "damaged.npz"], "already"),
         (["mixed.onnx", "--no-fallback"], "Hardmax 'hard_node': operator not supported"),

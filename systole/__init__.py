@@ -7,7 +7,8 @@ The public interface; all of it is documented at the names themselves:
 * :func:`check` lists what of an ONNX model the accelerator runs; :func:`quantize` makes a float
   model an int8 one.
 * :func:`compile` compiles a model for a configuration; :func:`predict` says how many cycles it
-  takes; :func:`run` runs it and compares every layer with the golden model.
+  takes; :func:`run` runs it and compares every layer with the golden model; :func:`accuracy`
+  classifies labelled samples.
 * :func:`open_device` opens a simulated :class:`Device` that several runs share.
 
 Bad input raises :class:`ConfigError`, :class:`ModelError`, :class:`InputError`,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from systole.api import (
         CompiledModel,
         QuantizeResult,
+        accuracy,
         check,
         compile,
         generate,
@@ -49,10 +51,12 @@ if TYPE_CHECKING:
     from systole.sw.quantisation.samples import Preprocessing
     from systole.sw.runtime.device import Device, DeviceError
     from systole.sw.runtime.driver import DeviceFault
+    from systole.sw.session.accuracy import Accuracy
     from systole.sw.session.report import RunReport, RunResult
     from systole.sw.session.run import ModelPrediction
 
 __all__ = [
+    "Accuracy",
     "CompiledModel",
     "Config",
     "ConfigError",
@@ -71,6 +75,7 @@ __all__ = [
     "RunReport",
     "RunResult",
     "__version__",
+    "accuracy",
     "check",
     "compile",
     "generate",
@@ -81,6 +86,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Accuracy": "sw.session.accuracy",
     "Config": "isa",
     "ConfigError": "isa",
     "Device": "sw.runtime.device",

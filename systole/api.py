@@ -32,6 +32,9 @@ from systole.sw.quantisation.samples import (
     ArraySamples,
     Chosen,
     Preprocessing,
+    Samples,
+    Shapes,
+    Types,
     check_labels,
     preprocessed,
     read_samples,
@@ -39,6 +42,7 @@ from systole.sw.quantisation.samples import (
 from systole.sw.runtime.device import Device
 from systole.sw.runtime.program import Program
 from systole.sw.session import backends
+from systole.sw.session.accuracy import Accuracy, measure
 from systole.sw.session.report import CLOCK_MHZ, RunResult, programs_of
 from systole.sw.session.run import (
     SIMULATORS,
@@ -268,6 +272,62 @@ def run(
     return run_model(compiled.partition, arrays, options, progress)
 
 
+def accuracy(
+    model: ModelSource | CompiledModel,
+    samples: str | os.PathLike | Arrays,
+    labels: np.ndarray | None = None,
+    *,
+    simulator: str = "golden",
+    float_model: str | os.PathLike | None = None,
+    preprocessing: Preprocessing | None = None,
+    progress: Progress = silent,
+) -> Accuracy:
+    """Measure the accuracy of a classifier on labelled samples.
+
+    Args:
+        model: a model, or a :class:`CompiledModel`.
+        samples: as the calibration samples of :func:`quantize`.
+        labels: a class number per sample; the default is array ``y`` of an ``.npz`` file.
+        simulator: as for :func:`run`; with ``"model"`` the golden model computes.
+        float_model: the file of the float model, to compare with.
+        preprocessing: what turns stored values into the model's inputs.
+        progress: as for :func:`compile`.
+
+    Returns:
+        An :class:`Accuracy`: of the accelerator, onnxruntime's integer kernels, and the float
+        model.
+
+    Raises:
+        ModelError: as for :func:`compile`.
+        InputError: samples or labels do not fit, or there are no labels.
+        DeviceError: the simulator cannot be had.
+
+    >>> import numpy as np, systole
+    >>> from systole.sw.zoo import digits
+    >>> data = np.load(digits.TEST_SET)
+    >>> result = systole.accuracy(digits.MODEL, data["x"][:40], data["y"][:40])
+    >>> result.samples, result.accelerator > 0.9, result.same_class
+    (40, True, 1.0)
+    """
+    if simulator not in SIMULATORS:
+        raise InputError(f"simulator {simulator}: must be one of {', '.join(SIMULATORS)}")
+    compiled = _compiled(model, None, progress)
+    shapes = {name: info.shape for name, info in compiled.inputs.items()}
+    types = {name: np.dtype(info.dtype) for name, info in compiled.inputs.items()}
+    everything, truth = _samples(samples, shapes, preprocessing or Preprocessing(), types)
+    truth = truth if labels is None else labels
+    if truth is None:
+        raise InputError("accuracy needs labels: array y of the .npz file, a class per sample")
+    return measure(
+        compiled.partition,
+        everything,
+        check_labels(truth, len(everything)),
+        options=RunOptions(compiled.config, simulator, compiled.read_latency),
+        float_model=None if float_model is None else Path(float_model),
+        progress=progress,
+    )
+
+
 def predict(
     model: ModelSource | CompiledModel,
     *,
@@ -383,11 +443,7 @@ def quantize(
             prepared = prepare(path, options.dims, preprocessing.size)
         float_bytes = path.stat().st_size
     shapes, types = input_shapes(prepared), input_types(prepared)
-    if isinstance(calibration, str | os.PathLike):
-        everything, truth = read_samples(Path(calibration), shapes, preprocessing, types)
-    else:
-        arrays = _by_name(calibration, list(shapes))
-        everything, truth = ArraySamples(arrays, shapes, preprocessing, types), None
+    everything, truth = _samples(calibration, shapes, preprocessing, types)
     truth = truth if labels is None else labels
     if truth is not None:
         truth = check_labels(truth, len(everything))
@@ -484,6 +540,16 @@ def _inputs(
     if isinstance(inputs, str | os.PathLike):
         return read_inputs(Path(inputs), graph)
     return check_inputs(_by_name(inputs, list(compiled.inputs)), graph, "arrays")
+
+
+def _samples(
+    source: str | os.PathLike | Arrays, shapes: Shapes, preprocessing: Preprocessing, types: Types
+) -> tuple[Samples, np.ndarray | None]:
+    """Samples and, from a file, their labels."""
+    if isinstance(source, str | os.PathLike):
+        return read_samples(Path(source), shapes, preprocessing, types)
+    arrays = _by_name(source, list(shapes))
+    return ArraySamples(arrays, shapes, preprocessing, types), None
 
 
 def _by_name(arrays: Arrays, names: list[str]) -> Mapping[str, np.ndarray]:

@@ -213,7 +213,7 @@ class _Machine:
         needed = [memory_needed(p) for p in (*self.programs.values(), *self.checked.values())]
         start = time.perf_counter()
         with self.progress(f"building the {simulator} simulator (once per configuration)"):
-            self.device = _open(self.options, -(-max(needed) // 4096) * 4096)
+            self.device = open_simulator(self.options, -(-max(needed) // 4096) * 4096)
         self.report.build_seconds = time.perf_counter() - start
         return self
 
@@ -310,7 +310,8 @@ def _concatenated(programs: list[Program], runs: list[Execution]) -> tuple[Progr
     return whole, np.concatenate(events) if events else np.zeros(0)
 
 
-def _open(options: RunOptions, memory_bytes: int) -> Device:
+def open_simulator(options: RunOptions, memory_bytes: int) -> Device:
+    """The simulator that the options name, with so much memory."""
     if options.simulator == "commands":
         return open_device("commands", options.config, memory_bytes=memory_bytes)
     from systole.sim.device import MemoryModel

@@ -16,7 +16,16 @@ from systole.sw.golden import oracle
 from systole.sw.zoo import digits
 from tests.sw.cli.test_run import model_with_host_operator
 
-FUNCTIONS = ("check", "compile", "generate", "open_device", "predict", "quantize", "run")
+FUNCTIONS = (
+    "accuracy",
+    "check",
+    "compile",
+    "generate",
+    "open_device",
+    "predict",
+    "quantize",
+    "run",
+)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +151,23 @@ def test_prediction_is_what_a_run_reports(mixed):
     rate = prediction.frames_per_second(report.clock_mhz, report.host_seconds)
     assert rate == pytest.approx(report.frames_per_second)
     assert prediction.frames_per_second(100, 0) == pytest.approx(1e8 / prediction.cycles)
+
+
+@pytest.mark.parametrize("simulator", ["golden", "commands"])
+def test_accuracy_counts_right_classes(compiled, simulator):
+    """Of twelve digits, three are labelled wrongly."""
+    data = np.load(digits.TEST_SET)
+    x, y = data["x"][:12], data["y"][:12].copy()
+    before = systole.accuracy(compiled, x, y, simulator=simulator)
+    y[:3] = (y[:3] + 1) % 10
+    after = systole.accuracy(
+        compiled, x, y, simulator=simulator, float_model=compiled.partition.path
+    )
+    assert (before.simulator, before.samples, before.same_class) == (simulator, 12, 1.0)
+    assert before.accelerator == before.onnxruntime == 1.0 and before.float_model is None
+    assert after.accelerator == after.onnxruntime == after.float_model == 0.75
+    with pytest.raises(systole.InputError, match="accuracy needs labels"):
+        systole.accuracy(compiled, x)
 
 
 def test_programs_are_saved(mixed, compiled, tmp_path):

@@ -1,5 +1,6 @@
 """The main job: compile a model, run it on the simulated RTL, compare, report.
 
+    systole run MODEL.onnx --samples X.npz [--float FLOAT.onnx] [--sim golden]
     systole run MODEL.onnx [--input X.npz|.npy|.png|.jpg] [--rows R --cols C | --config F.toml]
 
 What the accelerator cannot do runs on the host, in onnxruntime; the report says what and why. Exit
@@ -41,9 +42,10 @@ from systole.sw.cli.common import (
     progress_console,
     write_json,
 )
-from systole.sw.cli.show_run import show
+from systole.sw.cli.show_run import show, show_accuracy
 from systole.sw.compiler import READ_LATENCY, Optimise
 from systole.sw.files import arrays_file, write_atomically
+from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.load import PASS_NAMES
 from systole.sw.ir.graph import Graph
 from systole.sw.ir.text import render
@@ -81,10 +83,33 @@ OutputsOption = Annotated[
 DumpOption = Annotated[
     str | None, typer.Option(help=f"print the graph after a pass: {' | '.join(PASS_NAMES)}")
 ]
+SamplesOption = Annotated[
+    Path | None,
+    typer.Option(help="measure the accuracy on an .npz of samples (x) and labels (y) instead"),
+]
+FloatOption = Annotated[
+    Path | None, typer.Option("--float", help="with --samples: the float model to compare with")
+]
 CalibrateOption = Annotated[
     Path | None,
     typer.Option(help="quantise a float model first: .npz, .npy or folder of pictures"),
 ]
+
+
+def _check_choices(sim: str, check: str, optimise: str, dump_after: str | None) -> None:
+    """Raises :class:`InputError` for a value that its option does not have."""
+    check_choice("--sim", sim, SIMULATORS)
+    check_choice("--check", check, CHECKS)
+    check_choice("--optimise", optimise, get_args(Optimise))
+    check_choice("--dump-after", dump_after or PASS_NAMES[0], PASS_NAMES)
+
+
+def _check_samples(samples: Path | None, float_model: Path | None, others: Iterable) -> None:
+    """Raises :class:`InputError` for options that do not go with ``--samples``, or not without."""
+    if samples is None and float_model is not None:
+        raise InputError("--float goes with --samples")
+    if samples is not None and any(other is not None for other in others):
+        raise InputError("--samples goes without --input, --trace, --waves, --program and --output")
 
 
 def _write_outputs(outputs: Mapping[str, np.ndarray], path: Path | None) -> None:
@@ -121,17 +146,17 @@ def main(
     mean: MeanOption = "0",
     std: StdOption = "1",
     layout: LayoutOption = None,
+    samples: SamplesOption = None,
+    float_model: FloatOption = None,
 ) -> None:
     """Compile an ONNX model, run it on the simulated accelerator, compare and report."""
     console, progress = output_console(), progress_console()
     with one_line_errors():
-        check_choice("--sim", sim, SIMULATORS)
-        check_choice("--check", check, CHECKS)
-        check_choice("--optimise", optimise, get_args(Optimise))
-        check_choice("--dump-after", dump_after or PASS_NAMES[0], PASS_NAMES)
+        _check_choices(sim, check, optimise, dump_after)
         preprocessing = Preprocessing(
             mean=parse_numbers("--mean", mean), std=parse_numbers("--std", std), layout=layout
         )
+        _check_samples(samples, float_model, (input, trace, waves, program_file, output))
         for path in (json_file, trace, waves, program_file, output):
             check_writable(path)
         compiled = api.compile(
@@ -145,6 +170,18 @@ def main(
             progress=progress.status,
         )
         _show_graphs(compiled.graphs_after(dump_after) if dump_after else (), console)
+        if samples is not None:
+            result = api.accuracy(
+                compiled,
+                samples,
+                simulator=sim,
+                float_model=float_model,
+                preprocessing=preprocessing,
+                progress=progress.status,
+            )
+            write_json(asdict(result), json_file)
+            show_accuracy(result, console)
+            return
         arrays = choose_inputs(input, seed, compiled.partition.inputs, console)
         report, outputs = api.run(
             compiled,

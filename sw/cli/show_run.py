@@ -8,6 +8,7 @@ from rich.console import Console
 
 from systole.sw.cli.common import print_table
 from systole.sw.report.layers import LayerReport, table
+from systole.sw.session.accuracy import Accuracy
 from systole.sw.session.report import MOST_STEPS, RunReport
 from systole.sw.session.run import DEVICELESS
 
@@ -17,6 +18,22 @@ def show(report: RunReport, console: Console, latency: int) -> None:
     print_table(console, table(_rows(report), _title(report, latency)))
     for line in _lines(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_accuracy(result: Accuracy, console: Console) -> None:
+    """Print the accuracy on labelled samples."""
+    parts = [
+        f"accelerator ({result.simulator}) {100 * result.accelerator:.2f} %",
+        f"onnxruntime int8 {100 * result.onnxruntime:.2f} %",
+    ]
+    if result.float_model is not None:
+        parts.append(f"float {100 * result.float_model:.2f} %")
+    console.print(
+        f"accuracy on {result.samples:,} samples: {', '.join(parts)}; accelerator and onnxruntime "
+        f"agree on {100 * result.same_class:.2f} %",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _title(report: RunReport, latency: int) -> str:

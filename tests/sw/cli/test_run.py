@@ -144,6 +144,23 @@ def test_pictures_are_preprocessed_and_said_to_be_changed(tmp_path):
         assert np.array_equal(a["logits"], b["logits"])
 
 
+def test_accuracy_on_labelled_samples(tmp_path):
+    out = tmp_path / "r.json"
+    with np.load(digits.TEST_SET) as data:
+        y = data["y"][:20].copy()
+        y[:5] = (y[:5] + 1) % 10
+        np.savez(tmp_path / "s.npz", x=data["x"][:20], y=y)
+    options = ["--sim", "golden", "--json", out, "--samples", tmp_path / "s.npz"]
+    result = cli(DIGITS, *options, "--float", DIGITS)
+    assert result.exit_code == 0, result.stderr
+    assert "accuracy on 20 samples: accelerator (golden) 75.00 %" in result.stdout
+    assert "onnxruntime int8 75.00 %, float 75.00 %" in result.stdout
+    report = json.loads(out.read_text())
+    assert (report["accelerator"], report["same_class"]) == (0.75, 1.0)
+    for more in (["--output", out], ["--input", out]):
+        assert "--samples goes without" in cli(DIGITS, *options, *more).stderr
+
+
 BAD_FILES = {
     "absent.onnx": None,
     "empty.onnx": b"",
@@ -191,6 +208,7 @@ BAD_FILES = {
         ([DIGITS, "--json", "."], "is a folder"),
         ([DIGITS, "--json", "/proc/report.json"], "cannot be written"),
         ([DIGITS, "--dim", "N"], "--dim N: must be"),
+        ([DIGITS, "--float", DIGITS], "--float goes with --samples"),
         ([DIGITS, "--std", "0"], "--std and --scale not 0"),
         ([DIGITS, "--layout", "chw"], "--layout chw: must be one of"),
         ([DIGITS, "--dim", "depth=2"], "no open dimension depth"),

@@ -311,12 +311,12 @@ def test_nothing_for_the_accelerator(tmp_path):
         partition(path)
     net = Net()  # The Hardmax comes first; what matters is why the convolution cannot run.
     real = net.node(HOST_OP, [net.real(net.x())], "h", axis=1)
-    kernel = np.ones((4, 4, 1, 80), np.int8)
-    pads = [0, 40, 0, 40]
-    w = net.dq(net.const("wide", kernel), 0.01, np.int8(0))
-    wide = net.node("Conv", [net.real(net.quantised(real)), w], "wide_sum", pads=pads)
-    path = saved(net.done(net.quantised(wide), np.int8), tmp_path)
-    with pytest.raises(ModelError, match=r"accelerator; Conv 'wide_sum_node': kernel_shape = "):
+    scales = np.linspace(0.01, 0.02, 4, dtype=np.float32)
+    w = net.const("w", np.ones((4, 4, 1, 1), np.int8))
+    w = net.dq(w, scales, np.zeros(4, np.int8), axis=1)
+    across = net.node("Conv", [net.real(net.quantised(real)), w], "across_sum")
+    path = saved(net.done(net.quantised(across), np.int8), tmp_path)
+    with pytest.raises(ModelError, match=r"accelerator; Conv 'across_sum_node': weight scales"):
         partition(path)
     net = Net()
     path = saved(net.done(net.node("Relu", [net.x(np.float32)], "y"), np.float32), tmp_path)
@@ -350,9 +350,8 @@ def test_blocked_scales_go_to_the_host(tmp_path):
     plan, report = check(net.done(net.quantised(product), np.int8), tmp_path)
     assert kinds(plan) == "HA" and [op.op for op in report.host_ops] == ["MatMul"]
     assert report.host_ops[0].reason == (
-        "exchanges unquantised values with DequantizeLinear 'blocked_node', which runs on the "
-        "host: it has a scale for every 4 elements (block_size = 4); one scale for all, or one per "
-        "output channel, is needed"
+        "because DequantizeLinear 'blocked_node' runs on the host: it has a scale for every 4 "
+        "elements (block_size = 4); one scale for all, or one per output channel, is needed"
     )
 
 

@@ -250,9 +250,9 @@ def test_on_the_host():
     model = qdq_product(np.uint8, np.int8, constant=False)
     rng = np.random.default_rng(6)
     arrays = {"a": np.full(A, 255, np.uint8), "b": worst(np.int8, B, rng)}
-    made, _ = run_on_host(HostSegment(model, []), arrays, 0)
+    host = run_on_host(HostSegment(model, []), arrays, 0)
     sums = integer_product(arrays["a"], arrays["b"], 3, -7)
-    assert (made["y"] == requantised(sums, 2.0**-14, 128, np.uint8)).all()
+    assert (host.values["y"] == requantised(sums, 2.0**-14, 128, np.uint8)).all()
 
 
 def test_int8_is_left_alone():

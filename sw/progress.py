@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 Progress = Callable[[str], AbstractContextManager[object]]
 """Called with what is being done; the context that it returns lasts as long as that. If entering it
@@ -21,7 +22,7 @@ def silent(_: str) -> AbstractContextManager[object]:
 def step(progress: Progress, what: str) -> Iterator[Share]:
     """One step; given is what takes its share, whether ``progress`` shows that or not."""
     with progress(what) as shown:
-        yield shown if callable(shown) else _ignore
+        yield cast(Share, shown) if callable(shown) else _ignore
 
 
 def _ignore(_: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -24,6 +25,7 @@ from systole.isa import Config, ConfigError
 from systole.sw.files import OutputError, write_atomically
 from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph, ModelError
+from systole.sw.progress import Progress, Share
 from systole.sw.runtime.device import DeviceError
 from systole.sw.runtime.program import ProgramError
 
@@ -81,6 +83,34 @@ def print_table(console: Console, table: Table) -> None:
 def progress_console() -> Console:
     """Standard error, for progress and errors."""
     return Console(stderr=True)
+
+
+PIPE_SECONDS = 10.0
+"""Between two lines of progress that go to a pipe; work of a few seconds says nothing there."""
+
+
+def shown_progress(console: Console) -> Progress:
+    """Progress on a console: in a terminal one line, which is what is being done and its share;
+    elsewhere a line every PIPE_SECONDS of work whose share is known."""
+
+    @contextmanager
+    def line(what: str) -> Iterator[Share]:
+        with console.status(what) as status:
+            yield lambda done: status.update(f"{what}: {done:.0%}")
+
+    @contextmanager
+    def lines(what: str) -> Iterator[Share]:
+        last = time.monotonic()
+
+        def share(done: float) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PIPE_SECONDS:
+                last = time.monotonic()
+                console.print(f"{what}: {done:.0%}", markup=False, highlight=False, soft_wrap=True)
+
+        yield share
+
+    return line if console.is_terminal else lines
 
 
 @contextmanager

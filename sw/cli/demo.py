@@ -14,7 +14,13 @@ import typer
 from rich.console import Console
 
 from systole import api
-from systole.sw.cli.common import MISMATCH, one_line_errors, output_console, progress_console
+from systole.sw.cli.common import (
+    MISMATCH,
+    one_line_errors,
+    output_console,
+    progress_console,
+    shown_progress,
+)
 from systole.sw.cli.show_run import show
 from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
@@ -78,7 +84,7 @@ def main(
         with np.load(digits.TEST_SET) as data:
             image, label = data["x"][0], int(data["y"][0])
         console.print(f"one of them, a {label}:\n{picture(image[0])}", highlight=False)
-        report, _ = api.run(compiled, image, progress=progress.status)
+        report, _ = api.run(compiled, image, progress=shown_progress(progress))
     show(report, console, compiled.read_latency)
     if report.golden_mismatches:
         raise typer.Exit(MISMATCH)

@@ -40,6 +40,7 @@ from systole.sw.cli.common import (
     parse_dims,
     parse_numbers,
     progress_console,
+    shown_progress,
     write_json,
 )
 from systole.sw.cli.show_run import show, show_accuracy
@@ -167,7 +168,7 @@ def main(
             fallback=fallback,
             optimise=cast(Optimise, optimise),
             read_latency=latency,
-            progress=progress.status,
+            progress=shown_progress(progress),
         )
         _show_graphs(compiled.graphs_after(dump_after) if dump_after else (), console)
         if samples is not None:
@@ -177,7 +178,7 @@ def main(
                 simulator=sim,
                 float_model=float_model,
                 preprocessing=preprocessing,
-                progress=progress.status,
+                progress=shown_progress(progress),
             )
             write_json(asdict(result), json_file)
             show_accuracy(result, console)
@@ -192,7 +193,7 @@ def main(
             trace_file=trace,
             waves=waves,
             clock_mhz=clock_mhz,
-            progress=progress.status,
+            progress=shown_progress(progress),
         )
         if program_file is not None:
             compiled.save(program_file)

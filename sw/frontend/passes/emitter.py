@@ -51,7 +51,7 @@ class Emitter:
     def settle(self, value: Pending) -> Dequantised | None:
         """Emit a result that fits the scale and zero point of its operands in these; None if it
         does not fit them."""
-        quants = {self._tensors.quant(name) for name in value.op.inputs}
+        quants = {self._tensors.quant(name) for name in value.op.inputs if name != value.marks}
         if len(quants) != 1:
             return None
         (quant,) = quants

@@ -35,6 +35,22 @@ def scaled_binary(node: Node, op: Binary, quant: Quant) -> Binary:
     return replace(op, a_ratio=float(ratios[0]), b_ratio=float(ratios[1]))
 
 
+def marked(value: Pending, op: Select, quant: Quant) -> Select:
+    """``op``, the Select of ``value``, with the picks of its marks in the result's scale; their
+    weights bring the zero point to the result's fill."""
+    if value.marks is None:
+        return op
+    weight = -abs(quant.value(value.fill) - quant.zero)
+    phases = [
+        [
+            replace(p, scale=float(quant.scale), weight=weight) if p.x == value.marks else p
+            for p in picks
+        ]
+        for picks in op.phases
+    ]
+    return replace(op, phases=phases)
+
+
 def scaled_select(node: Node, op: Select, fill: float, quant: Quant) -> Select:
     """``op`` with its operands' scales as ratios to the result's, and the real number ``fill``
     quantised."""
@@ -61,7 +77,10 @@ def unscaled(value: Pending, quant: Quant) -> Op | None:
     op = value.op
     if (value.low, value.high) != (-math.inf, math.inf):
         return None
-    if isinstance(op, Select) and all(p.scale == quant.scale for ps in op.phases for p in ps):
+    if isinstance(op, Select):
+        op = marked(value, op, quant)
+        if any(p.scale != quant.scale for ps in op.phases for p in ps):
+            return None
         phases = [[replace(p, scale=1.0) for p in picks] for picks in op.phases]
         return replace(op, phases=phases, fill=quant.value(value.fill))
     if isinstance(op, Pool) and op.kind == "max" and op.scale == quant.scale:

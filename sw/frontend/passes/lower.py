@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from systole.sw.frontend.passes.layout import LayoutError, OnnxView, output_perm
 from systole.sw.frontend.passes.operators import OPERATORS
+from systole.sw.frontend.passes.readers import order_of_axes
 from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import Const, Dequantised, Node, Quantised, RealInput
 from systole.sw.ir.graph import Graph, ModelError, Port
@@ -69,6 +70,9 @@ class Walker:
         assert value.shape is not None, "pass 1 refuses inputs without a shape"
         shape = value.shape.numpy()
         view = OnnxView.contiguous(shape)
+        order = order_of_axes(value, len(shape))
+        if order is not None:
+            self._state.tensors.set_order(name, order)
         if dtype == "FLOAT":
             self._state.results.set(name, RealInput(name, shape, view))
         else:

@@ -10,12 +10,12 @@ from typing import overload
 
 import numpy as np
 
-from systole.sw.frontend.passes import moves
+from systole.sw.frontend.passes import moves, separate
 from systole.sw.frontend.passes.emitter import Emitter
 from systole.sw.frontend.passes.layout import LayoutError, OnnxView, Shape, default_layout, four
 from systole.sw.frontend.passes.tensors import Activation, TensorTable
 from systole.sw.frontend.passes.values import Dequantised, Node, Pending, Quant, Quantised
-from systole.sw.ir.graph import ModelError, Select, Transpose
+from systole.sw.ir.graph import Pick, Select, Transpose
 
 
 class Mover:
@@ -89,18 +89,19 @@ class Mover:
 
     def _carried(self, node: Node, x: Activation, quant: Quant, index: np.ndarray) -> Dequantised:
         """The elements at ``index`` of the tensor of ``x``, brought there by operators: a Select,
-        or one of the transposed tensor."""
+        or one of the transposed tensor, or several."""
         source = Dequantised(x.tensor, x.view, quant.scale)
-        try:
-            moved = self.moved(node, [source], index, plain=True)
-        except ModelError:
+        moved = self._at_once(node, [source], index, plain=True)
+        if moved is None:
             n, c, h, w = self._tensors.shape(x.tensor)
             places = np.arange(n * c * h * w, dtype=np.int32).reshape(n, h * w, c)
-            other = places.transpose(0, 2, 1).reshape(-1)[index]
-            source = replace(source, tensor=self.transposed(node, x))
-            moved = self.moved(node, [source], other, plain=True)
+            other = np.where(index < 0, -1, places.transpose(0, 2, 1).reshape(-1)[index])
+            turned = replace(source, tensor=self.transposed(node, x))
+            moved = self._at_once(node, [turned], other, plain=True)
+        if moved is None:
+            moved = self.moved(node, [source], index, plain=True)
         assert isinstance(moved.op, Select)
-        (origin,) = moved.op.inputs
+        origin = moved.op.inputs[0]
         if moves.is_identity(moved.op, moved.shape, self._tensors.shape(origin)):
             return Dequantised(origin, moved.view, quant.scale)
         settled = self._emitter.settle(moved)
@@ -135,31 +136,104 @@ class Mover:
     ) -> Pending:
         """The elements at ``index`` of the tensors of ``parts`` put end to end, as the result of a
         Select; index -1 stands for the real number ``fill``. The result's layout is the cheapest,
-        or with ``plain`` the default one."""
+        or with ``plain`` the default one. Where it takes several Selects, the others are emitted
+        first."""
         if not (index >= 0).any():
             raise node.fail(f"its result {list(index.shape)} has no element of its operands")
+        moved = self._at_once(node, parts, index, fill=fill, plain=plain)
+        if moved is not None:
+            return moved
+        nearer = self._nearer(node, parts, index)
+        if nearer is not None:
+            return self.moved(node, *nearer, fill=fill, plain=plain)
+        shapes = (f"{p.tensor!r} {list(self._tensors.shape(p.tensor))}" for p in parts)
+        raise node.fail(
+            f"its result {list(index.shape)} takes elements of {', '.join(shapes)} in no "
+            f"regular order ({moves.MAX_PHASES} phases, {moves.MAX_PICKS} picks are the limit)"
+        )
+
+    def _at_once(
+        self,
+        node: Node,
+        parts: Sequence[Dequantised],
+        index: np.ndarray,
+        *,
+        fill: float = 0.0,
+        plain: bool = False,
+    ) -> Pending | None:
+        """As :meth:`moved`, by one Select; None if it takes several."""
         sources = [(p.tensor, float(p.scale), self._tensors.shape(p.tensor)) for p in parts]
         whole = OnnxView.contiguous(index.shape)
         candidates = []
         for layout in _layouts(whole, plain=plain):
-            fit = moves.fit(index.reshape(-1)[layout.indices()], sources, fill == 0)
+            places = index.reshape(-1)[layout.indices()]
+            fit = moves.fit(places, sources)
             if fit:
                 candidates.append((moves.cost(fit, four(layout.shape)), layout, fit))
         if not candidates:
-            raise node.fail(
-                f"its result {list(index.shape)} takes elements of "
-                f"{', '.join(f'{name!r} {list(shape)}' for name, _, shape in sources)} in no "
-                f"regular order ({moves.MAX_PHASES} phases, {moves.MAX_PICKS} picks are the limit)"
-            )
+            return None
         _, layout, fit = min(candidates, key=lambda c: c[0])
+        phases, marks = fit.phases, None
+        if fill != 0:
+            places = index.reshape(-1)[layout.indices()]
+            phases, marks = self._marked(node, fit, places, fill)
         op = Select(
             **node.fields(),
-            phases=fit.phases,
+            phases=phases,
             steps=fit.steps,
             flat=fit.flat,
             across_images=fit.across_images,
         )
-        return Pending(op, four(layout.shape), whole.rebase(layout), fill=fill)
+        return Pending(op, four(layout.shape), whole.rebase(layout), fill=fill, marks=marks)
+
+    def _marked(
+        self, node: Node, fit: moves.Fit, places: np.ndarray, fill: float
+    ) -> tuple[list[list[Pick]], str | None]:
+        """The phases of a fit, which leaves zeros where ``places`` are none, with picks of marks
+        for these, and the marks; no marks where only whole channels of a phase have none."""
+        patterns, numbers = moves.gaps(fit, places)
+        if patterns is None:
+            return fit.phases, None
+        quant = Quant(np.float32(1), 0, False)
+        array = np.where(patterns, np.int8(-1 if fill > 0 else 1), np.int8(0))
+        name = self._tensors.add_constant(node, array, quant, stored=True)
+        return moves.with_marks(fit, name, numbers), name
+
+    def _nearer(
+        self, node: Node, parts: Sequence[Dequantised], index: np.ndarray
+    ) -> tuple[list[Dequantised], np.ndarray] | None:
+        """Other parts, made of the one of ``parts``, and places in these that are ``index`` again:
+        a movement along one axis less, or of pieces that are in order. None if there is none."""
+        if len(parts) != 1:
+            return None
+        (x,) = parts
+        layout = default_layout(OnnxView.contiguous(index.shape))
+        places = index.reshape(-1)[layout.indices()]
+        back = np.argsort(layout.indices(), axis=None)
+        steps = separate.axis_step(places, self._tensors.shape(x.tensor))
+        if steps is not None:
+            first, second = steps
+            return [self._in_order(node, x, first)], second.reshape(-1)[back].reshape(index.shape)
+        cut = separate.pieces(places, self._tensors.shape(x.tensor))
+        if cut is None:
+            return None
+        axis, pieces = cut
+        moved: list[Dequantised] = []
+        found, start = [], 0
+        for piece in pieces:
+            own = np.arange(start, start + piece.size, dtype=np.int32).reshape(piece.shape)
+            found.append(np.where(piece < 0, -1, own))
+            if (piece >= 0).any():
+                moved.append(self._in_order(node, x, piece))
+                start += piece.size
+        return moved, np.concatenate(found, axis).reshape(-1)[back].reshape(index.shape)
+
+    def _in_order(self, node: Node, x: Dequantised, index: np.ndarray) -> Dequantised:
+        """As :meth:`rearranged`, in a tensor stored as ``index`` (N, C, H, W) and with the scale of
+        ``x``."""
+        moved = self.rearranged(node, x, index)
+        assert self._tensors.shape(moved.tensor) == index.shape
+        return replace(moved, scale=x.scale)
 
 
 def _layouts(whole: OnnxView, *, plain: bool) -> list[OnnxView]:

@@ -66,22 +66,22 @@ def is_identity(op: Select, shape: Shape, source: Shape) -> bool:
     return same and pick.strides == (1, 1) and pick.offsets == (0, 0)
 
 
-def fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit | None:
+def fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     """A Select. ``index`` (N, C, H, W) has for each output element its place in the ``sources``
-    (name, scale, shape) flattened and put end to end, or -1: fill, which is the real number zero
-    (``zero_fill``) or another. None if there is none of at most MAX_PHASES phases and MAX_PICKS
-    picks. Fewest picks of a channel come first, then fewest phases; movements across images last.
+    (name, scale, shape) flattened and put end to end, or -1: zero. None if there is none of at most
+    MAX_PHASES phases and MAX_PICKS picks. Fewest picks of a channel come first, then fewest
+    phases; movements across images last.
 
     A network makes the same movements again and again, and placement asks for them with every
     attempt: results are kept by what they depend on."""
     shapes = tuple(shape for _, _, shape in sources)
     places = np.ascontiguousarray(index, np.int64)
-    key = (places.shape, hashlib.sha256(places.tobytes()).digest(), shapes, zero_fill)
+    key = (places.shape, hashlib.sha256(places.tobytes()).digest(), shapes)
     if key not in _FITS:
         if len(_FITS) >= MAX_KEPT:
             _FITS.clear()
         numbered = [(str(i), 1.0, shape) for i, shape in enumerate(shapes)]
-        _FITS[key] = _fit(places, numbered, zero_fill)
+        _FITS[key] = _fit(places, numbered)
     known = _FITS[key]
     if known is None:
         return None
@@ -94,7 +94,7 @@ def _bound(pick: Pick, name: str, scale: float) -> Pick:
     return replace(pick, x=name, scale=scale)
 
 
-def _fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit | None:
+def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     """:func:`fit`, computed anew."""
     for across_images in (False, True):
         forms: list[tuple[bool, np.ndarray, list[Source], list[Shape], tuple[int, ...]]] = []
@@ -114,7 +114,7 @@ def _fit(index: np.ndarray, sources: Sequence[Source], zero_fill: bool) -> Fit |
         for most, count in CHANNEL_PICKS:
             for flat, cells, seen, _, _ in forms:
                 for sy, sx in _steps(cells.shape[2:], count):
-                    phases = _phases(cells, (sy, sx), seen, zero_fill, most)
+                    phases = _phases(cells, (sy, sx), seen, most)
                     if phases is not None:
                         return Fit((sy, sx), phases, flat, across_images)
     return None
@@ -141,17 +141,47 @@ def cost(fit: Fit, shape: Shape) -> int:
     return blocks * size
 
 
+def gaps(fit: Fit, index: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """Where channels that a fit takes elements for have none (``index`` is -1): patterns (N, K, H,
+    W) of bool, and for each channel of each phase, (phases, channels), the number of its pattern,
+    or -1. No patterns if channels of a phase have elements everywhere or nowhere."""
+    n, _, h, w = index.shape
+    missing = (index < 0).reshape(_seen(four(index.shape), fit.flat, fit.across_images))
+    (sy, sx), channels = fit.steps, missing.shape[1]
+    partial = np.zeros((sy * sx, channels), bool)
+    for at in range(sy * sx):
+        phase = missing[0, :, at // sx :: sy, at % sx :: sx].reshape(channels, -1)
+        partial[at] = phase.any(axis=1) & ~phase.all(axis=1)
+    if not partial.any():
+        return None, partial
+    kinds, number = np.unique(missing[0].reshape(channels, -1), axis=0, return_inverse=True)
+    images = 1 if fit.across_images else n
+    patterns = np.broadcast_to(kinds.reshape(1, -1, h, w), (images, len(kinds), h, w))
+    return patterns, np.where(partial, number.reshape(-1), -1)
+
+
+def with_marks(fit: Fit, name: str, numbers: np.ndarray) -> list[list[Pick]]:
+    """The phases of a fit, each with a pick of tensor ``name`` as it lies, whose channels are
+    ``numbers`` (phases, channels)."""
+    sx = fit.steps[1]
+    return [
+        [*picks, Pick(name, numbers[at], strides=fit.steps, offsets=(at // sx, at % sx))]
+        if (numbers[at] >= 0).any()
+        else picks
+        for at, picks in enumerate(fit.phases)
+    ]
+
+
 def _phases(
     cells: np.ndarray,
     steps: tuple[int, int],
     sources: Sequence[Source],
-    zero_fill: bool,
     most: int,
 ) -> list[list[Pick]] | None:
     sy, sx = steps
     phases: list[list[Pick]] = []
     for at in range(sy * sx):
-        picks = _phase(cells[:, :, at // sx :: sy, at % sx :: sx], sources, zero_fill, most)
+        picks = _phase(cells[:, :, at // sx :: sy, at % sx :: sx], sources, most)
         if picks is None or sum(map(len, phases)) + len(picks) > MAX_PICKS:
             return None
         phases.append(picks)
@@ -187,9 +217,7 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
     return first
 
 
-def _phase(
-    cells: np.ndarray, sources: Sequence[Source], zero_fill: bool, most: int
-) -> list[Pick] | None:
+def _phase(cells: np.ndarray, sources: Sequence[Source], most: int) -> list[Pick] | None:
     """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
     covers: dict[bytes, list[tuple[tuple, int]] | None] = {}
@@ -198,8 +226,6 @@ def _phase(
         valid = source >= 0
         if not valid.any():
             continue
-        if not (zero_fill or valid.all()):
-            return None
         # Channels that differ in nothing but their number are covered alike.
         first = channel[valid][0]
         pattern = np.stack([source, np.where(valid, channel - first, 0), rows, columns])
@@ -267,7 +293,7 @@ def _lines(
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Stride and offset of the lines of an axis that start at ``first``, and which places of the
     output they fill: on with the next place of the same source, and alone."""
-    strides = {1, size} if size == 1 else {size}
+    strides = {1, size} if 1 in (size, len(places)) else {size}
     behind = np.flatnonzero(mine[first + 1 :])
     if len(behind):
         rise, run = int(places[first + 1 + behind[0]] - places[first]), int(behind[0]) + 1

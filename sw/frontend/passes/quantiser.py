@@ -133,7 +133,7 @@ class Quantiser:
     ) -> Select | Pool | None:
         """A Select with the scales and the fill of its result. One that moves nothing is None if
         it does not clamp either, else a maximum of one element, where the scales allow it."""
-        op = self._with_common_scales(node, op, quant)
+        op = self._with_common_scales(node, finish.marked(value, op, quant), quant)
         scaled = finish.scaled_select(node, op, value.fill, quant)
         source = op.inputs[0]
         same = moves.is_identity(op, value.shape, self._tensors.shape(source))
@@ -155,7 +155,7 @@ class Quantiser:
         rescaled: dict[str, str] = {}
         for tensor in sorted(mixed):
             scale = next(p.scale for picks in op.phases for p in picks if p.x == tensor)
-            if (scale, self._tensors.quant(tensor).zero) != (float(quant.scale), quant.zero):
+            if scale != float(quant.scale):
                 rescaled[tensor] = self._rescale(node, tensor, scale, quant)
         phases = [
             [

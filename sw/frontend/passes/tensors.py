@@ -27,7 +27,8 @@ Activation = Quantised | Dequantised
 @dataclass
 class _Entry:
     """One tensor. ``shape`` is None until the tensor has a layout, ``quant`` until it has a scale;
-    ``layout`` is the stored form as a view of the model's array (graph inputs and constants)."""
+    ``layout`` is the stored form as a view of the model's array (graph inputs and constants).
+    ``order`` is the order of the axes of a graph input in which it is best stored."""
 
     unsigned: bool
     quant: Quant | None
@@ -35,6 +36,7 @@ class _Entry:
     onnx_shape: tuple[int, ...] | None = None
     perm: tuple[int, ...] | None = None
     layout: OnnxView | None = None
+    order: tuple[int, ...] | None = None
 
 
 class TensorTable:
@@ -53,6 +55,8 @@ class TensorTable:
         """Arrays of the constant tensors, int8 in the model's own shape."""
         self._inputs: dict[str, str] = {}
         """Tensor of each graph input by the input's name; float inputs once they are quantised."""
+        self._orders: dict[str, tuple[int, ...]] = {}
+        """Orders of the axes of graph inputs, by the inputs' names."""
 
     # Tensors -------------------------------------------------------------------------------------
 
@@ -71,7 +75,13 @@ class TensorTable:
     ) -> None:
         """Add graph input ``name`` of the model's ``shape`` as ``tensor``, without a layout."""
         self._inputs[name] = tensor
-        self._entries[tensor] = _Entry(unsigned, quant, None, shape)
+        order = self._orders.get(name)
+        self._entries[tensor] = _Entry(unsigned, quant, None, shape, order=order)
+
+    def set_order(self, name: str, order: tuple[int, ...]) -> None:
+        """Note in which order of its axes graph input ``name`` is best stored, where the operator
+        that lays it out has no wish."""
+        self._orders[name] = order
 
     def add_constant(
         self, node: Node, array: np.ndarray, quant: Quant, *, stored: bool = False
@@ -179,9 +189,14 @@ class TensorTable:
             raise node.fail(f"the layout of {x.tensor!r} cannot be stored: {e}") from None
 
     def lay_out(self, x: Activation) -> None:
-        """Give a tensor without a layout the default layout of ``x``, or its own default layout
-        where strides cannot express that."""
+        """Give a tensor without a layout the order of its axes that suits its readers, or the
+        default layout of ``x``, or its own default layout where strides cannot express that."""
         if self.has_layout(x.tensor):
+            return
+        order = self._entries[x.tensor].order
+        if order is not None:
+            ordered = OnnxView.contiguous(self.model_shape(x.tensor)).transpose(order)
+            self.stored_view(x, default_layout(ordered))
             return
         if len(x.view.shape) <= 4:
             with contextlib.suppress(LayoutError):

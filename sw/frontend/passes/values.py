@@ -120,7 +120,11 @@ class Pending:
     off: float = 0.0
     """By how much, in real numbers, rounding an operand or its factor may falsify it."""
     fill: float = 0.0
-    """The real number of a Select's channels that take no element."""
+    """The real number of what a Select takes from no element: whole channels, or the places that
+    ``marks`` marks."""
+    marks: str | None = None
+    """Constant tensor of a Select that pads channels in places: -1 or 1 there, 0 elsewhere. Its
+    picks get scale and weight with the result's quantisation."""
     base: Pending | None = None
     """The result that this one is ``gain`` times and ``shift`` more than, clamps aside."""
     gain: float = 1.0

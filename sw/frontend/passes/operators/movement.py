@@ -30,8 +30,9 @@ def move(state: LoweringState, node: Node) -> Value:
     """Moves elements of a dequantised, int8 or uint8 activation, or of a constant quantised per
     tensor, along any axes. The other operands are constant.
     The elements must move in a regular order: the result has at most 64 interleaved phases, and
-    consists of at most 256 strided copies. Where elements move between images, these have at most
-    4096 channels together."""
+    consists of at most 256 strided copies. Where rows and columns move independently, or only one
+    of them, at most 1024 may move in any order. Where elements move between images, these have at
+    most 4096 channels together."""
     return _moved(state, node, [0])[0]
 
 
@@ -57,8 +58,8 @@ def concat(state: LoweringState, node: Node) -> Value:
 def resize(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised, int8 or uint8 activation. The scales or sizes are constant.
     ``mode`` is nearest or linear. ``coordinate_transformation_mode`` is not tf_crop_and_resize.
-    In mode nearest, elements must move in a regular order as those of a Slice: factors are whole
-    numbers, or the result repeats itself regularly.
+    In mode nearest, elements must move as those of a Slice: the result has any number of rows and
+    columns up to 1024, or factors that are whole numbers.
     In mode linear, only rows and columns are resized, ``antialias`` and ``exclude_outside`` are 0,
     and the interpolation takes at most 64 phases, 256 taps and weights of 254."""
     mode = node.string("mode", "nearest")
@@ -82,9 +83,7 @@ def resize(state: LoweringState, node: Node) -> Value:
 def pad(state: LoweringState, node: Node) -> Value:
     """Pads a dequantised, int8 or uint8 activation along any axes; pads may be negative.
     The pads are constant. In ``mode`` constant, the value is one constant number.
-    Padding rows or columns with another number than zero takes at most 64 phases, one for each
-    position in which the number and elements alternate.
-    In the other modes elements must move in a regular order, as those of a Slice."""
+    In the other modes elements must move as those of a Slice."""
     value = state.results.operand(node, 0)
     if node.string("mode", "constant") != "constant":
         return _moved(state, node, [0])[0]

@@ -50,6 +50,11 @@ MOVES = {
     "gather": [node("Gather", ints(3, 3, 0), axis=1)],
     "tile": [node("Tile", ints(1, 2, 1, 1))],
     "more images": [node("Tile", ints(3, 1, 1, 1))],
+    "pad all around with a number": [node("Pad", ints(0, 1, 1, 2, 0, 0, 3, 1), const(-0.7))],
+    "pad and crop with a number": [node("Pad", ints(0, 0, -2, 1, 0, 0, 1, -3), const(2.2))],
+    "pad with what saturates": [node("Pad", ints(0, 0, 1, 1, 0, 0, 0, 0), const(-np.inf))],
+    "pad images with a number": [node("Pad", ints(1, 0, 0, 2, 0, 0, 1, 0), const(1.0))],
+    "reflect all around": [node("Pad", ints(0, 0, 3, 5, 0, 0, 6, 4), mode="reflect")],
 }  # fmt: skip
 
 
@@ -65,6 +70,45 @@ def test_movement(name, same, dtype, tmp_path):
     model = model.end(value, *((0.0371, 3) if same else (0.0293, -7)))
     graph = check(model, tmp_path, exact=same)
     assert {type(op) for op in graph.ops} == {Select}
+
+
+LONG_MOVES = {
+    "flip": [node("Slice", ints(-1, -1), ints(-999, -999), ints(2, 3), ints(-1, -1))],
+    "irregular": [node("Gather", ints(*np.random.default_rng(0).permutation(140) % 70), axis=2)],
+    "broadcast": [
+        node("Slice", ints(3, 4), ints(4, 5), ints(2, 3)), node("Expand", ints(1, 2, 70, 20))
+    ],
+    "broadcast by resizing": [
+        node("Slice", ints(3, 4), ints(4, 5), ints(2, 3)),
+        node("Resize", None, None, ints(1, 2, 71, 129)),
+    ],
+    "uneven resize": [node("Resize", None, None, ints(1, 2, 87, 79), mode="nearest")],
+    "pad by the edge": [node("Pad", ints(0, 0, 40, 20, 0, 0, 1, 30), mode="edge")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG_MOVES)
+def test_movement_in_steps(name, tmp_path):
+    """No Select does these at once: one axis at a time, or more than 64 lines in pieces."""
+    model = Build(np.int8)
+    value = model.x("x", (1, 2, 70, 90))
+    for i, step in enumerate(LONG_MOVES[name]):
+        if i:
+            value = model.again(value, 0.0371, 3, "first")
+        value = step(model, value)
+    graph = check(model.end(value, 0.0371, 3), tmp_path, exact=True)
+    assert {type(op) for op in graph.ops} == {Select}
+    assert len(graph.ops) > len(LONG_MOVES[name])
+
+
+def test_number_around_an_image_takes_one_pass_more(tmp_path):
+    """A constant of one channel marks where it goes, whatever the channels."""
+    model = Build(np.int8)
+    pad = node("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1), const(0.5))
+    graph = check(model.end(pad(model, model.x("x", (1, 40, 9, 9))), 0.0371, 3), tmp_path, True)
+    (op,) = graph.ops
+    assert len(op.phases) == 1 and len(op.phases[0]) == 2
+    assert [array.shape for array in graph.constants.values()] == [(1, 1, 11, 11)]
 
 
 def test_concat_of_what_is_stored_in_another_order(tmp_path):

@@ -13,12 +13,10 @@ from tests.helpers.operator_models import (
 )
 
 REFUSED = {
-    "flip": (node("Slice", ints(-1), ints(-999), ints(3), ints(-1)), "no regular order"),
     "irregular": (
-        node("Gather", ints(*np.random.default_rng(0).permutation(70)), axis=3),
+        node("Gather", ints(*np.random.default_rng(0).permutation(1100) % 300), axis=3),
         "no regular order",
     ),
-    "pad with one": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0)), "no regular order"),
     "pad with many": (node("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1), const(1.0, 2.0)), "one constant"),
     "cubic": (node("Resize", None, const(1, 1, 2, 2), mode="cubic"), "mode = 'cubic'"),
     "linear channels": (

@@ -64,3 +64,27 @@ def test_channels_last(name, dtype, tmp_path):
     count = 4 if name == "join" else 3
     ops = check(model, tmp_path, exact=True).ops
     assert [type(op) for op in ops].count(Select) == 1 and len(ops) == count
+
+
+FRONTS = {
+    "pad": [node("Pad", ints(0, 1, 1, 0, 0, 1, 1, 0))],
+    "multiply": [node("Mul", (np.float32([0.8731, 1.1177, 0.7013]),))],
+    "crop and shift": [
+        node("Slice", ints(1), ints(70), ints(1)), node("Add", (np.float32([[0.1]]),))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_in_front_of_the_first_transposition(name, tmp_path):
+    """What a converter puts there reads the graph input as the convolution behind it does."""
+    model = Build(np.int8)
+    x = model.x("x", (1, 71, 72, 3))
+    for i, step in enumerate(FRONTS[name]):
+        x = model.again(step(model, x), 0.0371, 3, f"front{i}")
+    x = node("Transpose", perm=[0, 3, 1, 2])(model, x)
+    w = model.const("w", random_array(np.random.default_rng(0), np.int8, (8, 3, 3, 3)))
+    x = model.node("Conv", [x, model.dq(w, 0.004, np.int8(0))], "c", strides=[2, 2])
+    graph = check(model.end(x), tmp_path)
+    assert len(graph.ops) == len(FRONTS[name]) + 1
+    assert all(tensor.shape[1] in (3, 8) for tensor in graph.tensors.values())

@@ -13,6 +13,7 @@ from systole.sw.frontend.passes.check_limits import check_limits
 from systole.sw.frontend.passes.drop_unused import drop_unused
 from systole.sw.frontend.passes.fuse_activations import fuse_activations
 from systole.sw.frontend.passes.fuse_clamps import fuse_clamps
+from systole.sw.frontend.passes.fuse_pads import fuse_pads
 from systole.sw.frontend.passes.fuse_residuals import fuse_residuals
 from systole.sw.frontend.passes.graph_pass import Pass
 from systole.sw.frontend.passes.lower import lower
@@ -22,7 +23,14 @@ from systole.sw.ir.text import render
 
 PASSES: dict[str, Pass] = {
     each.__name__: each
-    for each in (drop_unused, fuse_clamps, fuse_residuals, fuse_activations, check_limits)
+    for each in (
+        drop_unused,
+        fuse_clamps,
+        fuse_residuals,
+        fuse_activations,
+        fuse_pads,
+        check_limits,
+    )
 }
 """The passes that follow lowering, in order, by name."""
 PASS_NAMES = ("lower", *PASSES)

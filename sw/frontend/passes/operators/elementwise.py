@@ -192,8 +192,7 @@ def binary(
                     f"operands {list(b.view.shape)} and {list(a.view.shape)}: only "
                     f"{'the second' if kind == 'sub' else 'one'} may be broadcast"
                 )
-        a = state.mover.plain(node, a)
-        b = _spread(state, node, a, b)
+        a, b = _broadcast_to(state, node, a, b)
     view = state.tensors.checked_view(node, a)
     op = Binary(
         **node.fields(),
@@ -237,25 +236,42 @@ def _aligned(
     return state.mover.plain(node, a), state.mover.plain(node, b)
 
 
-def _spread(state: LoweringState, node: Node, a: Dequantised, b: Dequantised) -> Dequantised:
-    """``b``, which is broadcast to ``a`` (in default layout), as a tensor (N, C, 1, 1), or else of
-    the shape of ``a``."""
-    n, c, h, w = state.tensors.shape(a.tensor)
-    view = state.tensors.checked_view(node, a)
-    index = state.tensors.positions(b)
-    # Where a's first row and column are is a (N, C) choice of the elements of b, if b is the same
-    # all over the image.
-    whole = np.broadcast_to(index, a.view.shape)
-    places = np.empty(n * c * h * w, np.int32)
+def _broadcast_to(
+    state: LoweringState, node: Node, a: Dequantised, b: Dequantised
+) -> tuple[Dequantised, Dequantised]:
+    """``a``, and ``b``, which is broadcast to it, as a tensor (N, C, 1, 1) if it is the same all
+    over the images in which ``a`` is stored, or else in the default layout. Failing that, ``b``
+    gets the shape of ``a``."""
+    try:
+        places = _spread(state, a, b)
+        if not _is_channels(places):
+            raise LayoutError("it varies over the image")
+    except LayoutError:
+        a = state.mover.plain(node, a)
+        state.tensors.checked_view(node, a)
+        places = _spread(state, a, b)
+    if not _is_channels(places):
+        return a, state.mover.rearranged(node, b, places)
+    wanted = np.ascontiguousarray(places[:, :, :1, :1])
+    in_order = np.array_equal(wanted.reshape(-1), np.arange(wanted.size))
+    if in_order and state.tensors.shape(b.tensor) == wanted.shape:
+        return a, b
+    return a, state.mover.rearranged(node, b, wanted)
+
+
+def _spread(state: LoweringState, a: Dequantised, b: Dequantised) -> np.ndarray:
+    """Where the elements of ``b`` lie that meet those of ``a``, as ``a`` is stored (N, C, H, W).
+    Raises :class:`LayoutError` if the view of ``a`` has no strides as stored."""
+    view = state.tensors.stored_view(a)
+    whole = np.broadcast_to(state.tensors.positions(b), a.view.shape)
+    places = np.empty(whole.size, np.int32)
     places[view.indices().reshape(-1)] = whole.reshape(-1)
-    stored = places.reshape(n, c, h * w)
-    if (stored == stored[:, :, :1]).all():
-        wanted = np.ascontiguousarray(stored[:, :, :1]).reshape(n, c, 1, 1)
-        in_order = np.array_equal(wanted.reshape(-1), np.arange(n * c))
-        if in_order and state.tensors.shape(b.tensor) == (n, c, 1, 1):
-            return b
-        return state.mover.rearranged(node, b, wanted)
-    return state.mover.rearranged(node, b, stored.reshape(n, c, h, w))
+    return places.reshape(state.tensors.shape(a.tensor))
+
+
+def _is_channels(places: np.ndarray) -> bool:
+    """Whether all rows and columns have the same places."""
+    return bool((places == places[:, :, :1, :1]).all())
 
 
 def _inverse(value: OnnxView, like: OnnxView, shape: tuple[int, int, int, int]) -> OnnxView:

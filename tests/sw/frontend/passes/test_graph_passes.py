@@ -1,5 +1,7 @@
 """The passes on the graph: what each changes, what it leaves alone, and that results stay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,10 @@ from systole.sw.frontend.passes.check_limits import check_limits
 from systole.sw.frontend.passes.drop_unused import drop_unused
 from systole.sw.frontend.passes.fuse_activations import fuse_activations
 from systole.sw.frontend.passes.fuse_clamps import fuse_clamps
+from systole.sw.frontend.passes.fuse_pads import fuse_pads
 from systole.sw.frontend.passes.fuse_residuals import fuse_residuals
 from systole.sw.golden import model as golden
-from systole.sw.ir.graph import Binary, Conv, Graph, ModelError, Table
+from systole.sw.ir.graph import Binary, Conv, Graph, ModelError, Pick, Port, Select, Table
 from tests.helpers.small_graphs import SHAPE, add, clamp, conv, graph, table
 
 
@@ -91,6 +94,44 @@ def test_tables_in_a_row_are_one():
     same_results(before, fuse_activations(before).graph)
 
 
+def padded(offsets, size, *, scale=1.0):
+    """A Select that pads or crops ``x`` (4, 3, 3), and a 3x3 convolution behind it."""
+    pick = Pick("x", np.arange(4), offsets=offsets, scale=scale)
+    pad = Select("a_node", "Pad", "a", -128, 127, phases=[[pick]])
+    behind = replace(conv("a", "b"), weights=np.full((4, 4, 3, 3), 3, np.int8), pads=(0, 1, 0, 1))
+    g = graph([pad, behind], ["b"])
+    shapes = {"a": (1, 4, *size), "b": (1, 4, size[0] - 2, size[1])}
+    g.tensors.update({n: replace(g.tensors[n], shape=s, zero=0) for n, s in shapes.items()})
+    return g
+
+
+def test_padding_joins_the_convolution_behind_it():
+    before = padded((-1, -1), (5, 4))
+    after, changed = fuse_pads(before)
+    (op,) = after.ops
+    assert changed and op.pads == (1, 2, 1, 1) and op.op_type == "Pad+Conv"
+    same_results(before, after)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        padded((-1, -2), (5, 5)),  # three columns of zeros: the kernel lies in padding alone
+        padded((1, 0), (4, 3)),  # crops
+        padded((-1, -1), (5, 4), scale=0.5),
+    ],
+    ids=["wide", "crop", "scale"],
+)
+def test_other_padding_stays(before):
+    assert not fuse_pads(before).changed
+
+
+def test_padding_that_others_read_stays():
+    before = padded((-1, -1), (5, 4))
+    both = replace(before, outputs=[*before.outputs, Port("a", "a", "int8")])
+    assert not fuse_pads(both).changed
+
+
 def test_limits_are_named():
     before = graph([conv("x", "a")], ["a"])
     object.__setattr__(before.ops[0], "strides", (256, 1))
@@ -107,6 +148,7 @@ def test_all_passes_are_observed_in_order():
         ("fuse_clamps", False),
         ("fuse_residuals", False),
         ("fuse_activations", True),
+        ("fuse_pads", False),
         ("check_limits", False),
     ]
     assert len(after.ops) == 1

@@ -61,9 +61,10 @@ def test_channels_last(name, dtype, tmp_path):
     x = model.again(x, 0.0713, 3, "moved")
     x = conv(x, "d", 24 if name == "join" else 20, 8)
     model = model.done("d_q", dtype)
-    count = 4 if name == "join" else 3
     ops = check(model, tmp_path, exact=True).ops
-    assert [type(op) for op in ops].count(Select) == 1 and len(ops) == count
+    moves = 0 if name == "pad" else 1  # the convolution pads
+    convs = 3 if name == "join" else 2
+    assert [type(op) for op in ops].count(Select) == moves and len(ops) == convs + moves
 
 
 FRONTS = {
@@ -86,5 +87,48 @@ def test_in_front_of_the_first_transposition(name, tmp_path):
     w = model.const("w", random_array(np.random.default_rng(0), np.int8, (8, 3, 3, 3)))
     x = model.node("Conv", [x, model.dq(w, 0.004, np.int8(0))], "c", strides=[2, 2])
     graph = check(model.end(x), tmp_path)
-    assert len(graph.ops) == len(FRONTS[name]) + 1
+    assert len(graph.ops) == (1 if name == "pad" else len(FRONTS[name]) + 1)  # the Conv pads
     assert all(tensor.shape[1] in (3, 8) for tensor in graph.tensors.values())
+
+
+SQUEEZES = {
+    "mean": [node("ReduceMean", ints(1, 2), keepdims=1)],
+    "mean and reshape": [
+        node("ReduceMean", ints(1, 2), keepdims=0), node("Reshape", ints(1, 1, 1, 24))
+    ],
+    "pool": [
+        node("Transpose", perm=[0, 3, 1, 2]), node("GlobalAveragePool"),
+        node("Transpose", perm=[0, 2, 3, 1]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", SQUEEZES)
+def test_squeeze_and_excite_with_channels_last(name, first, tmp_path):
+    """Means, gates and residuals between transpositions move nothing. A mean of 81 has no ties."""
+    model, rng = Build(np.int8), np.random.default_rng(0)
+
+    def conv(x, name, inputs, outputs, group=1):
+        kernel = 3 if group > 1 else 1
+        w = model.const(
+            name, random_array(rng, np.int8, (outputs, inputs // group, kernel, kernel))
+        )
+        w = model.dq(w, 0.0071, np.int8(0))
+        x = node("Transpose", perm=[0, 3, 1, 2])(model, x)
+        x = model.node("Conv", [x, w], f"{name}_c", pads=[kernel // 2] * 4, group=group)
+        return model.again(node("Transpose", perm=[0, 2, 3, 1])(model, x), 0.0713, 3, f"{name}_q")
+
+    x = conv(model.x("x", (1, 9, 9, 24)), "depth", 24, 24, group=24)
+    gate = x
+    for i, step in enumerate(SQUEEZES[name]):
+        gate = step(model, gate)
+        if i != len(SQUEEZES[name]) - 1 and name != "pool":
+            gate = model.again(gate, 0.0293, 3, f"gate{i}")
+    gate = conv(model.again(gate, 0.0293, 3, "mean"), "squeeze", 24, 6)
+    gate = model.again(node("Sigmoid")(model, conv(gate, "excite", 6, 24)), 0.0041, -128, "gate")
+    x = model.again(model.node("Mul", [gate, x] if first else [x, gate], "m"), 0.0713, 3, "scaled")
+    x = model.node("Add", [conv(x, "project", 24, 24), model.x("other", (1, 9, 9, 24))], "sum")
+    graph = check(model.end(x, 0.0713, 3), tmp_path)
+    kinds = sorted(type(op).__name__ for op in graph.ops)
+    assert kinds == ["Binary", "Conv", "Conv", "Conv", "Conv", "Pool"]

@@ -96,7 +96,8 @@ def _bound(pick: Pick, name: str, scale: float) -> Pick:
 
 def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     """:func:`fit`, computed anew."""
-    for across_images in (False, True):
+    batched = max(len(index), *(shape[0] for _, _, shape in sources)) > 1
+    for across_images in (False, True) if batched else (False,):
         forms: list[tuple[bool, np.ndarray, list[Source], list[Shape], tuple[int, ...]]] = []
         for flat in (False, True):
             seen = [
@@ -113,7 +114,7 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
                 forms.append((flat, cells, seen, shapes, places.shape))
         for most, count in CHANNEL_PICKS:
             for flat, cells, seen, _, _ in forms:
-                for sy, sx in _steps(cells.shape[2:], count):
+                for sy, sx in _steps(cells, most, count):
                     phases = _phases(cells, (sy, sx), seen, most)
                     if phases is not None:
                         return Fit((sy, sx), phases, flat, across_images)
@@ -188,11 +189,37 @@ def _phases(
     return phases
 
 
-def _steps(size: tuple[int, int], most: int) -> Iterator[tuple[int, int]]:
-    """Steps to try, of at most so many phases, those of fewest first."""
-    h, w = (min(s, most) for s in size)
-    pairs = ((y, x) for y in range(1, h + 1) for x in range(1, min(w, most // y) + 1))
+def _steps(cells: np.ndarray, most: int, count: int) -> Iterator[tuple[int, int]]:
+    """Steps to try for ``cells`` (4, C, H, W), of at most ``count`` phases, those of fewest first.
+    With one pick for a channel (``most``), the first row and the first column leave few."""
+    h, w = (min(s, count) for s in cells.shape[2:])
+    ys, xs = range(1, h + 1), range(1, w + 1)
+    pairs = ((y, x) for y in ys for x in xs if x * y <= count)
+    if most == 1:
+        column, row = cells[:3, :, :, 0], cells[[0, 1, 3], :, 0, :]
+        fitting_y = {y for y in ys if _regular(column, y)}
+        fitting_x = {x for x in xs if _regular(row, x)}
+        pairs = ((y, x) for y, x in pairs if y in fitting_y and x in fitting_x)
     yield from sorted(pairs, key=lambda s: (s[0] * s[1], s))
+
+
+def _regular(line: np.ndarray, step: int) -> bool:
+    """Whether, for every channel of a ``line`` (source, channel and place; channels; length), every
+    ``step``-th element could be of one pick: one source and channel, places at one positive
+    distance."""
+    part = line[:, :, ::step]
+    part = part[:, (part[0] >= 0).any(axis=1)]
+    valid = part[0] >= 0
+    channels, length = np.arange(len(valid)), valid.shape[1]
+    first = valid.argmax(axis=1)
+    last = length - 1 - valid[:, ::-1].argmax(axis=1)
+    begin, end = (part[:, channels, at].astype(np.int64)[:, :, None] for at in (first, last))
+    run, rise = (last - first)[:, None], end[2] - begin[2]
+    if ((run > 0) & ((rise <= 0) | (rise % np.maximum(run, 1) != 0))).any():
+        return False
+    moved = (part[2] - begin[2]) * run == (np.arange(length) - first[:, None]) * rise
+    same = (part[:2] == begin[:2]).all(axis=0) & moved
+    return bool((same | ~valid).all())
 
 
 def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:

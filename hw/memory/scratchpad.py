@@ -25,8 +25,9 @@ class Scratchpad(wiring.Component):
     index first; clients at different banks do not disturb each other. ``ready`` depends on the
     requests of lower clients and on the client's own address, not on its ``valid``. ``data`` of a
     read holds the word in exactly the cycle after it was taken; it sees the writes of all earlier
-    cycles, and of a write in the very cycle it is taken the old word. Addresses are not checked:
-    those beyond the last word read and write nothing in particular.
+    cycles. A word that is written in the very cycle in which its read is taken reads as anything,
+    and so does one that was never written. Addresses are not checked: those beyond the last word
+    read and write nothing in particular.
     """
 
     read: list[ReadInterface]

@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 import pytest
 
+from systole.hw.generate import HOSTILE_RAM
 from systole.isa import Config, Engine
 from systole.isa.csr import EngineState
 from systole.isa.tools import assembler
+from systole.sim.build import generate
 from systole.sim.device import MemoryModel, RtlDevice
 from systole.sw import zoo
 from systole.sw.compiler import compile_graph
@@ -222,6 +224,21 @@ def test_attention(devices, config, tmp_path):
         graph, inputs, expected = prepare(model, tmp_path / "model.onnx", seed)
         devices(config).set_memory_model(_memory_for(seed))
         check_on(devices(config), config, graph, inputs, expected)
+
+
+@on("4x4")
+def test_memories_need_not_answer_collisions_or_start_at_zero(tmp_path):
+    """Memories that hold noise at first, and that give a wrong word when one is read and written in
+    the same cycle, as block RAM and SRAM macros may."""
+    rtl = tmp_path / "systole.sv"
+    rtl.write_text(f"`define {HOSTILE_RAM}\n{generate(SMALL).read_text()}")
+    with RtlDevice(SMALL, memory_bytes=MEMORY, rtl=rtl) as device:
+        graph, inputs, expected = network("dscnn-kws", tmp_path / "model.onnx")
+        check_on(device, SMALL, graph, inputs, expected, dump=True)
+        for seed in range(12):
+            check_layer(device, SMALL, seed, tmp_path / "layer.onnx")
+            check_graph(device, SMALL, seed)
+            check_operators(device, SMALL, seed)
 
 
 @on("16x16")

@@ -53,14 +53,28 @@ SWAP_LEAD = 2
 to that vector's entry into the array."""
 
 
+ACCUMULATE_LATENCY = 2
+"""Cycles from the read of an accumulator to the write of its sum. So many must lie between two
+vectors that add to the same word."""
+
+
 def capture_lead(config: Config) -> int:
-    """Cycles from the capture of a tile's weights to when they may be swapped in, at least."""
-    return config.rows - config.rows // config.cell_rows + 1
+    """Cycles from the capture of a tile's weights to when they may be swapped in, at least: until
+    the wave of captures is far enough ahead. The next tile is captured from the swap on, so tiles
+    start so far apart, too; more than ``ACCUMULATE_LATENCY``, so that none meets its own words."""
+    return max(config.rows - config.rows // config.cell_rows, ACCUMULATE_LATENCY) + 1
+
+
+def conv_lead(config: Config) -> int:
+    """Cycles from the start of a CONV on an idle engine to its first vector: its first weights and
+    its addresses are prepared at the same time."""
+    return max(CONV_START + capture_lead(config), 5)
 
 
 def array_latency(config: Config, column: int) -> int:
-    """Cycles from a vector's entry into the systolic array to its sum of ``column``."""
-    return config.rows // config.cell_rows + column // config.cell_cols
+    """Cycles from a vector's entry into the systolic array to its sum of ``column``: one for the
+    products, one for each cell that it passes."""
+    return 1 + config.rows // config.cell_rows + column // config.cell_cols
 
 
 # POST -------------------------------------------------------------------------------------------

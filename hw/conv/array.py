@@ -18,7 +18,8 @@ class SystolicArray(wiring.Component):
     A *cell* is ``cell_rows`` x ``cell_cols`` elements chained between pipeline registers.
     Activations move right and sums move down by one cell a cycle, so the cells of one diagonal
     (cell row + cell column) always act together: valid, swap and capture are one shift register
-    each, indexed by diagonal.
+    each, indexed by diagonal. Each element registers its product; a cell adds up its products one
+    cycle after it multiplied.
 
     * ``valid`` with ``x`` (lane 0 lowest): a vector enters. In the cycles between, nothing toggles.
       ``sums[c]`` holds its sum of column ``c`` exactly ``latency(c)`` cycles later, until the next
@@ -32,8 +33,9 @@ class SystolicArray(wiring.Component):
     after ``capture`` and swaps 1 + i + j cycles after ``swap``. A capture must come before its swap
     in every element, and not before the swap of the tile it replaces:
 
-    * ``swap`` at least ``capture_lead`` = rows - rows / cell_rows + 1 cycles after ``capture``, set
-      by the last row (with cells of one row, the swap may follow the capture wave directly);
+    * ``swap`` at least rows - rows / cell_rows + 1 cycles after ``capture``, set by the last row
+      (with cells of one row, the swap may follow the capture wave directly); ``capture_lead`` is
+      that or more;
     * the next ``capture`` no earlier than in the cycle of ``swap``, set by row 0.
     """
 
@@ -74,17 +76,17 @@ class SystolicArray(wiring.Component):
         down, across = self.cell_row_count, self.cell_col_count
 
         # Bit d: the wave is at diagonal d.
-        valid_wave = Signal(down + across - 1)
+        valid_wave = Signal(down + across)
         swap_wave = Signal(down + across - 1)
         capture_wave = Signal(rows + across - 1)
-        later = Signal(max(1, down + across - 2))
+        later = Signal(down + across - 1)
         m.d.sync += later.eq(valid_wave)
         m.d.comb += valid_wave.eq(Cat(self.valid, later))
         m.d.sync += swap_wave.eq(Cat(self.swap, swap_wave))
         m.d.sync += capture_wave.eq(Cat(self.capture, capture_wave))
 
-        def delayed(name: str, value, enable) -> Signal:
-            out = Signal(signed(8), name=name, reset_less=True)
+        def delayed(name: str, value, enable, bits: int = 8) -> Signal:
+            out = Signal(signed(bits), name=name, reset_less=True)
             with m.If(enable):
                 m.d.sync += out.eq(value)
             return out
@@ -111,10 +113,9 @@ class SystolicArray(wiring.Component):
                 for r in range(i * cell_rows, (i + 1) * cell_rows):
                     shadow = delayed(f"shadow_{r}_{c}", weight, capture_wave[r + j])
                     active = delayed(f"weight_{r}_{c}", shadow, swap_wave[i + j])
-                    total += activations[r][j] * active
-                partial = Signal(signed(self.sum_width), name=f"sum_{i}_{c}", reset_less=True)
-                with m.If(valid_wave[i + j]):
-                    m.d.sync += partial.eq(total)
+                    x = activations[r][j]
+                    total += delayed(f"product_{r}_{c}", x * active, valid_wave[i + j], bits=16)
+                partial = delayed(f"sum_{i}_{c}", total, valid_wave[i + j + 1], self.sum_width)
                 total = partial
             m.d.comb += self.sums[c].eq(total)
         return m

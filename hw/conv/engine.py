@@ -21,15 +21,17 @@ from systole.hw.conv.array import SystolicArray
 from systole.hw.conv.sequencer import CONV, TAG, ActivationSequencer, WeightSequencer
 from systole.isa import Config, Opcode
 from systole.isa.config import bits_for
+from systole.isa.timing import ACCUMULATE_LATENCY
 
 
 class Accumulators(wiring.Component):
     """``acc_words`` words of ``cols`` int32, each column and half a memory of one read and one
     write port, updated in the skewed timing of the array's columns.
 
-    * ``valid``, ``tag``: a vector enters the array in this cycle. Its accumulators are read in the
-      cycle before their column's sum arrives and written in the cycle in which it does, so a vector
-      must not add to the word that the vector of the cycle before it wrote.
+    * ``valid``, ``tag``: a vector enters the array in this cycle. Its accumulators are read
+      ``ACCUMULATE_LATENCY`` cycles before their column's sum arrives and written in the cycle in
+      which it does, so a vector must not add to a word that one of the ``ACCUMULATE_LATENCY``
+      cycles before it wrote.
     * ``sums``: the array's.
     * ``done``: the last column of a tag's ``last`` vector is being written; a read in the next
       cycle sees all of that command.
@@ -70,8 +72,9 @@ class Accumulators(wiring.Component):
         with m.If(self.read.en):
             m.d.sync += shown_half.eq(read_half)
 
-        # Stage s of these holds the vector that entered the array s cycles ago; a column group
-        # reads in stage latency - 1 and writes in stage latency.
+        # Stage s of these holds the vector that entered the array s cycles ago. A column reads in
+        # stage latency - 2, has the word in the next and its sum and the word in stage latency, in
+        # which it writes. (What was read is registered: a memory's output comes late in its cycle.)
         depth = array.latency(config.cols - 1) + 1
         half, word = split(self.tag.acc)
         stages = [(self.valid, self.tag.overwrite, half, word)]
@@ -95,8 +98,10 @@ class Accumulators(wiring.Component):
         shown = []
         for c in range(config.cols):
             latency = array.latency(c)
-            valid, overwrite, half, word = stages[latency]
-            next_valid, next_overwrite, next_half, next_word = stages[latency - 1]
+            valid, _, half, word = stages[latency]
+            comes, comes_anew, comes_half, _ = stages[latency - 1]
+            next_valid, next_overwrite, next_half, next_word = stages[latency - ACCUMULATE_LATENCY]
+            before = Signal(32, name=f"before_{c}", reset_less=True)
             total = Signal(32, name=f"total_{c}")
             words = []
             for h in (0, 1):
@@ -112,7 +117,8 @@ class Accumulators(wiring.Component):
                     write.data.eq(total),
                 ]
                 words.append(read.data)
-            before = Mux(overwrite, 0, Mux(half, words[1], words[0]))
+            with m.If(comes):
+                m.d.sync += before.eq(Mux(comes_anew, 0, Mux(comes_half, words[1], words[0])))
             m.d.comb += total.eq(before + self.sums[c])
             shown.append(Mux(shown_half, words[1], words[0]))
         m.d.comb += self.read.data.eq(Cat(*shown))
@@ -124,8 +130,8 @@ class ConvEngine(wiring.Component):
 
     Throughput: a tile of n outputs takes max(n, about ``rows``) cycles, with no cycle between tiles
     and commands; a refused scratchpad read costs the cycle it is refused in. Latency: the first
-    read follows a command by ``2 + capture_lead`` cycles when the engine was idle, and ``retire``
-    follows the last read by ``SWAP_LEAD + latency(cols - 1)`` of the array.
+    read follows a command by ``conv_lead`` cycles when the engine was idle, and ``retire`` follows
+    the last read by ``SWAP_LEAD + latency(cols - 1)`` of the array.
 
     Two commands beyond the one that streams are taken from ``command``, so that the next one's
     first weights are in place in time. ``stalled`` is a refused scratchpad read. CONV never faults.

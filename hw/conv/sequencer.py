@@ -17,6 +17,7 @@ from systole.hw.bus.interfaces import (
 from systole.hw.conv.array import SystolicArray
 from systole.isa import Config, Opcode
 from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
+from systole.isa.timing import ACCUMULATE_LATENCY
 
 if TYPE_CHECKING:
     from amaranth.hdl._ast import Assign
@@ -161,8 +162,8 @@ class ActivationSequencer(wiring.Component):
     """Streams each command's activations from the scratchpad into the array, one vector a cycle.
 
     No cycle is lost between rows, tiles and commands, unless the scratchpad refuses a read, a
-    tile's weights are not ``loaded``, or a command adds to the very word the vector just before it
-    went to.
+    tile's weights are not ``loaded``, or a command adds to one of the last two words of the command
+    before it (``ACCUMULATE_LATENCY`` cycles are lost at most).
 
     * ``command``: the next command is taken, and its address steps multiplied out, while the
       current one streams.
@@ -200,7 +201,11 @@ class ActivationSequencer(wiring.Component):
         # current vector and of the points the loops return to.
         self._current = registers("current", **self._prepared)
         self._count = registers("count", **fields(*LOOPS))
-        self._last = {name: Signal(name=f"last_{name}") for name in LOOPS}
+        # Whether a counter is 1, and whether the field that it counts down from is.
+        flags = dict.fromkeys(LOOPS, 1)
+        self._last = vars(registers("last", **flags))
+        self._single = registers("single", **flags)
+        self._following_single = registers("following_single", **flags)
         self._x = Signal(COORDINATE)
         self._tile_x = Signal(COORDINATE)
         self._y = Signal(COORDINATE)
@@ -211,19 +216,27 @@ class ActivationSequencer(wiring.Component):
         self._overwrite = Signal()
         self._active = Signal()
         self._take = Signal()  # the next command becomes the current one
-        self._inside = Signal()  # the vector lies inside the input
-        self._fire = Signal()  # the vector goes on its way
-        self._fired = Signal()  # the vector before went in the cycle before
+        self._near = Signal()  # its first vectors add to the last words of the one before it
+        self._step = Signal()  # the loops go on to the next vector
+        # The vector that is asked for: the one that the loops have just left.
+        self._vector = {
+            **{"inside": 1, "addr": ADDRESS_BITS, "pad": 8, "first": 1, "near": 1},
+            **{"acc": ACC_ADDRESS_BITS, "overwrite": 1, "last": 1},
+        }
+        self._wanted = registers("wanted", **self._vector)
+        self._waiting = Signal()  # there is one
+        self._hold = Signal()  # it must not go yet
+        self._fire = Signal()  # it goes on its way
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        for name, signal in self._last.items():
-            m.d.comb += signal.eq(getattr(self._count, name) == 1)
         self._prepare(m)
+        self._want(m)
         self._request(m)
-        with m.If(self._fire):
+        with m.If(self._step):
             self._next_accumulator(m)
             self._next_vector(m)
+        self._keep_apart(m)
         with m.If(self._take):
             self._begin(m)
         self._deliver(m)
@@ -242,45 +255,97 @@ class ActivationSequencer(wiring.Component):
     def _prepare(self, m: Module) -> None:
         """Take the next command while the current one streams."""
         command, following = self.command.p, self._following
-        valid = Signal()
-        m.d.comb += self.command.ready.eq(~valid)
+        held, multiplied, valid = Signal(), Signal(), Signal()
+        row = Signal(ADDRESS_BITS, reset_less=True)  # first row of the input, without ``src``
+        m.d.comb += self.command.ready.eq(~held)
+        m.d.sync += [multiplied.eq(self.command.valid & ~held), valid.eq(multiplied | valid)]
         with m.If(self._take):
-            m.d.sync += valid.eq(0)
+            m.d.sync += [held.eq(0), valid.eq(0)]
         with m.If(self.command.valid & self.command.ready):
-            m.d.sync += valid.eq(1)
+            m.d.sync += held.eq(1)
             m.d.sync += [getattr(following, name).eq(command[name]) for name in COPIED]
             pitch = command.src_pitch
             m.d.sync += [
-                following.origin.eq(command.src + command.y0 * pitch + command.x0),
+                following.origin.eq(command.src + command.x0),
+                row.eq(command.y0 * pitch),
                 following.stride_row.eq(command.stride_y * pitch),
                 following.dilation_row.eq(command.dilation_y * pitch),
             ]
-        ends = self._fire & self._last_vector & self._last_tile
+        with m.If(multiplied):
+            m.d.sync += following.origin.eq(following.origin + row)
+            m.d.sync += [
+                getattr(self._following_single, name).eq(getattr(following, name) == 1)
+                for name in LOOPS
+            ]
+        ends = self._step & self._last_vector & self._last_tile
         m.d.comb += self._take.eq(valid & (~self._active | ends))
 
-    def _request(self, m: Module) -> None:
-        """Ask for the current vector unless it lies outside the input."""
-        current, request = self._current, Signal()
-        fired_acc = Signal(ACC_ADDRESS_BITS)
-        # A vector reads its accumulators in the cycle in which the one before it writes its own.
-        # Only a tile's first vector can meet the word of the one before it.
-        meets = self._fired & ~self._overwrite & (self._acc == fired_acc)
-        conflict = self._first_vector & meets
-        m.d.comb += [
-            self._inside.eq(
-                (self._x.as_unsigned() < current.in_w) & (self._y.as_unsigned() < current.in_h)
-            ),
-            request.eq(self._active & (~self._first_vector | self.loaded) & ~conflict),
-            self.scratchpad.valid.eq(request & self._inside),
-            self.scratchpad.addr.eq(self._addr.vector),
-            self._fire.eq(request & (~self._inside | self.scratchpad.ready)),
-            self.swap.eq(self._fire & self._first_vector),
-        ]
+    def _want(self, m: Module) -> None:
+        """The vector that the loops have reached, and whether it lies inside the input, into the
+        registers of the one that is asked for. If that one has to wait, so does this one, in
+        ``spare``: so the loops need not know in the same cycle."""
+        current, wanted = self._current, self._wanted
+        full = Signal()
+        spare = registers("spare", **self._vector)
+        new = {
+            "inside": (self._x.as_unsigned() < current.in_w)
+            & (self._y.as_unsigned() < current.in_h),
+            "addr": self._addr.vector,
+            "pad": current.pad,
+            "first": self._first_vector,
+            "near": self._near & self._first_vector,
+            "acc": self._acc,
+            "overwrite": self._overwrite,
+            "last": self._last_vector & self._last_tile,
+        }
+        moves = (full | self._step) & (~self._waiting | self._fire)
+        m.d.comb += self._step.eq(self._active & ~full)
+        m.d.sync += full.eq((full | self._step) & self._waiting & ~self._fire)
+        with m.If(self._step):
+            m.d.sync += [getattr(spare, name).eq(value) for name, value in new.items()]
         with m.If(self._fire):
-            m.d.sync += fired_acc.eq(self._acc)
+            m.d.sync += self._waiting.eq(0)
+        with m.If(moves):
+            m.d.sync += self._waiting.eq(1)
+            with m.If(full):
+                m.d.sync += [getattr(wanted, name).eq(getattr(spare, name)) for name in new]
+            with m.Else():
+                m.d.sync += [getattr(wanted, name).eq(value) for name, value in new.items()]
+        # The vector before goes at the latest as this one comes.
+        hold = Signal(ACCUMULATE_LATENCY)
+        m.d.comb += self._hold.eq(hold[0])
+        m.d.sync += hold.eq(hold >> 1)
+        with m.If(moves & Mux(full, spare.near, new["near"])):
+            m.d.sync += hold.eq(~0)
+
+    def _request(self, m: Module) -> None:
+        """Ask for the wanted vector unless it lies outside the input."""
+        wanted, request = self._wanted, Signal()
+        m.d.comb += [
+            request.eq(self._waiting & (~wanted.first | self.loaded) & ~self._hold),
+            self.scratchpad.valid.eq(request & wanted.inside),
+            self.scratchpad.addr.eq(wanted.addr),
+            self._fire.eq(request & (~wanted.inside | self.scratchpad.ready)),
+            self.swap.eq(self._fire & wanted.first),
+        ]
+
+    def _keep_apart(self, m: Module) -> None:
+        """Mark a command whose first vectors add to words that the last ones of the command before
+        it wrote: ``ACCUMULATE_LATENCY`` cycles must lie between them."""
+        last_acc = Signal(ACC_ADDRESS_BITS)
+        following = self._following
+        with m.If(self._step):
+            m.d.sync += last_acc.eq(self._acc)
+        with m.If(self._take):
+            # A tile's words follow each other: those of the vectors of the last cycles end here.
+            behind, behind_now = (
+                (last - following.acc)[:ACC_ADDRESS_BITS] < ACCUMULATE_LATENCY
+                for last in (last_acc, self._acc)
+            )
+            m.d.sync += self._near.eq(following.accumulate & Mux(self._step, behind_now, behind))
 
     def _next_accumulator(self, m: Module) -> None:
-        m.d.sync += self._first_vector.eq(self._last_vector)
+        m.d.sync += [self._first_vector.eq(self._last_vector), self._near.eq(0)]
         with m.If(self._last_vector):
             m.d.sync += [self._acc.eq(self._current.acc), self._overwrite.eq(0)]
             m.d.sync += self._restart("out_w", "out_h")
@@ -292,10 +357,11 @@ class ActivationSequencer(wiring.Component):
         current, last, addr = self._current, self._last, self._addr
         columns, rows = (self._x, self._tile_x), (self._y, self._tile_y)
         with m.If(~last["out_w"]):
-            m.d.sync += [self._advance("out_w"), self._x.eq(self._x + current.stride_x)]
+            m.d.sync += self._advance("out_w")
+            m.d.sync += self._x.eq(self._x + current.stride_x)
             m.d.sync += self._go_to(addr.vector + current.stride_x, "vector")
         with m.Elif(~last["out_h"]):
-            m.d.sync += [self._advance("out_h"), self._restart("out_w")]
+            m.d.sync += self._advance("out_h") + self._restart("out_w")
             m.d.sync += [self._x.eq(self._tile_x), self._y.eq(self._y + current.stride_y)]
             m.d.sync += self._go_to(addr.row + current.stride_row, "vector", "row")
         with m.Elif(~last["kernel_w"]):
@@ -304,13 +370,13 @@ class ActivationSequencer(wiring.Component):
             m.d.sync += self._y.eq(self._tile_y)
             m.d.sync += self._go_to(addr.tile + current.dilation_x, "vector", "row", "tile")
         with m.Elif(~last["kernel_h"]):
-            m.d.sync += [self._advance("kernel_h"), self._restart("kernel_w")]
+            m.d.sync += self._advance("kernel_h") + self._restart("kernel_w")
             m.d.sync += [x.eq(current.x0) for x in columns]
             m.d.sync += [y.eq(self._tile_y + current.dilation_y) for y in rows]
             target = addr.taps + current.dilation_row
             m.d.sync += self._go_to(target, "vector", "row", "tile", "taps")
         with m.Elif(~last["blocks"]):
-            m.d.sync += [self._advance("blocks"), self._restart("kernel_w", "kernel_h")]
+            m.d.sync += self._advance("blocks") + self._restart("kernel_w", "kernel_h")
             m.d.sync += [x.eq(current.x0) for x in columns]
             m.d.sync += [y.eq(current.y0) for y in rows]
             m.d.sync += self._go_to(addr.block + current.src_block, *POINTS)
@@ -318,10 +384,12 @@ class ActivationSequencer(wiring.Component):
             m.d.sync += self._active.eq(0)
 
     def _restart(self, *names: str) -> list[Assign]:
-        return [getattr(self._count, n).eq(getattr(self._current, n)) for n in names]
+        counts = [getattr(self._count, n).eq(getattr(self._current, n)) for n in names]
+        return counts + [self._last[n].eq(getattr(self._single, n)) for n in names]
 
-    def _advance(self, name: str) -> Assign:
-        return getattr(self._count, name).eq(getattr(self._count, name) - 1)
+    def _advance(self, name: str) -> list[Assign]:
+        count = getattr(self._count, name)
+        return [count.eq(count - 1), self._last[name].eq(count == 2)]
 
     def _go_to(self, target: Value, *points: str) -> list[Assign]:
         return [getattr(self._addr, point).eq(target) for point in points]
@@ -331,7 +399,13 @@ class ActivationSequencer(wiring.Component):
         following = self._following
         m.d.sync += [self._active.eq(1), self._first_vector.eq(1)]
         m.d.sync += [getattr(self._current, f).eq(getattr(following, f)) for f in self._prepared]
-        m.d.sync += [getattr(self._count, f).eq(getattr(following, f)) for f in LOOPS]
+        for name in LOOPS:
+            single = getattr(self._following_single, name)
+            m.d.sync += [
+                getattr(self._count, name).eq(getattr(following, name)),
+                getattr(self._single, name).eq(single),
+                self._last[name].eq(single),
+            ]
         m.d.sync += [x.eq(following.x0) for x in (self._x, self._tile_x)]
         m.d.sync += [y.eq(following.y0) for y in (self._y, self._tile_y)]
         m.d.sync += self._go_to(following.origin, *POINTS)
@@ -340,17 +414,17 @@ class ActivationSequencer(wiring.Component):
     def _deliver(self, m: Module) -> None:
         """One cycle after the request the scratchpad's word is here; two cycles after it the vector
         enters the array."""
+        fired = Signal()  # the vector before went in the cycle before
+        wanted = self._wanted
         fetched = registers("fetched", inside=1, pad=8, tag=TAG)
-        m.d.sync += [self._fired.eq(self._fire), self.valid.eq(self._fired)]
+        m.d.sync += [fired.eq(self._fire), self.valid.eq(fired)]
         with m.If(self._fire):
             m.d.sync += [
-                fetched.inside.eq(self._inside),
-                fetched.pad.eq(self._current.pad),
-                fetched.tag.acc.eq(self._acc),
-                fetched.tag.overwrite.eq(self._overwrite),
-                fetched.tag.last.eq(self._last_vector & self._last_tile),
+                fetched.inside.eq(wanted.inside),
+                fetched.pad.eq(wanted.pad),
+                *(fetched.tag[name].eq(getattr(wanted, name)) for name, _ in TAG),
             ]
-        with m.If(self._fired):
+        with m.If(fired):
             pad = fetched.pad.replicate(self.config.rows)
             m.d.sync += self.x.eq(Mux(fetched.inside, self.scratchpad.data, pad))
             m.d.sync += self.tag.eq(fetched.tag)

@@ -9,7 +9,6 @@ from math import inf
 
 from systole.isa import Config, Engine, Opcode, PostOp, PostSource, WindowOp
 from systole.isa.timing import (
-    CONV_START,
     END_WORDS,
     POST_DEPTH,
     READ_AHEAD,
@@ -19,7 +18,7 @@ from systole.isa.timing import (
     TRANSFER_START,
     WINDOW_DEPTH,
     array_latency,
-    capture_lead,
+    conv_lead,
     post_overlaps,
     table_reads,
 )
@@ -82,7 +81,7 @@ class MachineModel:
             if c["opcode"] == Opcode.WINDOW
         }
         self.read_latency, self.write_latency = read_latency, write_latency
-        self.capture = capture_lead(config)
+        self.conv_lead = conv_lead(config)
         self.array = array_latency(config, config.cols - 1)
 
     def run(self, delays: Mapping[int, int]) -> Timetable:
@@ -212,7 +211,7 @@ class MachineModel:
         """A tile streams as soon as its weights are in place and the tile before has streamed."""
         rows, n = self.config.rows, c["out_w"] * c["out_h"]
         before, length = self.conv_tile
-        begin = max(start + CONV_START + self.capture, before + max(rows, length))
+        begin = max(start + self.conv_lead, before + max(rows, length))
         tiles = c["blocks"] * c["kernel_h"] * c["kernel_w"]
         tile = begin + (tiles - 1) * max(rows, n)
         self.conv_tile = tile, n

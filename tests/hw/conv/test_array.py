@@ -42,9 +42,9 @@ def test_array(rows: int, cols: int, cell: int, slack: bool):
     weights = rng.integers(-128, 128, (tiles, rows, cols))
     weights[0], weights[1] = -128, 127
     bus = {captures[t] + 1 + r: packed(weights[t, r]) for t in range(tiles) for r in range(rows)}
-    end = swaps[-1] + 2 * rows + cols
     first = swaps[0] + dut.SWAP_LEAD
     last = swaps[-1] + dut.SWAP_LEAD + rows
+    end = last + dut.latency(cols - 1)
     vectors = {}
     expected = {}
     tile_seen = set()

@@ -9,6 +9,7 @@ import pytest
 
 from systole.hw.conv.engine import ConvEngine
 from systole.isa import COMMANDS, Config, Opcode
+from systole.isa.timing import conv_lead
 from tests.helpers.simulation import Inputs, put, simulation
 
 FIELDS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
@@ -270,7 +271,7 @@ def test_cycles(config: Config):
         alone = Bench(config)
         alone.run([cmd])
         array = alone.dut.array
-        overhead = 1 + array.capture_lead + array.SWAP_LEAD + array.latency(config.cols - 1)
+        overhead = conv_lead(config) - 1 + array.SWAP_LEAD + array.latency(config.cols - 1)
         # The last tile need not last `rows` cycles: nothing follows it.
         cost = (tiles(cmd) - 1) * max(outputs(cmd), rows) + outputs(cmd)
         assert alone.retired[0] - alone.accepted[0] <= cost + overhead

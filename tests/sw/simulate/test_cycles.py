@@ -67,7 +67,7 @@ def test_model_has_the_hardwares_constants(config):
     array = SystolicArray(config)
     Fragment.get(array, None)  # Amaranth warns of components that are never elaborated.
     machine = MachineModel([], config, 64, 64)
-    assert machine.capture == array.capture_lead
+    assert machine.conv_lead == max(timing.CONV_START + array.capture_lead, 5)
     assert machine.array == array.latency(config.cols - 1)
     assert array.SWAP_LEAD == timing.SWAP_LEAD
     depth, reduction = timing.WINDOW_DEPTH, WindowReduce.LATENCY

@@ -9,7 +9,7 @@ MODELS ?= ../shared/models
 # The variable silences a notice of the theme's authors.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-.PHONY: help run test test-long test-emulated sim coverage lint docs generated bench bench-long models \
+.PHONY: help run test test-long test-emulated sim coverage lint docs registers generated bench bench-long models \
   speed constraints clean
 
 help: ## list the targets
@@ -54,6 +54,12 @@ lint: .venv/dev.stamp ## style, types, generated pages, the documentation's link
 docs: .venv/docs.stamp ## the documentation as a site, in build/site
 	$(MKDOCS)
 
+registers: .venv/registers.stamp ## the registers as a page and as IP-XACT, in build/registers
+	mkdir -p build/registers
+	$(BIN)/python -m isa.tools.systemrdl -o build/registers/systole.rdl
+	$(BIN)/peakrdl html build/registers/systole.rdl -o build/registers/html
+	$(BIN)/peakrdl ip-xact build/registers/systole.rdl -o build/registers/systole.xml
+
 generated: .venv/run.stamp ## write the generated pages, pictures and reports in docs/ again
 	$(BIN)/python -m isa.tools.document
 	$(BIN)/python -m isa.tools.configuration
@@ -95,6 +101,10 @@ endef
 
 .venv/docs.stamp: .venv/run.stamp
 	$(call install,.[docs])
+	touch $@
+
+.venv/registers.stamp: .venv/run.stamp
+	$(call install,.[registers])
 	touch $@
 
 .venv/bench.stamp: .venv/run.stamp

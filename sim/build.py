@@ -166,7 +166,7 @@ def build_block(kind: str, source: Path, top: str) -> Simulator:
 def build_array(config: Config) -> tuple[str, ...]:
     """Build the systolic array alone (``array_tb.sv``) in Verilator: its command line, to be
     followed by plusargs."""
-    from systole.hw.generate import write_verilog
+    from systole.hw.verilog import write_verilog
     from systole.sim.blocks import ArrayAlone
 
     alone = ArrayAlone(config)
@@ -199,15 +199,19 @@ def build_array(config: Config) -> tuple[str, ...]:
 
 def generate(config: Config) -> Path:
     """The SystemVerilog file of a configuration, generated if it is not in the cache."""
-    from systole.hw.generate import generate as emit
+    from systole.hw.top import Systole
+    from systole.hw.verilog import TOP as DESIGN
+    from systole.hw.verilog import write_verilog
 
-    return _generated("systole", config, lambda directory: emit(config, directory))
+    return _generated(
+        DESIGN, config, lambda directory: write_verilog(Systole(config), DESIGN, directory)
+    )
 
 
 def generate_blocks(config: Config) -> Path:
     """The SystemVerilog file of module ``blocks``, a configuration's blocks side by side, generated
     if it is not in the cache."""
-    from systole.hw.generate import write_verilog
+    from systole.hw.verilog import write_verilog
     from systole.sim.blocks import Blocks
 
     return _generated(
@@ -217,7 +221,7 @@ def generate_blocks(config: Config) -> Path:
 
 def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> Path:
     """``design.sv`` in the cache, written by ``emit(directory)`` on first use."""
-    from systole.hw.generate import GenerateError
+    from systole.hw.verilog import GenerateError
 
     key = _digest(
         "rtl",

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         quantize,
         run,
     )
-    from systole.hw.generate import GenerateError
+    from systole.hw.verilog import GenerateError
     from systole.isa import Config, ConfigError
     from systole.sw.compiler.placement import NodePlacement
     from systole.sw.frontend.inputs import InputError
@@ -92,7 +92,7 @@ _HOMES = {
     "Device": "sw.runtime.device",
     "DeviceError": "sw.runtime.device",
     "DeviceFault": "sw.runtime.driver",
-    "GenerateError": "hw.generate",
+    "GenerateError": "hw.verilog",
     "InputError": "sw.frontend.inputs",
     "ModelError": "sw.ir.graph",
     "ModelPrediction": "sw.session.run",

@@ -459,15 +459,16 @@ def quantize(
 
 
 def generate(config: Config, directory: str | os.PathLike) -> dict[str, Any]:
-    """Generate the SystemVerilog of an accelerator.
+    """Generate an accelerator for a system on chip: SystemVerilog, and what tools need beside it.
 
     Args:
         config: the accelerator.
-        directory: folder for ``systole.sv`` and its manifest ``systole.json``, made if it does not
-            exist. The files appear whole or not at all, replacing older ones.
+        directory: folder for the files that :mod:`systole.hw.generate` lists, made if it does not
+            exist. They appear whole or not at all, replacing older ones.
 
     Returns:
-        The manifest: ``top``, ``isa_version``, ``config_hash``, ``config`` and ``ports``.
+        The manifest: ``top``, ``wrapper``, ``isa_version``, ``config_hash``, ``config``, ``ports``
+        and ``files``.
 
     Raises:
         GenerateError: Yosys fails.
@@ -476,10 +477,10 @@ def generate(config: Config, directory: str | os.PathLike) -> dict[str, Any]:
     >>> import pathlib, systole, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     manifest = systole.generate(systole.Config.sized(4, 4), folder)
-    ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
-    ['systole.json', 'systole.sv']
-    >>> manifest["top"], manifest["config"]["rows"]
-    ('systole', 4)
+    ...     (pathlib.Path(folder) / "rtl" / "systole_axi.sv").exists()
+    True
+    >>> manifest["wrapper"], manifest["config"]["rows"]
+    ('systole_axi', 4)
     """
     from systole.hw.generate import generate as write
 

@@ -1,4 +1,4 @@
-"""The Verilog and manifest that ``hw.generate`` writes, and its answers to bad options."""
+"""The package that ``hw.generate`` writes, and its answers to bad options."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from systole.hw import generate as unit
+from systole.hw import verilog
 from systole.isa import VERSION, Config
 
 SMALL = {
@@ -51,7 +52,7 @@ def options(fields: dict[str, int | bool]) -> list[str]:
 
 def module_ports(source: str) -> dict[str, tuple[str, int]]:
     """Direction and width of the ports of module ``systole``."""
-    body = re.search(r"^module systole\(.*?\);\n(.*?)^endmodule", source, re.M | re.S)
+    body = re.search(r"^module systole \(.*?\);\n(.*?)^endmodule", source, re.M | re.S)
     assert body
     found = re.findall(r"^  (input|output) (?:\[(\d+):0\] )?(\w+);", body[1], re.M)
     return {name: (direction, int(high or 0) + 1) for direction, high, name in found}
@@ -67,15 +68,19 @@ def test_verilog_and_manifest(fields: dict[str, int | bool], tmp_path: Path) -> 
         result = run(*options(fields), "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["systole.json", "systole.sv"]
     manifest = json.loads((out / "systole.json").read_text())
+    written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    assert written == sorted([*manifest["files"], "systole.json"])
     config = Config(**fields)
     assert Config.from_dict(manifest["config"]) == config
     assert int(manifest["config_hash"], 16) == config.hash
     assert (manifest["isa_version"], manifest["top"]) == (VERSION, "systole")
 
-    source = (out / "systole.sv").read_text()
+    sources = (out / "systole.f").read_text().split()
+    assert sources == [name for name in manifest["files"] if name.startswith("rtl/")]
+    source = (out / "rtl" / "systole.sv").read_text()
     assert "endfunction" not in source  # what cases would become: all branches in one argument
+    assert "\\" not in source
 
     ports = {p["name"]: (p["direction"], p["width"]) for p in manifest["ports"]}
     assert ports == module_ports(source)
@@ -88,7 +93,8 @@ def test_verilog_and_manifest(fields: dict[str, int | bool], tmp_path: Path) -> 
     if shutil.which("iverilog"):
         binary = tmp_path / "systole.vvp"
         check = subprocess.run(
-            ["iverilog", "-g2012", "-s", "systole", "-o", binary, out / "systole.sv"],
+            ["iverilog", "-g2012", "-s", "systole_axi", "-o", binary, "-f", "systole.f"],
+            cwd=out,
             capture_output=True,
             text=True,
         )
@@ -129,11 +135,28 @@ def test_output_cannot_be_written(tmp_path: Path) -> None:
 
 def test_failure_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "systole.sv").write_text("old")
-    monkeypatch.setattr(unit, "YOSYS", "import sys; sys.exit('no such luck')")
+    (out / "rtl").mkdir(parents=True)
+    (out / "rtl" / "systole.sv").write_text("old")
+    monkeypatch.setattr(verilog, "YOSYS", "import sys; sys.exit('no such luck')")
     result = run(*options(SMALL), "-o", out)
     assert result.exit_code == 2 and "no such luck" in result.stderr
-    assert (out / "systole.sv").read_text() == "old"
+    assert (out / "rtl" / "systole.sv").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert [p.name for p in out.iterdir()] == ["systole.sv"]
+    assert [p.name for p in out.iterdir()] == ["rtl"]
+
+
+def test_files_that_are_no_longer_made_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the manifest alone, and never outside the folder."""
+    contents = {"systole.json": "{}", "rtl/new.sv": "new"}
+    monkeypatch.setattr(unit, "_package", lambda config, scratch: ({}, contents))
+    out = tmp_path / "out"
+    (out / "rtl").mkdir(parents=True)
+    for name in ("rtl/old.sv", "rtl/mine.sv", "../elsewhere.sv"):
+        (out / name).write_text("here first")
+    listed = ["rtl/old.sv", "../elsewhere.sv", str(out / "rtl/mine.sv"), 7]
+    (out / "systole.json").write_text(json.dumps({"files": listed}))
+    unit.generate(Config(), out)
+    assert sorted(p.name for p in (out / "rtl").iterdir()) == ["mine.sv", "new.sv"]
+    assert (tmp_path / "elsewhere.sv").exists()

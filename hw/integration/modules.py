@@ -25,9 +25,14 @@ def split(source: str) -> dict[str, str]:
     out = {}
     for module, body in bodies.items():
         text = _INSTANCE.sub(lambda found: _connected(found, names, modules), body)
-        text = _ESCAPED.sub(lambda found, own=names[module]: own[found[1]], text)
+        text = _plain(text, names[module])
         out[modules[module]] = f"module {modules[module]} {_tidy(text)}endmodule\n"
     return out
+
+
+def _plain(text: str, names: dict[str, str]) -> str:
+    """The text with its escaped names replaced."""
+    return _ESCAPED.sub(lambda found: names[found[1]], text)
 
 
 def _modules(source: str) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,8 +71,9 @@ class RtlDevice(Device):
 
     ``memory_bytes``: DRAM, taken from the host only where it is touched. ``memory``: its behaviour.
     ``waves``: file to write waveforms to (VCD). ``rtl``: a SystemVerilog file with a module
-    ``systole`` to simulate instead of the one generated from ``config``. ``patience``: wall-clock
-    seconds without a sign of life after which the simulator counts as hung.
+    ``systole`` to simulate instead of the one generated from ``config``. ``plusargs``: arguments
+    for it. ``patience``: wall-clock seconds without a sign of life after which the simulator counts
+    as hung.
     ``python_clock``: Verilator only, clocked from Python, to compare speeds.
 
     Raises :class:`DeviceError`, with the tail of the simulator's log, when the simulator cannot be
@@ -87,6 +89,7 @@ class RtlDevice(Device):
         memory: MemoryModel | None = None,
         waves: str | Path | None = None,
         rtl: Path | None = None,
+        plusargs: Sequence[str] = (),
         patience: float = 600.0,
         python_clock: bool = False,
     ):
@@ -104,7 +107,7 @@ class RtlDevice(Device):
         with open(backing, "w+b") as f:
             f.truncate(memory_bytes)
             self._memory = mmap.mmap(f.fileno(), memory_bytes)
-        arguments = [f"+memory={backing}", f"+memory_bytes={memory_bytes}"]
+        arguments = [f"+memory={backing}", f"+memory_bytes={memory_bytes}", *plusargs]
         if waves is not None:
             waves = Path(waves).resolve()
             verilator = ["--trace", "--trace-file", str(waves)]

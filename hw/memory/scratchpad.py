@@ -67,6 +67,7 @@ class Scratchpad(wiring.Component):
 
         # The last assignment wins: clients in reverse, so that the first comes last.
         for b, (read_port, write_port) in enumerate(ports):
+            m.d.comb += read_port.en.eq(0)  # Amaranth's default is to read in every cycle.
             for client in reversed(self.read):
                 with m.If(client.valid & (client.addr[:bank_bits] == b)):
                     m.d.comb += [read_port.en.eq(1), read_port.addr.eq(client.addr[bank_bits:])]

@@ -101,6 +101,12 @@ class Program:
     command_layers: list[int]
     """For every command (END excluded) the index of its layer."""
 
+    @property
+    def fetched_bytes(self) -> int:
+        """DRAM bytes that the commands take, in whole beats of the bus."""
+        beat = self.config.beat_bytes
+        return -(-8 * self.command_words // beat) * beat
+
     def commands(self) -> list[int]:
         """The 64-bit words of the command stream."""
         data = self.image[self.command_offset : self.command_offset + 8 * self.command_words]

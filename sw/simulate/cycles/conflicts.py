@@ -155,7 +155,7 @@ class Conflicts:
             banks = conv_banks(self.commands[index], config)[max(0, -at) :]
             at = max(at, 0)
             taken[at : at + len(banks)] = banks[: length - at]
-        steps, reads = im2col_row(c, config)
+        steps, reads, _ = im2col_row(c, config)
         taken_banks: list[int] = taken.tolist()
         lost = 0
         for oy in range(c["out_h"]):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,18 @@ from systole.isa.timing import (
 )
 
 
+class Im2colRow(NamedTuple):
+    """How IM2COL collects a row of outputs."""
+
+    steps: int
+    """Cycles."""
+    reads: list[tuple[int, int, int]]
+    """Those that read, if the row of the input exists: step, row of the kernel, word in its row of
+    the input."""
+    fetches: int
+    """Those that fetch a word, be it read or all padding."""
+
+
 @lru_cache(1024)
 def _im2col_row(
     *,
@@ -34,8 +47,8 @@ def _im2col_row(
     out_w: int,
     rows: int,
     keeps: bool,
-) -> tuple[int, list[tuple[int, int, int]]]:
-    steps = 0
+) -> Im2colRow:
+    steps = fetches = 0
     reads: list[tuple[int, int, int]] = []
     newest, words = 0, 0
     # An output whose last run ends in its next word takes a step more.
@@ -60,19 +73,19 @@ def _im2col_row(
         for ky in range(kernel_h):
             reads += [(steps + at, ky, w) for at, w in fetched if 0 <= w < -(-in_w // rows)]
             steps += taken
+        fetches += kernel_h * len(fetched)
         steps += flush
-    return steps, reads
+    return Im2colRow(steps, reads, fetches)
 
 
 def im2col_row_cycles(config: Config, **fields: int) -> int:
     """Cycles of IM2COL for a row of outputs. ``fields``: those of the command that this depends
     on."""
-    return im2col_row(fields, config)[0]
+    return im2col_row(fields, config).steps
 
 
-def im2col_row(c: Mapping[str, int], config: Config) -> tuple[int, list[tuple[int, int, int]]]:
-    """The number of steps that IM2COL takes for a row of outputs (:class:`hw.window.walk.TapWalk`),
-    and those that read: step, row of the kernel, word in its row of the input."""
+def im2col_row(c: Mapping[str, int], config: Config) -> Im2colRow:
+    """How IM2COL collects a row of outputs (:class:`hw.window.walk.TapWalk`)."""
     names = ("x0", "stride_x", "dilation_x", "kernel_w", "kernel_h", "run", "in_w", "out_w")
     keeps = im2col_keeps_words(config, kernel_w=c["kernel_w"], kernel_h=c["kernel_h"])
     return _im2col_row(**{n: c[n] for n in names}, rows=config.rows, keeps=bool(keeps))
@@ -143,7 +156,7 @@ class WindowTiming:
 def window_timing(c: Mapping[str, int], config: Config) -> WindowTiming:
     """The timing of a WINDOW command."""
     if c["op"] == WindowOp.IM2COL:
-        fast, words = False, c["out_h"] * im2col_row(c, config)[0]
+        fast, words = False, c["out_h"] * im2col_row(c, config).steps
     else:
         shape = WindowShape.of_command(c)
         fast = shape.is_fast(config)

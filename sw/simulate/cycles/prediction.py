@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from systole.isa import Config, LoadTarget, Opcode, PostSource
@@ -96,23 +96,18 @@ def busy(program: Program) -> dict[str, int]:
 
 def traffic(program: Program) -> list[tuple[int, int]]:
     """DRAM bytes (read, written) by each command, END excluded."""
-    return _traffic(program.decoded(), program.config)
+    return [command_traffic(c, program.config) for c in program.decoded()]
 
 
-def _traffic(commands: Iterable[Mapping[str, int]], config: Config) -> list[tuple[int, int]]:
-    out = []
-    for c in commands:
-        read = write = 0
-        if c["opcode"] in (Opcode.LOAD, Opcode.STORE):
-            count = c["count0"] * c["count1"] * c["count2"]
-            if c["opcode"] == Opcode.STORE:
-                write = count * config.vector_bytes
-            elif c["target"] == LoadTarget.WEIGHTS:
-                read = count * config.weight_vector_bytes
-            else:
-                read = count * config.vector_bytes
-        out.append((read, write))
-    return out
+def command_traffic(c: Mapping[str, int], config: Config) -> tuple[int, int]:
+    """DRAM bytes (read, written) by a command."""
+    if c["opcode"] not in (Opcode.LOAD, Opcode.STORE):
+        return 0, 0
+    count = c["count0"] * c["count1"] * c["count2"]
+    if c["opcode"] == Opcode.STORE:
+        return 0, count * config.vector_bytes
+    to_weights = c["target"] == LoadTarget.WEIGHTS
+    return count * (config.weight_vector_bytes if to_weights else config.vector_bytes), 0
 
 
 def layer_cycles(program: Program, ends: list[int]) -> list[int]:
@@ -138,15 +133,14 @@ def predict_layers(
     timings = _predict(commands, program.config, read_latency, write_latency)
     cycles = layer_cycles(program, [t.end for t in timings])
     moved = [[0, 0] for _ in program.layers]
-    for layer, (read, write) in zip(program.command_layers, _traffic(commands, program.config)):
+    for layer, c in zip(program.command_layers, commands):
+        read, write = command_traffic(c, program.config)
         moved[layer][0] += read
         moved[layer][1] += write
     layers = [LayerPrediction(n, *both) for n, both in zip(cycles, moved, strict=True)]
-    beat = program.config.beat_bytes
-    fetched = -(-8 * program.command_words // beat) * beat
     return Prediction(
         max((t.end for t in timings), default=0) + 1,
-        sum(layer.read_bytes for layer in layers) + fetched,
+        sum(layer.read_bytes for layer in layers) + program.fetched_bytes,
         sum(layer.write_bytes for layer in layers),
         layers,
     )

@@ -12,7 +12,7 @@ The public interface; all of it is documented at the names themselves:
 * :func:`open_device` opens a simulated :class:`Device` that several runs share.
 
 Bad input raises :class:`ConfigError`, :class:`ModelError`, :class:`InputError`,
-:class:`DeviceError` or :class:`GenerateError`; the message is one sentence.
+:class:`EnergyError`, :class:`DeviceError` or :class:`GenerateError`; the message is one sentence.
 
 >>> import systole
 >>> from systole.sw.zoo import digits
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from systole.sw.quantisation.pipeline import QuantisationOptions
     from systole.sw.quantisation.report import QuantisationReport
     from systole.sw.quantisation.samples import Preprocessing
+    from systole.sw.report.energy import EnergyError
     from systole.sw.runtime.device import Device, DeviceError
     from systole.sw.runtime.driver import DeviceFault
     from systole.sw.session.accuracy import Accuracy
@@ -63,6 +64,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "DeviceFault",
+    "EnergyError",
     "GenerateError",
     "InputError",
     "ModelError",
@@ -92,6 +94,7 @@ _HOMES = {
     "Device": "sw.runtime.device",
     "DeviceError": "sw.runtime.device",
     "DeviceFault": "sw.runtime.driver",
+    "EnergyError": "sw.report.energy",
     "GenerateError": "hw.verilog",
     "InputError": "sw.frontend.inputs",
     "ModelError": "sw.ir.graph",

@@ -39,6 +39,7 @@ from systole.sw.quantisation.samples import (
     preprocessed,
     read_samples,
 )
+from systole.sw.report.energy import DEFAULT as DEFAULT_ENERGY
 from systole.sw.runtime.device import Device
 from systole.sw.runtime.program import Program
 from systole.sw.session import backends
@@ -209,6 +210,7 @@ def run(
     trace_file: str | os.PathLike | None = None,
     waves: str | os.PathLike | None = None,
     clock_mhz: float = CLOCK_MHZ,
+    energy_table: str = DEFAULT_ENERGY,
     preprocessing: Preprocessing | None = None,
     progress: Progress = silent,
 ) -> RunResult:
@@ -228,6 +230,7 @@ def run(
         trace_file: where to write a timeline for ui.perfetto.dev; RTL only.
         waves: where to write waveforms (VCD); RTL only.
         clock_mhz: the clock that the report's times are for.
+        energy_table: what operations cost: ``"45nm"``, ``"7nm"`` or a TOML file like theirs.
         preprocessing: what turns given ``inputs`` (pictures within 0..1) into the model's.
         progress: as for :func:`compile`.
 
@@ -238,6 +241,7 @@ def run(
     Raises:
         ModelError: as for :func:`compile`, or onnxruntime fails on these inputs.
         InputError: the inputs do not fit the model, or there is no such simulator.
+        EnergyError: the table of costs cannot be used.
         ConfigError: the model was compiled for another configuration than ``config``.
         DeviceError: the simulator cannot be had, or the device is of another configuration, faults
             or hangs.
@@ -265,6 +269,7 @@ def run(
         check_layers=check_layers,
         device=device,
         clock_mhz=clock_mhz,
+        energy_table=energy_table,
     )
     arrays = _inputs(compiled, inputs, seed)
     if inputs is not None:
@@ -332,21 +337,24 @@ def predict(
     model: ModelSource | CompiledModel,
     *,
     config: Config | None = None,
+    energy_table: str = DEFAULT_ENERGY,
     progress: Progress = silent,
 ) -> ModelPrediction:
-    """Predict the cycles and the DRAM traffic of a model without running it.
+    """Predict the cycles, the DRAM traffic and the energy of a model without running it.
 
     Args:
         model: a model, which is compiled for ``config``, or a :class:`CompiledModel`.
         config: the accelerator to compile for; the default is ``Config()``.
+        energy_table: as for :func:`run`.
         progress: as for :func:`compile`.
 
     Returns:
-        A :class:`ModelPrediction`: cycles (within 1 % of the RTL on whole networks), bytes and one
-        row per layer.
+        A :class:`ModelPrediction`: cycles (within 1 % of the RTL on whole networks), bytes, energy
+        (by a model that knows memories, arithmetic and DRAM) and one row per layer.
 
     Raises:
         ModelError: as for :func:`compile`.
+        EnergyError: the table of costs cannot be used.
         ConfigError: the model was compiled for another configuration than ``config``.
 
     >>> import systole
@@ -360,7 +368,7 @@ def predict(
     True
     """
     compiled = _compiled(model, config, progress)
-    return predict_model(compiled.partition, compiled.read_latency)
+    return predict_model(compiled.partition, compiled.read_latency, energy_table)
 
 
 def check(model: ModelSource, *, dims: Mapping[str, int] | None = None) -> list[NodePlacement]:

@@ -46,7 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # The public interface, and the command line, which uses it.
     "api": (
         *(*BASE, "sw.frontend", "sw.compiler", "sw.quantisation", "sw.runtime", "sw.session"),
-        "hw",
+        *("hw", "sw.report"),
     ),
     "sw.cli": ("isa", "hw", "sim", "sw", "api"),
     # What users type: `python -m sw.run` and its like.

@@ -84,6 +84,11 @@ def load_network(name: str, **parameters: int) -> Graph:
         return load_model(path)
 
 
+def published(name: str) -> Graph:
+    """A network in the size that the pages have."""
+    return load_network(name, **({"m": 1024, "k": 1024, "n": 1024} if name == "gemm" else {}))
+
+
 def minimum_traffic(graph: Graph) -> int:
     """Bytes that must cross the memory bus: every weight and constant once, the inputs, the
     outputs."""
@@ -359,8 +364,7 @@ def _measure_all(networks: Iterable[str], long: bool) -> tuple[list[Measurement]
     networks' graphs by name."""
     results, graphs = [], {}
     for name in networks:
-        size = {"m": 1024, "k": 1024, "n": 1024} if name == "gemm" else {}
-        graphs[name] = graph = load_network(name, **size)
+        graphs[name] = graph = published(name)
         run = measured if long or name not in LONG else predicted
         results.append(r := run(name, graph, Config(), "best" if name in TINY else "fast"))
         print(f"{name}: {r.cycles} cycles, predicted {r.predicted.cycles}", file=sys.stderr)

@@ -26,10 +26,19 @@ from systole.sw.files import OutputError, write_atomically
 from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph, ModelError
 from systole.sw.progress import Progress, Share
+from systole.sw.report.energy import EnergyError
 from systole.sw.runtime.device import DeviceError
 from systole.sw.runtime.program import ProgramError
 
-BAD_INPUT = (ModelError, ConfigError, InputError, DeviceError, ProgramError, OutputError)
+BAD_INPUT = (
+    ModelError,
+    ConfigError,
+    InputError,
+    DeviceError,
+    EnergyError,
+    ProgramError,
+    OutputError,
+)
 """What bad input raises; the message is for the user."""
 MISMATCH, BAD = 1, 2
 """Exit status."""

@@ -51,6 +51,7 @@ from systole.sw.frontend.load import PASS_NAMES
 from systole.sw.ir.graph import Graph
 from systole.sw.ir.text import render
 from systole.sw.quantisation.samples import Preprocessing
+from systole.sw.report.energy import DEFAULT, EnergyTable, known_tables
 from systole.sw.session.report import CLOCK_MHZ
 from systole.sw.session.run import SIMULATORS
 
@@ -62,6 +63,9 @@ TraceOption = Annotated[Path | None, typer.Option(help="timeline for ui.perfetto
 WavesOption = Annotated[Path | None, typer.Option(help="waveforms (VCD)")]
 LatencyOption = Annotated[int, typer.Option(min=1, help="memory read latency, cycles")]
 ClockOption = Annotated[float, typer.Option(min=0.001, help="clock assumed for frames/s")]
+EnergyOption = Annotated[
+    str, typer.Option(help=f"costs of operations: {' | '.join(known_tables())} | a TOML file")
+]
 CheckOption = Annotated[
     str, typer.Option(help="layers: a second run stores and compares every layer | outputs")
 ]
@@ -105,6 +109,11 @@ def _check_choices(sim: str, check: str, optimise: str, dump_after: str | None) 
     check_choice("--dump-after", dump_after or PASS_NAMES[0], PASS_NAMES)
 
 
+def _preprocessing(mean: str, std: str, layout: str | None) -> Preprocessing:
+    means, deviations = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    return Preprocessing(mean=means, std=deviations, layout=layout)
+
+
 def _check_samples(samples: Path | None, float_model: Path | None, others: Iterable) -> None:
     """Raises :class:`InputError` for options that do not go with ``--samples``, or not without."""
     if samples is None and float_model is not None:
@@ -136,6 +145,7 @@ def main(
     seed: SeedOption = 0,
     latency: LatencyOption = READ_LATENCY,
     clock_mhz: ClockOption = CLOCK_MHZ,
+    energy: EnergyOption = DEFAULT,
     check: CheckOption = "layers",
     program_file: ProgramOption = None,
     optimise: OptimiseOption = "fast",
@@ -154,9 +164,8 @@ def main(
     console, progress = output_console(), progress_console()
     with one_line_errors():
         _check_choices(sim, check, optimise, dump_after)
-        preprocessing = Preprocessing(
-            mean=parse_numbers("--mean", mean), std=parse_numbers("--std", std), layout=layout
-        )
+        EnergyTable.load(energy)
+        preprocessing = _preprocessing(mean, std, layout)
         _check_samples(samples, float_model, (input, trace, waves, program_file, output))
         for path in (json_file, trace, waves, program_file, output):
             check_writable(path)
@@ -193,6 +202,7 @@ def main(
             trace_file=trace,
             waves=waves,
             clock_mhz=clock_mhz,
+            energy_table=energy,
             progress=shown_progress(progress),
         )
         if program_file is not None:

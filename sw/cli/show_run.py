@@ -59,6 +59,7 @@ def _lines(report: RunReport) -> Iterator[str]:
         yield f"on the host: {reason}"
     yield "; ".join(_work(report))
     yield _frame(report)
+    yield _energy(report)
     yield _crossings(report)
     yield "; ".join(_times(report))
     yield from _comparisons(report)
@@ -107,6 +108,17 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.4f} ms"
 
 
+def _energy(report: RunReport) -> str:
+    """What a frame costs, and where that goes, the largest part first."""
+    parts = sorted(report.energy_parts_mj.items(), key=lambda part: -part[1])
+    total = report.energy_mj or 0
+    shares = ", ".join(f"{name} {100 * mj / total:.0f} %" for name, mj in parts if mj)
+    return (
+        f"energy {total:,.4f} mJ a frame by the model {report.energy_table} (memories, arithmetic "
+        f"and DRAM; no leakage, clock or host): {shares}; {report.tops_per_watt:.2f} TOPS/W"
+    )
+
+
 def _crossings(report: RunReport) -> str:
     c = report.crossings
     assert c is not None, "every report has them"
@@ -136,10 +148,16 @@ def _comparisons(report: RunReport) -> Iterator[str]:
     yield from report.explanations
     if report.graph != report.ort:
         yield f"the graph as written, without fused kernels: {_equality(report.graph)}"
-    if (report.kernels_off_by or 0) > MOST_STEPS:
+    steps = report.kernels_off_by or 0
+    if steps > MOST_STEPS and report.reference == "graph":
         yield (
-            f"onnxruntime's optimiser changes this model's outputs by up to "
-            f"{report.kernels_off_by:,.0f} steps: the graph as written is right"
+            f"onnxruntime's optimiser changes this model's outputs by up to {steps:,.0f} steps: "
+            "the graph as written is taken for right"
+        )
+    elif steps > MOST_STEPS:
+        yield (
+            f"rounding to int8 in every layer adds up to {steps:,.0f} steps between onnxruntime's "
+            "integer kernels and the graph as written: the integer kernels are taken for right"
         )
 
 

@@ -31,6 +31,8 @@ class LayerReport:
     command (``CONV<memory``)."""
     dram_read_bytes: int = 0
     dram_write_bytes: int = 0
+    energy_pj: dict[str, float] = field(default_factory=dict)
+    """By part, as the energy model has it; empty: not estimated."""
 
 
 def utilisation(macs: int, cycles: int, config: Config) -> float:
@@ -117,7 +119,7 @@ def table(rows: list[LayerReport], title: str) -> Table:
     for name in ("MACs", "cycles", "util %"):
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("stalled most by")
-    for name in ("DRAM rd", "DRAM wr"):
+    for name in ("DRAM rd", "DRAM wr", "uJ"):
         out.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         worst = next(iter(row.stalls.items()), None)
@@ -131,5 +133,6 @@ def table(rows: list[LayerReport], title: str) -> Table:
             "-" if worst is None else f"{worst[0]} {worst[1]:,}",
             f"{row.dram_read_bytes:,}",
             f"{row.dram_write_bytes:,}",
+            f"{sum(row.energy_pj.values()) / 1e6:,.2f}" if row.energy_pj else "-",
         )
     return out

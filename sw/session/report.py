@@ -13,6 +13,7 @@ from systole.isa import Config
 from systole.sw.compiler.partition import AcceleratorSegment, Partition
 from systole.sw.golden import oracle
 from systole.sw.golden.oracle import Comparison
+from systole.sw.report.energy import EnergyReport
 from systole.sw.report.layers import LayerReport, utilisation
 from systole.sw.report.reasons import HostReason, host_reasons
 from systole.sw.runtime.program import Program
@@ -82,6 +83,14 @@ class RunReport:
     """Both together: accelerator and host take turns."""
     frames_per_second: float = 0.0
     """Of frames of ``frame_seconds``."""
+    energy_table: str = ""
+    """The table of costs that energies are by: a model, not a measurement."""
+    energy_mj: float | None = None
+    """A frame's energy on the accelerator and its DRAM."""
+    energy_parts_mj: dict[str, float] = field(default_factory=dict)
+    """Where it goes."""
+    tops_per_watt: float | None = None
+    """Useful operations, two for each multiply-accumulate, by that energy."""
     crossings: Crossings | None = None
     golden_mismatches: int = 0
     """Elements that differ from the golden model, over all layers."""
@@ -93,8 +102,11 @@ class RunReport:
     """The same, compared with the graph as it is written: every operator between DequantizeLinear
     and QuantizeLinear in float32. ``ort`` is compared with onnxruntime's integer kernels."""
     kernels_off_by: float | None = None
-    """Largest difference between these two references, in steps of an int8 output. Beyond
-    ``MOST_STEPS`` onnxruntime's optimiser has changed what the model means."""
+    """Largest difference between these two references, in steps of an int8 output."""
+    reference: str = "kernels"
+    """Which of the two the outputs are nearer to, ``kernels`` or ``graph``. If they differ by more
+    than ``MOST_STEPS``, either int8 rounding has added up over the layers, of which each follows
+    the kernels, or onnxruntime's optimiser has changed what the graph means."""
     explanations: list[str] = field(default_factory=list)
     """Where outputs differ from onnxruntime: for each layer that differs by itself, given
     onnxruntime's own operands, whether ties in float32 explain it."""
@@ -134,6 +146,15 @@ class RunReport:
         self.frame_seconds = self.accelerator_seconds + self.host_seconds
         self.frames_per_second = 1 / self.frame_seconds
 
+    def estimate_energy(self, energy: EnergyReport) -> None:
+        """Fill in a frame's energy, and that of the layers there are."""
+        self.energy_table = energy.table
+        self.energy_mj = energy.total / 1e9
+        self.energy_parts_mj = {part: pj / 1e9 for part, pj in energy.picojoules.items()}
+        self.tops_per_watt = energy.tops_per_watt
+        for row, parts in zip(self.layers, energy.layers, strict=True):
+            row.energy_pj = parts
+
     def compare(
         self, trail: Trail, kernels: Mapping[str, np.ndarray], meaning: Mapping[str, np.ndarray]
     ) -> None:
@@ -141,6 +162,9 @@ class RunReport:
         graph as written."""
         self.ort, self.graph = _compared(trail, kernels), _compared(trail, meaning)
         self.kernels_off_by = _steps_between(trail, kernels, meaning)
+        ours = {name: trail.values[name] for name in kernels}
+        off = [_steps_between(trail, ours, other) for other in (kernels, meaning)]
+        self.reference = "kernels" if off[0] <= off[1] else "graph"
 
 
 class RunResult(NamedTuple):
@@ -192,7 +216,7 @@ def _compared(trail: Trail, wanted: Mapping[str, np.ndarray]) -> dict[str, float
 
 def _steps_between(
     trail: Trail, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
-) -> float | None:
+) -> float:
     """See :attr:`RunReport.kernels_off_by`. A float output of the host has no scale: its steps are
     a 255th of its range."""
     quantised, worst = trail.handed_out(), 0.0

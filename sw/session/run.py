@@ -16,6 +16,8 @@ from systole.sw.frontend.dataflow import CONVERSIONS, run_reference
 from systole.sw.frontend.inputs import InputError
 from systole.sw.golden import model as golden
 from systole.sw.progress import Progress, Share, silent, step
+from systole.sw.report import energy
+from systole.sw.report.energy import EnergyReport, EnergyTable, program_energy
 from systole.sw.report.layers import LayerReport, layers, predicted_layers, utilisation
 from systole.sw.report.timeline import write_timeline
 from systole.sw.runtime.device import Device, DeviceError
@@ -76,6 +78,8 @@ class RunOptions:
     """An open device of ``config`` to run on, instead of opening ``simulator``; it stays open."""
     clock_mhz: float = CLOCK_MHZ
     """The clock that times are given for."""
+    energy_table: str = energy.DEFAULT
+    """What operations cost: the name of a table, or a file."""
 
 
 def run_model(
@@ -87,19 +91,21 @@ def run_model(
     """Run a model partitioned for ``options.config`` and compare it. ``arrays``: the model's inputs
     by name, in its own shapes and types.
 
-    Raises :class:`ModelError` if onnxruntime fails, :class:`DeviceError` if the device does."""
+    Raises :class:`EnergyError` for a table of costs that cannot be used, :class:`ModelError` if
+    onnxruntime fails, :class:`DeviceError` if the device does."""
     report = RunReport(plan.path.name, options.config.to_dict(), options.simulator)
     report.clock_mhz = options.clock_mhz
     report.describe(plan)
+    prediction = predict_model(plan, options.read_latency, options.energy_table)
     with progress("onnxruntime"):
         reference = run_reference(plan.path, arrays)
         meaning = run_reference(plan.path, arrays, optimise=False)
-    prediction = predict_model(plan, options.read_latency)
     report.predicted_cycles = prediction.cycles
     with _Machine(plan, options, prediction, report, progress) as machine:
         trail = follow(plan, arrays, machine.run)
         report.host_ops, report.host_seconds = trail.host_ops, trail.host_seconds
         machine.finish()
+    report.estimate_energy(prediction.energy)
     report.compare(trail, reference, meaning)
     if report.ort["equal"] != report.ort["elements"]:
         with progress("looking for the layers that differ"):
@@ -135,6 +141,8 @@ class ModelPrediction:
     predicted."""
     crossings: Crossings
     """What a frame moves between accelerator and host."""
+    energy: EnergyReport
+    """What a frame takes on the accelerator and its DRAM, by the energy model."""
 
     def frames_per_second(self, clock_mhz: float, host_seconds: float | None = None) -> float:
         """Inferences per second at a clock in MHz. ``host_seconds``: the host's time for a frame,
@@ -148,12 +156,18 @@ class ModelPrediction:
         return 1 / (self.cycles / (1e6 * clock_mhz) + (host_seconds or 0))
 
 
-def predict_model(plan: Partition, read_latency: int = READ_LATENCY) -> ModelPrediction:
-    """The cycles and the DRAM traffic of a partitioned model, for a memory that takes
-    ``read_latency`` cycles to answer."""
+def predict_model(
+    plan: Partition, read_latency: int = READ_LATENCY, energy_table: str = energy.DEFAULT
+) -> ModelPrediction:
+    """The cycles, the DRAM traffic and the energy of a partitioned model, for a memory that takes
+    ``read_latency`` cycles to answer. Raises :class:`EnergyError`."""
+    costs = EnergyTable.load(energy_table)
     programs = programs_of(plan)
     predictions = [predict_layers(p, read_latency) for p in programs]
     rows = _predicted_rows(programs, predictions)
+    taken = program_energy(programs, costs)
+    for row, parts in zip(rows, taken.layers, strict=True):
+        row.energy_pj = parts
     cycles, macs = sum(p.cycles for p in predictions), sum(row.macs for row in rows)
     return ModelPrediction(
         cycles=cycles,
@@ -165,6 +179,7 @@ def predict_model(plan: Partition, read_latency: int = READ_LATENCY) -> ModelPre
         layers=rows,
         host_operators=sum(p.host and p.op_type not in CONVERSIONS for p in plan.placements),
         crossings=crossings(plan),
+        energy=taken,
     )
 
 

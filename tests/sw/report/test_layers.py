@@ -138,6 +138,6 @@ def test_table_shows_the_worst_stall_and_any_name():
     console.print(table(rows, "title"))
     text = console.file.getvalue()
     first, second = (next(x for x in text.splitlines() if n in x) for n in ("conv", "pool"))
-    assert "conv[/b][0]" in first and "1,234" in first and first.count(" - ") == 3
+    assert "conv[/b][0]" in first and "1,234" in first and first.count(" - ") == 4
     assert "5,678" in second and "25.0" in second and "POST<CONV 9" in second
     assert "x 1" not in second

@@ -34,7 +34,7 @@ def test_the_graph_decides_where_the_optimiser_is_wrong():
     report, outputs = systole.run(scales_along_inputs(), x, simulator="commands")
     assert report.graph["equal"] == report.graph["elements"] == outputs["y"].size
     assert report.ort["equal"] < report.ort["elements"]
-    assert report.kernels_off_by > MOST_STEPS
+    assert report.kernels_off_by > MOST_STEPS and report.reference == "graph"
 
 
 def test_rounding_is_no_disagreement():
@@ -65,7 +65,7 @@ def test_the_report_says_which_is_right(path):
     result = cli(path, "--sim", "golden")
     assert result.exit_code == 0
     assert "the graph as written, without fused kernels: 100 of 100" in result.output
-    assert "the graph as written is right" in result.output
+    assert "the graph as written is taken for right" in result.output
 
 
 def test_outputs_by_name_in_the_models_own_types(path, tmp_path):

@@ -43,6 +43,16 @@ configurations.
 it by layer and part; `--energy` chooses the table, one of these or a file like theirs in
 `sw/report/energy/`.
 """
+SHAPES = ((16, 16), (32, 8), (8, 32))
+"""Arrays of as many processing elements."""
+SHAPED = ("resnet18", "mobilenetv2", "yolov3-tiny")
+"""Networks that are shown on each of them."""
+SHAPE = """## The shape of the array
+
+Every vector that streams through the array adds to one accumulator for each column. Twice the rows
+and half the columns add up twice as many products in the array before, so accumulators take half
+the energy; but a network with few input channels leaves rows unused. Table of costs: the default.
+"""
 NETWORKS = """## Networks
 
 Array 16x16, the programs of [performance](performance.md). *TOPS/W*: two operations for each useful
@@ -73,7 +83,25 @@ def document(results: list[Measurement]) -> str:
         lines += [f"### {name}", ""]
         head = ("network", "mJ a frame", "TOPS/W", *PARTS)
         lines += table(head, rows(results, EnergyTable.load(name)))
+    lines.append(SHAPE)
+    lines += _shapes()
     return "\n".join(lines)
+
+
+def _shapes() -> Iterator[str]:
+    """The table of networks on arrays of several shapes."""
+    costs = EnergyTable.load(DEFAULT)
+    lines = []
+    for name in SHAPED:
+        graph = published(name)
+        for shape in SHAPES:
+            r = predicted(name, graph, Config.sized(*shape))
+            energy = program_energy([r.program], costs)
+            share = 100 * energy.picojoules["accumulators"] / energy.total
+            cells = f"{energy.total / 1e9:.3f}", f"{share:.1f} %", f"{energy.tops_per_watt:.2f}"
+            lines.append((name, "{}x{}".format(*shape), f"{r.predicted.cycles:,}", *cells))
+    head = ("network", "rows x columns", "cycles", "mJ a frame", "accumulators", "TOPS/W")
+    yield from table(head, lines)
 
 
 def _costs(costs: EnergyTable) -> Iterator[str]:

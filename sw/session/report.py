@@ -214,9 +214,7 @@ def _compared(trail: Trail, wanted: Mapping[str, np.ndarray]) -> dict[str, float
     )
 
 
-def _steps_between(
-    trail: Trail, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
-) -> float:
+def _steps_between(trail: Trail, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
     """See :attr:`RunReport.kernels_off_by`. A float output of the host has no scale: its steps are
     a 255th of its range."""
     quantised, worst = trail.handed_out(), 0.0

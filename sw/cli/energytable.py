@@ -51,7 +51,8 @@ SHAPE = """## The shape of the array
 
 Every vector that streams through the array adds to one accumulator for each column. Twice the rows
 and half the columns add up twice as many products in the array before, so accumulators take half
-the energy; but a network with few input channels leaves rows unused. Table of costs: the default.
+the energy. It does not pay for these networks: activations are read again for every 8 columns, and
+rows stay unused where there are few input channels. Table of costs: the default.
 """
 NETWORKS = """## Networks
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from systole.hw.generate import RAM, TOP, generate
+from systole.hw.verilog import RAM
 from systole.isa import Config
+from systole.sim.build import generate
 from systole.sim.device import RtlDevice
 from systole.sw.compiler import compile_graph
 from systole.sw.runtime.driver import Driver
@@ -51,10 +52,8 @@ def rtl(tmp_path_factory):
     """A function that gives the RTL of a configuration, with counters in its memories."""
 
     def counting(config: Config) -> Path:
-        directory = tmp_path_factory.mktemp("rtl")
-        generate(config, directory)
-        path = directory / f"{TOP}.sv"
-        before, ram = path.read_text().split(f"module {RAM} ")
+        path = tmp_path_factory.mktemp("rtl") / "counting.sv"
+        before, ram = generate(config).read_text().split(f"module {RAM} ")
         path.write_text(f"{before}module {RAM} {ram.replace('endmodule', COUNTERS, 1)}")
         return path
 

@@ -137,6 +137,9 @@ def _main(output: Path, config: Path | None, **fields: int | bool | None) -> Non
         _fail(f"{e.filename or output}: {e.strerror}")
     except (ConfigError, GenerateError) as e:
         _fail(str(e))
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
 
 
 def _fail(sentence: str) -> None:

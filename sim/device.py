@@ -130,6 +130,7 @@ class RtlDevice(Device):
                 stderr=log,
                 cwd=self._directory,
                 pass_fds=[remote.fileno()],
+                start_new_session=True,  # Ctrl-C is for us, who then end it.
             )
         remote.close()
         self.set_memory_model(memory or MemoryModel())

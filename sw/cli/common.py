@@ -1,6 +1,7 @@
 """What all commands share: options, consoles, and how they end.
 
-Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error: ...`` on stderr.
+Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error: ...`` on stderr,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from io import StringIO
@@ -22,7 +23,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from systole.isa import Config, ConfigError
-from systole.sw.files import OutputError, write_atomically
+from systole.sw.files import OutputError, is_written_through, write_atomically
 from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph, ModelError
 from systole.sw.progress import Progress, Share
@@ -132,13 +133,6 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(BAD) from None
 
 
-def run_command(command: Callable[..., None]) -> None:
-    """Run one command by itself, as ``python -m sw.NAME`` does."""
-    app = typer.Typer(add_completion=False)
-    app.command()(command)
-    app()
-
-
 def parse_dims(texts: Sequence[str] | None) -> dict[str, int]:
     """The values of ``--dim`` by name. Raises :class:`InputError`."""
     dims = {}
@@ -185,9 +179,9 @@ def check_writable(path: Path | None) -> None:
     try:
         if path.is_dir():
             raise InputError(f"output {path}: is a folder")
+        if is_written_through(path):
+            return
         path = path.resolve()
-        if path.exists() and not path.is_file():
-            return  # A device or a pipe: written to as it is.
         if not path.parent.is_dir():
             raise InputError(f"output {path}: its folder does not exist")
     except OSError as e:

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from systole import __version__
+from systole.sw.cli.interrupt import Interruptible
 
 COMMANDS = {
     "run": "systole.sw.cli.run",
@@ -36,7 +37,7 @@ class LazyCommands(TyperGroup):
             return None
         module = importlib.import_module(COMMANDS[cmd_name])
         single = typer.Typer(add_completion=False)
-        single.command(cmd_name)(module.main)
+        single.command(cmd_name, cls=Interruptible)(module.main)
         return typer.main.get_command(single)
 
 

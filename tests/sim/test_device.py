@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import threading
 import time
 
 import pytest
@@ -300,3 +302,16 @@ def test_missing_simulators_say_what_to_install(monkeypatch, copier):
         open_device("icarus", CONFIG, rtl=copier)
     with pytest.raises(ValueError, match="unknown device 'modelsim'; known: verilator"):
         open_device("modelsim", CONFIG)
+
+
+def test_ctrl_c_ends_the_simulator(opened):
+    """It comes while Python waits; the simulator does not see it, and is not left behind."""
+    device = opened()
+    process = device._process
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            device.wait_interrupt(1 << 20)
+    timer.join()
+    assert device.closed and process.returncode == -signal.SIGKILL

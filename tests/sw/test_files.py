@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from systole.sw.files import OutputError, arrays_file, write_atomically
+from systole.sw.files import OutputError, arrays_file, is_written_through, write_atomically
 
 
 def test_new_and_old_files(tmp_path):
@@ -36,6 +36,21 @@ def test_pipes_are_written_to(tmp_path):
     write_atomically(pipe, b"through")
     reader.join(10)
     assert seen == [b"through"] and stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_what_a_process_has_open_is_not_replaced(tmp_path):
+    """``--json /dev/stdout > FILE``: the shell's file, behind what was printed before."""
+    path = tmp_path / "out"
+    with open(path, "wb", buffering=0) as f:
+        f.write(b"before\n")
+        link = tmp_path / "link"
+        link.symlink_to(f"/proc/self/fd/{f.fileno()}")
+        assert is_written_through(link)
+        write_atomically(link, b"after\n")
+        f.seek(0, os.SEEK_END)
+        f.write(b"end\n")
+    assert path.read_bytes() == b"before\nafter\nend\n"
+    assert not is_written_through(path) and not is_written_through(link)
 
 
 def test_a_full_device_is_named():

@@ -24,7 +24,10 @@ TABLE_AREA = PARAM_AREA + 6 * AREA
 WORDS = TABLE_AREA + 512
 ACC_WORDS = 256
 
-SHAPES = [(4, 4), (8, 4), (4, 8), (12, 20), (20, 8)]
+SHAPES = [
+    *[(4, 4), (8, 4), (4, 8), (6, 10), (10, 4)],
+    *(pytest.param(shape, marks=pytest.mark.long) for shape in ((12, 20), (20, 8))),
+]
 KINDS = list(itertools.product(PostSource, PostOp, (0, 1)))
 """Source, op, lut."""
 

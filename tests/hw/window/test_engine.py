@@ -16,7 +16,8 @@ SOURCE, WEIGHTS, PARAMS, OUT, WORDS = 0, 4096, 8192, 9216, 16384
 """Areas of the scratchpad, in words."""
 BLOCK_PARAMS = 8
 
-SHAPES = [(4, 4), (8, 8), (12, 20)]
+SHAPES = [(4, 4), (8, 8), (6, 10)]
+LARGE = pytest.param((12, 20), marks=pytest.mark.long)
 
 
 def shape_of(rows: int, cols: int) -> Config:
@@ -239,7 +240,7 @@ def random_im2col(rng: np.random.Generator, config: Config) -> dict[str, int]:
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, LARGE])
 @pytest.mark.parametrize("op", list(WindowOp))
 def test_random_commands(shape: tuple[int, int], op: WindowOp) -> None:
     config = shape_of(*shape)

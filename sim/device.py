@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import mmap
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -106,8 +107,8 @@ class RtlDevice(Device):
             self._memory = mmap.mmap(f.fileno(), memory_bytes)
         arguments = [f"+memory={backing}", f"+memory_bytes={memory_bytes}"]
         if waves is not None:
-            waves = Path(waves).resolve()
-            verilator = ["--trace", "--trace-file", str(waves)]
+            waves = os.path.abspath(waves)
+            verilator = ["--trace", "--trace-file", waves]
             arguments += verilator if simulator == "verilator" else [f"+waves={waves}"]
         self._pipe, remote = multiprocessing.Pipe()
         environment = {

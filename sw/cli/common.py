@@ -6,7 +6,6 @@ Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from systole.isa import Config, ConfigError
-from systole.sw.files import OutputError, write_atomically
+from systole.sw.files import OutputError, check_writable, write_atomically
 from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph, ModelError
 from systole.sw.progress import Progress, Share
@@ -169,25 +168,11 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{option} {value}: must be one of {', '.join(known)}")
 
 
-def check_writable(path: Path | None) -> None:
-    """Raises :class:`InputError` unless a file can be written to ``path``; None is no file."""
-    if path is None:
-        return
-    try:
-        if path.is_dir():
-            raise InputError(f"output {path}: is a folder")
-        path = path.resolve()
-        if path.exists() and not path.is_file():
-            return  # A device or a pipe: written to as it is.
-        if not path.parent.is_dir():
-            raise InputError(f"output {path}: its folder does not exist")
-    except OSError as e:
-        raise InputError(f"output {path}: {e.strerror}") from None
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as e:
-        raise InputError(f"output {path}: its folder cannot be written: {e.strerror}") from None
+def check_outputs(*paths: Path | None) -> None:
+    """Raises :class:`OutputError` unless files can be written to ``paths``; None is no file."""
+    for path in paths:
+        if path is not None:
+            check_writable(path)
 
 
 def write_json(content: object, path: Path | None) -> None:

@@ -20,7 +20,7 @@ from systole.sw.cli.common import (
     LayoutOption,
     MeanOption,
     StdOption,
-    check_writable,
+    check_outputs,
     one_line_errors,
     output_console,
     parse_dims,
@@ -111,8 +111,7 @@ def main(
 ) -> None:
     """Quantise a float ONNX model to int8 (QDQ, weights per channel) and report what it cost."""
     with one_line_errors():
-        for path in (output, json_file):
-            check_writable(path)
+        check_outputs(output, json_file)
         quantised, report = api.quantize(
             model,
             calibrate,
@@ -136,8 +135,8 @@ def main(
             labels=None if labels is None else read_labels(labels),
             progress=progress_console().status,
         )
-    report.output = str(output)
-    write_atomically(output, quantised.SerializeToString())
-    if json_file is not None:
-        write_atomically(json_file, report.to_json().encode())
+        report.output = str(output)
+        write_atomically(output, quantised.SerializeToString())
+        if json_file is not None:
+            write_atomically(json_file, report.to_json().encode())
     show(report, output_console(), rows)

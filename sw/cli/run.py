@@ -32,7 +32,7 @@ from systole.sw.cli.common import (
     SeedOption,
     StdOption,
     check_choice,
-    check_writable,
+    check_outputs,
     choose_config,
     choose_inputs,
     one_line_errors,
@@ -158,8 +158,7 @@ def main(
             mean=parse_numbers("--mean", mean), std=parse_numbers("--std", std), layout=layout
         )
         _check_samples(samples, float_model, (input, trace, waves, program_file, output))
-        for path in (json_file, trace, waves, program_file, output):
-            check_writable(path)
+        check_outputs(json_file, trace, waves, program_file, output)
         compiled = api.compile(
             model,
             choose_config(rows, cols, config),

@@ -24,6 +24,7 @@ from amaranth.lib.memory import Memory
 
 from systole.hw.top import Systole
 from systole.isa import VERSION, Config, ConfigError
+from systole.isa.tools.interrupt import interruptible
 
 TOP = "systole"
 CLOCK, RESET = "clk", "rst"
@@ -242,4 +243,5 @@ def _app() -> typer.Typer:
 app = _app()
 
 if __name__ == "__main__":
-    app()
+    with interruptible():
+        app()

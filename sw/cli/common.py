@@ -1,13 +1,14 @@
 """What all commands share: options, consoles, and how they end.
 
-Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error: ...`` on stderr.
+Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error: ...`` on stderr,
+130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from io import StringIO
@@ -67,6 +68,7 @@ def print_table(console: Console, table: Table) -> None:
         console.print(table)
         return
     title, table.title = table.title, None
+    caption, table.caption = table.caption, None
     table.box, table.pad_edge = None, False
     for column in table.columns:
         column.no_wrap, column.max_width = True, None
@@ -74,7 +76,7 @@ def print_table(console: Console, table: Table) -> None:
     page = StringIO()
     width = Measurement.get(console, options, table).maximum
     Console(file=page, width=width).print(table)
-    lines = [str(title or ""), *page.getvalue().splitlines()]
+    lines = [str(title or ""), *page.getvalue().splitlines(), str(caption or "")]
     for line in filter(None, map(str.rstrip, lines)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -120,13 +122,6 @@ def one_line_errors() -> Iterator[None]:
     except BAD_INPUT as e:
         progress_console().print(f"error: {e}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(BAD) from None
-
-
-def run_command(command: Callable[..., None]) -> None:
-    """Run one command by itself, as ``python -m sw.NAME`` does."""
-    app = typer.Typer(add_completion=False)
-    app.command()(command)
-    app()
 
 
 def parse_dims(texts: Sequence[str] | None) -> dict[str, int]:

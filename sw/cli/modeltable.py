@@ -26,8 +26,8 @@ from systole.sw.cli.common import (
     check_outputs,
     one_line_errors,
     progress_console,
-    run_command,
 )
+from systole.sw.cli.start import start_command
 from systole.sw.compiler.partition import Partition, partition
 from systole.sw.files import write_atomically
 from systole.sw.frontend.dataflow import CONVERSIONS
@@ -343,4 +343,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start_command("modeltable")

@@ -25,6 +25,7 @@ from systole.sw.cli.common import (
     output_console,
     parse_dims,
     parse_numbers,
+    print_table,
     progress_console,
 )
 from systole.sw.files import write_atomically
@@ -45,7 +46,7 @@ def show(report: QuantisationReport, console: Console, rows: int) -> None:
         table.add_row(escape(row.layer), row.op_type, escape(row.tensor), ratio)
     if len(report.layers) > rows:
         table.caption = f"{len(report.layers) - rows} better layers not shown"
-    console.print(table)
+    print_table(console, table)
     for name, (low, high) in report.input_ranges.items():
         console.print(
             f"input {name}: {low:.4g} to {high:.4g} over {report.calibration_samples} samples",

@@ -27,8 +27,8 @@ from systole.sw.cli.common import (
     RowsOption,
     choose_config,
     one_line_errors,
-    run_command,
 )
+from systole.sw.cli.start import start_command
 from systole.sw.compiler import compile_graph
 from systole.sw.frontend.load import load as load_model
 from systole.sw.runtime.driver import Driver
@@ -85,4 +85,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start_command("speed")

@@ -1,7 +1,6 @@
 """``python -m systole.sw.zoo``; the command itself is :mod:`sw.cli.zoo`."""
 
-from systole.sw.cli.common import run_command
-from systole.sw.cli.zoo import main
+from systole.sw.cli.start import start_command
 
 if __name__ == "__main__":
-    run_command(main)
+    start_command("zoo")

@@ -171,6 +171,18 @@ def test_names_that_are_too_long(tmp_path):
         write_atomically(tmp_path / ("a" * 300), b"")
 
 
+def test_an_interrupt_leaves_the_old_file(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
 def test_arrays_by_name(tmp_path):
     arrays = {"a/b": np.arange(6, dtype=np.int8).reshape(2, 3), "[y]": np.float32(0.5)}
     path = tmp_path / "arrays.npz"

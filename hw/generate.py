@@ -35,6 +35,7 @@ from systole.hw.top import Systole
 from systole.hw.verilog import CLOCK, RAM, RAM_SOURCE, RESET, TOP, GenerateError, verilog
 from systole.isa import VERSION, Config, ConfigError
 from systole.isa.tools.header import header
+from systole.isa.tools.interrupt import interruptible
 from systole.isa.tools.systemrdl import registers
 
 MANIFEST = f"{TOP}.json"
@@ -137,9 +138,6 @@ def _main(output: Path, config: Path | None, **fields: int | bool | None) -> Non
         _fail(f"{e.filename or output}: {e.strerror}")
     except (ConfigError, GenerateError) as e:
         _fail(str(e))
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
 
 
 def _fail(sentence: str) -> None:
@@ -182,4 +180,5 @@ def _app() -> typer.Typer:
 app = _app()
 
 if __name__ == "__main__":
-    app()
+    with interruptible():
+        app()

@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -431,18 +433,23 @@ def _version(command: list[str], environment: dict[str, str]) -> str:
     return out.stdout.splitlines()[0] if out.stdout else out.stderr.strip()
 
 
+def run_group(command: Sequence[str], *, timeout: float | None = None, **options: Any) -> int:
+    """The exit status of a command that runs in a process group of its own: whatever interrupts the
+    waiting, none of its processes (make's compilers) is left."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, **options) as process:
+        try:
+            return process.wait(timeout)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
 def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
     """Run a tool, its output appended to ``log``. Raises :class:`BuildError` with the errors."""
     with open(log, "a") as f:
         print("$", *command, file=f, flush=True)
-        code = subprocess.run(
-            command,
-            env=_environment(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=f,
-            stderr=f,
-            check=False,
-        ).returncode
+        code = run_group(command, env=_environment(environment), stdout=f, stderr=f)
     if code:
         lines = log.read_text(errors="replace").splitlines()
         errors = [x for x in lines if re.search(r"\berror\b", x, re.IGNORECASE)][:10] or lines[-10:]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import mmap
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from systole.isa import Config
-from systole.sim.build import build
+from systole.sim.build import Simulator, build
 from systole.sw.runtime.device import Device, DeviceError
 
 LOG_LINES = 15
@@ -97,29 +98,45 @@ class RtlDevice(Device):
         self.memory_bytes = memory_bytes
         self.patience = patience
         self.name = simulator
+        self._python_clock = python_clock
+        self._plusargs = plusargs
         self._process: subprocess.Popen[bytes] | None = None
         built = build(
             simulator, config, waves=waves is not None, rtl=rtl, python_clock=python_clock
         )
+        self._resources = contextlib.ExitStack()
+        try:
+            self._start(built, waves)
+            self.set_memory_model(memory or MemoryModel())
+            self.reset()
+        except BaseException:
+            self._release()
+            raise
+
+    def _start(self, built: Simulator, waves: str | Path | None) -> None:
+        """Start the process, with the memory, and the pipe to it."""
         self._directory = Path(tempfile.mkdtemp(prefix="systole-"))
+        self._resources.callback(shutil.rmtree, self._directory, ignore_errors=True)
         self._log = self._directory / "log"
         backing = self._directory / "memory"
         with open(backing, "w+b") as f:
-            f.truncate(memory_bytes)
-            self._memory = mmap.mmap(f.fileno(), memory_bytes)
-        arguments = [f"+memory={backing}", f"+memory_bytes={memory_bytes}", *plusargs]
+            f.truncate(self.memory_bytes)
+            self._memory = mmap.mmap(f.fileno(), self.memory_bytes)
+        self._resources.callback(self._memory.close)
+        arguments = [f"+memory={backing}", f"+memory_bytes={self.memory_bytes}", *self._plusargs]
         if waves is not None:
-            waves = Path(waves).resolve()
-            verilator = ["--trace", "--trace-file", str(waves)]
-            arguments += verilator if simulator == "verilator" else [f"+waves={waves}"]
+            waves = os.path.abspath(waves)
+            verilator = ["--trace", "--trace-file", waves]
+            arguments += verilator if self.name == "verilator" else [f"+waves={waves}"]
         self._pipe, remote = multiprocessing.Pipe()
+        self._resources.callback(self._pipe.close)
         environment = {
             "COCOTB_TEST_MODULES": "systole.sim.server",
             "COCOTB_RESULTS_FILE": str(self._directory / "results.xml"),
             "COCOTB_LOG_LEVEL": "WARNING",
             "GPI_LOG_LEVEL": "WARNING",
             "SYSTOLE_PIPE": str(remote.fileno()),
-            "SYSTOLE_PYTHON_CLOCK": "1" if python_clock else "",
+            "SYSTOLE_PYTHON_CLOCK": "1" if self._python_clock else "",
         }
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
@@ -130,11 +147,9 @@ class RtlDevice(Device):
                 stderr=log,
                 cwd=self._directory,
                 pass_fds=[remote.fileno()],
-                start_new_session=True,  # Ctrl-C is for us, who then end it.
+                process_group=0,  # Ctrl-C in a terminal is for us: we end it.
             )
         remote.close()
-        self.set_memory_model(memory or MemoryModel())
-        self.reset()
 
     # Device ---------------------------------------------------------------------------------------
 
@@ -190,6 +205,16 @@ class RtlDevice(Device):
     # Talking --------------------------------------------------------------------------------------
 
     def _ask(self, *request: Any) -> int:
+        """The answer to a request. If waiting for it is interrupted, the simulator is ended."""
+        try:
+            return self._answer(*request)
+        except DeviceError:
+            raise
+        except BaseException:
+            self._release()
+            raise
+
+    def _answer(self, *request: Any) -> int:
         process = self._process
         if process is None:
             raise DeviceError("the simulator is closed")
@@ -208,9 +233,6 @@ class RtlDevice(Device):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(self.patience)
             self._fail(self._how_it_ended())
-        except KeyboardInterrupt:
-            self._release()
-            raise
 
     def _how_it_ended(self) -> str:
         assert self._process is not None
@@ -242,9 +264,7 @@ class RtlDevice(Device):
     def _release(self) -> None:
         self._process_end()
         self._process = None
-        self._pipe.close()
-        self._memory.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._resources.close()
 
     def __del__(self) -> None:
         if getattr(self, "_process", None) is not None:

@@ -1,6 +1,6 @@
 """``python -m sw.quantize``; the command itself is :mod:`sw.cli.quantize`."""
 
-from systole.sw.cli.interrupt import run_command
+from systole.sw.cli.start import start_command
 
 if __name__ == "__main__":
-    run_command("systole.sw.cli.quantize")
+    start_command("quantize")

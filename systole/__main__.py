@@ -1,6 +1,6 @@
 """``python -m systole``: the command line, the same as the command ``systole``."""
 
-from systole.sw.cli.main import app
+from systole.sw.cli.start import start_all
 
 if __name__ == "__main__":
-    app(prog_name="systole")
+    start_all()

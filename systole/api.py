@@ -22,6 +22,7 @@ from systole.sw.compiler.partition import (
     partition,
     place,
 )
+from systole.sw.files import check_several
 from systole.sw.frontend.inputs import InputError, check_inputs, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph
 from systole.sw.progress import Progress, silent
@@ -124,6 +125,7 @@ class CompiledModel:
         if len(self.programs) > 1:
             names = [f"{path.stem}.{i}{path.suffix}" for i in range(len(self.programs))]
             files = [path.with_name(name) for name in names]
+        check_several(path, len(files))
         for file, program in zip(files, self.programs, strict=True):
             program.save(file)
         return files

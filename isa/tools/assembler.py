@@ -26,6 +26,7 @@ from typing import Annotated
 import typer
 
 from systole.isa.commands import COMMANDS, Decoder, Encoder, Engine, Field, Opcode
+from systole.isa.tools.interrupt import interruptible
 
 MASKS = ("wait", "signal")
 """Header fields whose value is a set of engines."""
@@ -174,4 +175,5 @@ def disasm(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    with interruptible():
+        app()

@@ -16,6 +16,7 @@ import typer
 
 from systole.isa import config
 from systole.isa.config import Config
+from systole.isa.tools.interrupt import interruptible
 from systole.isa.tools.page import CheckOption, attribute_docs, cell, table, write_page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -101,4 +102,5 @@ def main(check: CheckOption = False) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with interruptible():
+        typer.run(main)

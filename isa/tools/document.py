@@ -35,6 +35,7 @@ from systole.isa.commands import (
     PostSource,
     WindowOp,
 )
+from systole.isa.tools.interrupt import interruptible
 from systole.isa.tools.page import (
     CheckOption,
     attribute_docs,
@@ -154,4 +155,5 @@ def main(check: CheckOption = False) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with interruptible():
+        typer.run(main)

@@ -28,6 +28,7 @@ from systole.isa.commands import (
 from systole.isa.config import Config, ConfigError
 from systole.isa.csr import TOKEN_BITS, Control, EngineState, Fault, Irq, Status
 from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
+from systole.isa.tools.interrupt import interruptible
 from systole.isa.trace import TRACE_EVENT_BYTES, TraceKind
 
 ENUMS: tuple[tuple[str, type[enum.IntEnum | enum.IntFlag]], ...] = (
@@ -175,4 +176,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with interruptible():
+        typer.run(main)

@@ -15,6 +15,7 @@ import typer
 
 from systole.isa import CSRS, DEVICE_ID, VERSION
 from systole.isa.csr import ENGINE_STATE, Control, Csr, EngineState, Fault, Irq, Status
+from systole.isa.tools.interrupt import interruptible
 from systole.isa.tools.page import attribute_docs
 
 OUTPUT = Path("systole.rdl")
@@ -129,4 +130,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with interruptible():
+        typer.run(main)

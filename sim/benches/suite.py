@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 from systole.isa import Config
 from systole.sim.benches import system
-from systole.sim.build import Simulator, build_block, generate, generate_blocks
+from systole.sim.build import Simulator, build_block, generate, generate_blocks, run_group
 from systole.sim.device import RtlDevice
 from systole.sw.runtime.device import DeviceError
 
@@ -161,16 +161,14 @@ def _simulate(
     failure = None
     with open(work / "log", "wb") as log:
         try:
-            code = subprocess.run(
+            code = run_group(
                 simulation.command,
                 env=simulation.environ(environment),
                 cwd=work,
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 timeout=TIME_LIMIT,
-                check=False,
-            ).returncode
+            )
         except subprocess.TimeoutExpired:
             failure = f"not finished after {TIME_LIMIT} seconds"
         else:

@@ -25,7 +25,7 @@ import typer
 from systole.isa import Config
 from systole.sw.cli.common import MISMATCH, check_document, one_line_errors
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
-from systole.sw.files import write_atomically
+from systole.sw.files import check_several, write_atomically
 from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.load import load as load_model
 from systole.sw.golden import model as golden
@@ -343,6 +343,7 @@ def main(
                 raise InputError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
         if not networks:
             check_document(output)
+            check_several(output, 1 + len(plots.FILES))
         results, graphs = _measure_all(networks or (*SHORT, *LONG), long or bool(networks))
         if networks:
             print(main_table(results))

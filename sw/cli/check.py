@@ -27,7 +27,7 @@ from systole.sw.cli.common import (
     DimOption,
     JsonOption,
     check_document,
-    check_writable,
+    check_outputs,
     one_line_errors,
     output_console,
     parse_dims,
@@ -166,7 +166,7 @@ def main(
         if check and not write:
             raise InputError("--check goes with --document")
         if model is not None:
-            check_writable(json_file)
+            check_outputs(json_file)
             placements = api.check(model, dims=parse_dims(dim))
             write_json(report(model, placements), json_file)
             show(placements, output_console())

@@ -1,13 +1,12 @@
 """What all commands share: options, consoles, and how they end.
 
 Exit status everywhere: 0 done, 1 a mismatch, 2 bad input, with one line ``error: ...`` on stderr,
-130 interrupted.
+130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from systole.isa import Config, ConfigError
-from systole.sw.files import OutputError, is_written_through, write_atomically
+from systole.sw.files import OutputError, check_writable, write_atomically
 from systole.sw.frontend.inputs import InputError, random_inputs, read_inputs
 from systole.sw.ir.graph import Graph, ModelError
 from systole.sw.progress import Progress, Share
@@ -78,6 +77,7 @@ def print_table(console: Console, table: Table) -> None:
         console.print(table)
         return
     title, table.title = table.title, None
+    caption, table.caption = table.caption, None
     table.box, table.pad_edge = None, False
     for column in table.columns:
         column.no_wrap, column.max_width = True, None
@@ -85,7 +85,7 @@ def print_table(console: Console, table: Table) -> None:
     page = StringIO()
     width = Measurement.get(console, options, table).maximum
     Console(file=page, width=width).print(table)
-    lines = [str(title or ""), *page.getvalue().splitlines()]
+    lines = [str(title or ""), *page.getvalue().splitlines(), str(caption or "")]
     for line in filter(None, map(str.rstrip, lines)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -172,25 +172,11 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"{option} {value}: must be one of {', '.join(known)}")
 
 
-def check_writable(path: Path | None) -> None:
-    """Raises :class:`InputError` unless a file can be written to ``path``; None is no file."""
-    if path is None:
-        return
-    try:
-        if path.is_dir():
-            raise InputError(f"output {path}: is a folder")
-        if is_written_through(path):
-            return
-        path = path.resolve()
-        if not path.parent.is_dir():
-            raise InputError(f"output {path}: its folder does not exist")
-    except OSError as e:
-        raise InputError(f"output {path}: {e.strerror}") from None
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as e:
-        raise InputError(f"output {path}: its folder cannot be written: {e.strerror}") from None
+def check_outputs(*paths: Path | None) -> None:
+    """Raises :class:`OutputError` unless files can be written to ``paths``; None is no file."""
+    for path in paths:
+        if path is not None:
+            check_writable(path)
 
 
 def write_json(content: object, path: Path | None) -> None:

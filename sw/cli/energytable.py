@@ -18,7 +18,7 @@ from systole.isa import Config
 from systole.isa.tools.page import table
 from systole.sw.cli.bench import LONG, OUTPUT, SHORT, TINY, predicted, published
 from systole.sw.cli.common import check_document, one_line_errors
-from systole.sw.cli.interrupt import run_command
+from systole.sw.cli.start import start_command
 from systole.sw.files import write_atomically
 from systole.sw.report.energy import (
     DEFAULT,
@@ -139,4 +139,4 @@ def measurement(name: str) -> Measurement:
 
 
 if __name__ == "__main__":
-    run_command("systole.sw.cli.energytable")
+    start_command("energytable")

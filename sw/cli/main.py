@@ -9,7 +9,6 @@ import typer
 from typer.core import TyperGroup
 
 from systole import __version__
-from systole.sw.cli.interrupt import Interruptible
 
 COMMANDS = {
     "run": "systole.sw.cli.run",
@@ -37,7 +36,7 @@ class LazyCommands(TyperGroup):
             return None
         module = importlib.import_module(COMMANDS[cmd_name])
         single = typer.Typer(add_completion=False)
-        single.command(cmd_name, cls=Interruptible)(module.main)
+        single.command(cmd_name)(module.main)
         return typer.main.get_command(single)
 
 

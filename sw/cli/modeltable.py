@@ -23,11 +23,11 @@ import typer
 from systole.isa import Config
 from systole.sw.cli.common import (
     MISMATCH,
-    check_writable,
+    check_outputs,
     one_line_errors,
     progress_console,
 )
-from systole.sw.cli.interrupt import run_command
+from systole.sw.cli.start import start_command
 from systole.sw.compiler.partition import Partition, partition
 from systole.sw.files import write_atomically
 from systole.sw.frontend.dataflow import CONVERSIONS
@@ -324,7 +324,7 @@ def main(
     progress, config = progress_console(), Config()
     rows = []
     with one_line_errors():
-        check_writable(output)
+        check_outputs(output)
         unknown = set(only or ()) - {r.name for r in RECIPES}
         if unknown:
             raise InputError(f"--only {min(unknown)}: no such model")
@@ -337,10 +337,10 @@ def main(
                 measure(recipe, models, samples, config, commands=commands, rtl=RTL if rtl else 0)
             )
             progress.print(" | ".join(_cells(rows[-1])), markup=False, soft_wrap=True)
-    write_atomically(output, document(rows, config).encode())
+        write_atomically(output, document(rows, config).encode())
     if any(count for row in rows for _, count in row.mismatches.values()):
         raise typer.Exit(MISMATCH)
 
 
 if __name__ == "__main__":
-    run_command("systole.sw.cli.modeltable")
+    start_command("modeltable")

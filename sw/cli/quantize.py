@@ -20,11 +20,12 @@ from systole.sw.cli.common import (
     LayoutOption,
     MeanOption,
     StdOption,
-    check_writable,
+    check_outputs,
     one_line_errors,
     output_console,
     parse_dims,
     parse_numbers,
+    print_table,
     progress_console,
 )
 from systole.sw.files import write_atomically
@@ -45,7 +46,7 @@ def show(report: QuantisationReport, console: Console, rows: int) -> None:
         table.add_row(escape(row.layer), row.op_type, escape(row.tensor), ratio)
     if len(report.layers) > rows:
         table.caption = f"{len(report.layers) - rows} better layers not shown"
-    console.print(table)
+    print_table(console, table)
     for name, (low, high) in report.input_ranges.items():
         console.print(
             f"input {name}: {low:.4g} to {high:.4g} over {report.calibration_samples} samples",
@@ -111,8 +112,7 @@ def main(
 ) -> None:
     """Quantise a float ONNX model to int8 (QDQ, weights per channel) and report what it cost."""
     with one_line_errors():
-        for path in (output, json_file):
-            check_writable(path)
+        check_outputs(output, json_file)
         quantised, report = api.quantize(
             model,
             calibrate,
@@ -136,8 +136,8 @@ def main(
             labels=None if labels is None else read_labels(labels),
             progress=progress_console().status,
         )
-    report.output = str(output)
-    write_atomically(output, quantised.SerializeToString())
-    if json_file is not None:
-        write_atomically(json_file, report.to_json().encode())
+        report.output = str(output)
+        write_atomically(output, quantised.SerializeToString())
+        if json_file is not None:
+            write_atomically(json_file, report.to_json().encode())
     show(report, output_console(), rows)

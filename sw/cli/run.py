@@ -32,7 +32,7 @@ from systole.sw.cli.common import (
     SeedOption,
     StdOption,
     check_choice,
-    check_writable,
+    check_outputs,
     choose_config,
     choose_inputs,
     one_line_errors,
@@ -167,8 +167,7 @@ def main(
         EnergyTable.load(energy)
         preprocessing = _preprocessing(mean, std, layout)
         _check_samples(samples, float_model, (input, trace, waves, program_file, output))
-        for path in (json_file, trace, waves, program_file, output):
-            check_writable(path)
+        check_outputs(json_file, trace, waves, program_file, output)
         compiled = api.compile(
             model,
             choose_config(rows, cols, config),

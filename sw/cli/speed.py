@@ -28,7 +28,7 @@ from systole.sw.cli.common import (
     choose_config,
     one_line_errors,
 )
-from systole.sw.cli.interrupt import run_command
+from systole.sw.cli.start import start_command
 from systole.sw.compiler import compile_graph
 from systole.sw.frontend.load import load as load_model
 from systole.sw.runtime.driver import Driver
@@ -85,4 +85,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command("systole.sw.cli.speed")
+    start_command("speed")

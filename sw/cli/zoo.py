@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from systole.sw.cli.common import check_writable, one_line_errors
+from systole.sw.cli.common import check_outputs, one_line_errors
 from systole.sw.frontend.inputs import InputError
 from systole.sw.zoo import NETWORKS, build, write
 from systole.sw.zoo.measure import macs, saturated_share, saturation
@@ -31,7 +31,7 @@ def main(
     and the share of activations that saturate on a random input."""
     options = {"size": size, "m": m, "k": k, "n": n}
     with one_line_errors():
-        check_writable(output)
+        check_outputs(output)
         try:
             model = build(name, seed=seed, **{o: v for o, v in options.items() if v is not None})
         except ValueError as e:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from systole.sw.report.results import Measurement
 
 NETWORKS, LAYERS = "performance-networks.svg", "performance-layers.svg"
+FILES = (NETWORKS, LAYERS)
 """File names, beside the document."""
 
 

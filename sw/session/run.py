@@ -12,6 +12,7 @@ import numpy as np
 from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, compile_graph
 from systole.sw.compiler.partition import AcceleratorSegment, Partition
+from systole.sw.files import name_elsewhere
 from systole.sw.frontend.dataflow import CONVERSIONS, run_reference
 from systole.sw.frontend.inputs import InputError
 from systole.sw.golden import model as golden
@@ -336,5 +337,5 @@ def open_simulator(options: RunOptions, memory_bytes: int) -> Device:
         options.config,
         memory_bytes=memory_bytes,
         memory=MemoryModel(read_latency=options.read_latency),
-        waves=options.waves,
+        waves=None if options.waves is None else name_elsewhere(options.waves),
     )

@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import signal
-import threading
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -272,6 +274,43 @@ def test_dead_and_hung_simulators_are_reported(opened):
         device.read_csr(SOURCE)
 
 
+WAITING = """
+import sys
+from pathlib import Path
+from systole.isa.tools.interrupt import interruptible
+with interruptible():
+    from systole.sim.device import RtlDevice
+    from tests.sim.test_device import CONFIG
+    _, simulator, rtl = sys.argv
+    with RtlDevice(CONFIG, simulator=simulator, memory_bytes=4096, rtl=Path(rtl)) as device:
+        print(device._process.pid, flush=True)
+        device.wait_interrupt(1 << 31)
+"""
+"""A program that waits for the simulator until it is interrupted."""
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["kill", "terminal"])
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_an_interrupt_ends_the_simulator(simulator, whole_group, copier, tmp_path):
+    """One line, status 130, no process and no file left; a terminal signals the whole group."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, simulator, str(copier)],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    child = int(process.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    assert not Path(f"/proc/{child}").exists()
+    assert not list(tmp_path.iterdir())
+
+
 def test_waves(opened, tmp_path):
     device = opened(waves=tmp_path / "waves.vcd")
     copy(device, 0, 4096, 4)
@@ -302,16 +341,3 @@ def test_missing_simulators_say_what_to_install(monkeypatch, copier):
         open_device("icarus", CONFIG, rtl=copier)
     with pytest.raises(ValueError, match="unknown device 'modelsim'; known: verilator"):
         open_device("modelsim", CONFIG)
-
-
-def test_ctrl_c_ends_the_simulator(opened):
-    """It comes while Python waits; the simulator does not see it, and is not left behind."""
-    device = opened()
-    process = device._process
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        while True:
-            device.wait_interrupt(1 << 20)
-    timer.join()
-    assert device.closed and process.returncode == -signal.SIGKILL

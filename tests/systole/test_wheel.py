@@ -66,4 +66,4 @@ def test_it_has_the_command(wheel):
     entries = ConfigParser()
     (name,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
     entries.read_string(wheel.read(name).decode())
-    assert dict(entries["console_scripts"]) == {"systole": "systole.sw.cli.main:app"}
+    assert dict(entries["console_scripts"]) == {"systole": "systole.sw.cli.start:start_all"}

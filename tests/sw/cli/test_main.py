@@ -1,5 +1,6 @@
 """The command ``systole``: its commands, its version, its completion, and how they end."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import systole
 from systole.sw.cli.common import BAD_INPUT, one_line_errors
 from systole.sw.cli.main import COMMANDS, app
+from systole.sw.zoo import digits
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,6 +49,20 @@ def test_bad_input_ends_in_one_line():
     done = command("check", "none.onnx")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_json_into_a_pipe():
+    done = command("check", str(digits.MODEL), "--json", "/dev/stdout")
+    assert (done.returncode, done.stderr) == (0, "")
+    report, end = json.JSONDecoder().raw_decode(done.stdout)
+    assert report["nodes"]
+    assert "accelerator" in done.stdout[end:]
+
+
+def test_json_onto_a_full_device():
+    done = command("check", str(digits.MODEL), "--json", "/dev/full")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: output /dev/full: cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("kind", BAD_INPUT)

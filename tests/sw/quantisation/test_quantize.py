@@ -485,6 +485,7 @@ ERRORS = {
     "layout": (lambda f: ["--layout", "chw"], "--layout chw: must be one of"),
     "size": (lambda f: ["--size", "8"], "--size 8: must be HEIGHTxWIDTH"),
     "folder": (lambda f: ["-o", str(f / "none" / "x.onnx")], "its folder does not exist"),
+    "output device": (lambda f: ["-o", "/dev/full"], "cannot be written: No space left on device"),
 }
 
 

@@ -35,7 +35,7 @@ END_WORDS = COMMANDS[Opcode.END].words
 """64-bit words of the END command."""
 FETCH_START = 1
 """Cycles from the start of a program to the first request for its commands."""
-FETCH_RETURN = 5
+FETCH_RETURN = 7
 """Cycles from a word's beat to when its command may be handed out."""
 TRANSFER_START = 2
 """Cycles from the start of a LOAD or STORE to its first burst."""

@@ -103,11 +103,12 @@ class ControlUnit(wiring.Component):
             shells[engine] = shell = Shell(self.config, engine, OPCODE_OF[engine])
             m.submodules[f"shell_{engine.name.lower()}"] = ResetInserter(reset)(shell)
             wiring.connect(m, flipped(getattr(self, port_name(engine))), shell.core)
-            bits = shell.push.payload.command.shape().size
             m.d.comb += [
                 shell.push.valid.eq(fetch.push[engine]),
-                shell.push.payload.index.eq(fetch.index),
-                shell.push.payload.command.eq(fetch.command[engine][:bits]),
+                shell.push.payload.eq(fetch.index),
+                shell.write.eq(fetch.write[engine]),
+                shell.place.eq(fetch.place),
+                shell.word.eq(fetch.word),
                 fetch.ready[engine].eq(shell.push.ready),
                 shell.clear.eq(csr.start),
                 shell.running.eq(csr.running),

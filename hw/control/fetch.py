@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
@@ -21,6 +23,8 @@ from systole.isa.timing import FETCH_BUFFER_BYTES, FETCH_REQUEST_WORDS
 WORD_BITS = 64
 LONGEST = max(c.words for c in COMMANDS.values())
 """Words of the longest command."""
+PLACE_BITS = (LONGEST - 1).bit_length()
+"""Bits of a word's position in its command."""
 REST_BITS = WORD_BITS - sum(f.bits for f in HEADER)
 """Bits of a command's first word behind the header."""
 
@@ -47,9 +51,11 @@ class Fetch(wiring.Component):
     """Runs through the ``words`` 64-bit words at byte ``program`` of the DRAM window.
 
     ``start`` pulses while ``idle``; ``program`` (a multiple of 64) and ``words`` are sampled with
-    it. A command is on ``index`` and its engine's ``command``, complete, with ``push`` (one bit per
-    engine) until that engine's ``ready``. Its words are taken at one a cycle, so that a command of
-    which n are present takes n cycles when the bus is at least 64 bits wide.
+    it. Words are taken at one a cycle, so that a command of which n are present takes n cycles when
+    the bus is at least 64 bits wide. All but its first go to its engine as they come: ``write``
+    (one bit per engine), ``word`` and ``place``, its position in the command. The first, with
+    ``place`` 0, comes last: on ``index`` and with ``push`` (one bit per engine), too, until that
+    engine's ``ready``; only then is the command complete and known to be legal.
 
     ``ended`` is high from the END command to the next start. ``idle``: no request is pending and
     every beat asked for has been taken. ``last_index`` is the index of the last complete command (0
@@ -64,7 +70,9 @@ class Fetch(wiring.Component):
     words: Signal
     memory: MemoryReadInterface
     index: Signal
-    command: list[Signal]
+    word: Signal
+    place: Signal
+    write: Signal
     push: Signal
     ready: Signal
     ended: Signal
@@ -82,7 +90,9 @@ class Fetch(wiring.Component):
                 "words": In(32),
                 "memory": Out(MemoryRead(config)),
                 "index": Out(INDEX_BITS),
-                "command": Out(WORD_BITS * LONGEST).array(len(Engine)),
+                "word": Out(WORD_BITS),
+                "place": Out(PLACE_BITS),
+                "write": Out(len(Engine)),
                 "push": Out(len(Engine)),
                 "ready": In(len(Engine)),
                 "ended": Out(1),
@@ -98,21 +108,16 @@ class Fetch(wiring.Component):
         self._head = record(
             data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
         )
-        # Of every engine, the words behind the first as its last command had them.
-        self._kept = {
-            e: [
-                Signal(WORD_BITS, name=f"{e.name.lower()}_{i}")
-                for i in range(1, COMMANDS[OPCODE_OF[e]].words)
-            ]
-            for e in engines_of(config)
-        }
+        self._engines = engines_of(config)
         self._known = Signal(len(Engine))  # engines of which there is a last command
+        self._next = Signal(WORD_BITS, reset_less=True)  # the next word, if ``_comes``
+        self._comes = Signal()
         self._full = Signal()  # the command is whole, or its opcode illegal
         # Words of the command still to come; 0 while it is full.
         self._missing = Signal(self._head.present.shape())
-        self._target = Signal(len(Engine))  # the engine that the command is for
-        self._end = Signal()
-        self._legal = Signal()
+        # About the command, from its first word.
+        self._target = Signal(len(Engine))  # the engine that it is for, if it is legal
+        self._end = Signal()  # it is a legal END
         self._pushed = Signal()
 
     def elaborate(self, platform: object) -> Module:
@@ -120,14 +125,11 @@ class Fetch(wiring.Component):
         m.submodules.prefetch = self._prefetch
         m.submodules.unpack = self._unpack
         self._connect(m)
-        self._check_command(m)
         m.d.comb += [
             self.index.eq(self._index),
             self._pushed.eq((self.push & self.ready).any()),
             self.fault.engine.eq(NO_ENGINE),
         ]
-        for engine, words in self._kept.items():
-            m.d.comb += self.command[engine].eq(Cat(self._head, words))
         with m.If(self._running & ~self.halt):
             self._hand_out(m)
         self._take_word(m)
@@ -150,12 +152,12 @@ class Fetch(wiring.Component):
             self.idle.eq(prefetch.idle),
         ]
 
-    def _check_command(self, m: Module) -> None:
-        """What the command at hand is, where it goes and whether it is legal."""
-        head = self._head
-        existing = sum(1 << e for e in self._kept)
+    def _check_command(self, m: Module, head: data.View) -> None:
+        """Where the command goes, if it is legal, when its ``head`` comes: which is when the
+        command before it is handed out, if it has not been."""
+        existing = sum(1 << e for e in self._engines)
         absent = ~existing & ((1 << ENGINE_BITS) - 1)
-        complete, excess = Signal(), Signal()
+        target, end, complete, excess = Signal(len(Engine)), Signal(), Signal(), Signal()
         with m.Switch(head.opcode):
             for command in COMMANDS.values():
                 with m.Case(command.opcode):
@@ -164,15 +166,17 @@ class Fetch(wiring.Component):
                         excess.eq((head.present & ~C(command.complete, len(self._missing))).any()),
                     ]
                     if command.opcode is Opcode.END:
-                        m.d.comb += self._end.eq(1)
+                        m.d.comb += end.eq(1)
                     for engine in command.engines:
                         if existing >> engine & 1:
                             with m.If(head.engine == engine):
-                                m.d.comb += self._target.eq(1 << engine)
+                                m.d.comb += target.eq(1 << engine)
         tokens = ((head.wait | head.signal) & absent) == 0
-        with m.If(self._full & ~excess):
-            given = Mux(complete, self._target, self._target & self._known).any()
-            m.d.comb += self._legal.eq((complete & self._end) | (given & tokens))
+        known = self._known | Mux(self._full, self._target, 0) | complete.replicate(len(Engine))
+        m.d.sync += [
+            self._target.eq(Mux(~excess & tokens, target & known, 0)),
+            self._end.eq(end & complete & ~excess),
+        ]
 
     def _fail(self, m: Module, code: Fault, address: Value | int = 0) -> None:
         m.d.comb += [
@@ -186,7 +190,7 @@ class Fetch(wiring.Component):
     def _hand_out(self, m: Module) -> None:
         """Offer the command to its engine, end the program, or fail."""
         full, prefetch, word = self._full, self._prefetch, self._unpack.word
-        with m.If(full & ~self._legal):
+        with m.If(full & ~self._end & (self._target == 0)):
             self._fail(m, Fault.ILLEGAL_COMMAND)
         with m.Elif(full & self._end):
             m.d.sync += [self.ended.eq(1), self._running.eq(0), full.eq(0)]
@@ -200,44 +204,42 @@ class Fetch(wiring.Component):
                 ]
         with m.Elif(self._left == 0):
             self._fail(m, Fault.ILLEGAL_COMMAND)
-        with m.Elif(prefetch.denied & prefetch.idle):
+        with m.Elif(~self._comes & prefetch.denied & prefetch.idle):
             self._fail(m, Fault.DRAM_WINDOW, self.memory.req.payload.addr)
-        with m.Elif(word.valid & word.payload.error):
+        with m.Elif(~self._comes & word.valid & word.payload.error):
             self._fail(m, Fault.AXI_READ, self._unpack.address)
 
     def _take_word(self, m: Module) -> None:
-        """Put the next word where it belongs: the head, or a word of the head's engine."""
+        """Put the next word where it belongs: the head, or the queue of the head's engine."""
         word, head, missing, left = self._unpack.word, self._head, self._missing, self._left
-        new = data.View(head.shape(), word.payload.data)
+        new = cast(data.View, data.View(head.shape(), self._next))
         opcodes = Array(i in COMMANDS for i in range(1 << len(head.opcode)))
         more = Signal.like(missing)  # words still missing once this one has been taken
-        comes = Signal.like(missing)  # which word this is
-        taken = Signal()
+        taken, accepts = Signal(), Signal()
         m.d.comb += [
-            # A word in error stays where it is until the command before it has gone.
-            word.ready.eq(
-                self._running
-                & ~self.halt
-                & (~self._full | self._pushed)
-                & (left != 0)
-                & ~word.payload.error
-            ),
-            taken.eq(word.valid & word.ready),
+            accepts.eq(self._running & ~self.halt & (~self._full | self._pushed)),
+            taken.eq(self._comes & accepts & (left != 0)),
+            # A word in error stays where it is until all before it has gone.
+            word.ready.eq((~self._comes | taken) & ~word.payload.error),
+            self.word.eq(Mux(self._full, head, self._next)),
         ]
+        with m.If(taken):
+            m.d.sync += self._comes.eq(0)
+        with m.If(word.valid & word.ready):
+            m.d.sync += [self._comes.eq(1), self._next.eq(word.payload.data)]
+        with m.If(self._full):
+            m.d.comb += self.write.eq(self.push & self.ready)
         with m.If(taken):
             with m.If(missing == 0):
                 m.d.comb += more.eq(Mux(opcodes[new.opcode], new.present, 0))
-            with m.Else():
-                m.d.comb += more.eq(missing & (missing - 1))
-            m.d.comb += comes.eq(missing & ~more)
-            m.d.sync += [left.eq(left - 1), missing.eq(more)]
-            with m.If(missing == 0):
                 m.d.sync += head.eq(new)
-            for engine, words in self._kept.items():
-                with m.If(self._target[engine]):
-                    for i, register in enumerate(words):
-                        with m.If(comes[i]):
-                            m.d.sync += register.eq(word.payload.data)
+                self._check_command(m, new)
+            with m.Else():
+                m.d.comb += [more.eq(missing & (missing - 1)), self.write.eq(self._target)]
+            for place in range(1, LONGEST):
+                with m.If((missing & ~more)[place - 1]):
+                    m.d.comb += self.place.eq(place)
+            m.d.sync += [left.eq(left - 1), missing.eq(more)]
             with m.If(more == 0):
                 m.d.sync += self._full.eq(1)
                 with m.If(self._pushed):
@@ -255,6 +257,7 @@ class Fetch(wiring.Component):
             self._known.eq(0),
             self._missing.eq(0),
             self._full.eq(0),
+            self._comes.eq(0),
         ]
 
 
@@ -317,7 +320,7 @@ class Prefetch(wiring.Component):
         reserved = Signal(range(depth + 1))
         asked = Signal.like(ask_beats)  # Beats of the last request.
         begin = Signal()
-        popped = Signal()
+        popped = Signal()  # a beat left in the cycle before
         m.d.comb += [
             ask.eq(Mux(left < FETCH_REQUEST_WORDS, left, FETCH_REQUEST_WORDS)),
             ask_beats.eq((ask * WORD_BITS + (bits - 1)) // bits),
@@ -330,9 +333,9 @@ class Prefetch(wiring.Component):
                 & (left != 0)
                 & (reserved <= depth - FETCH_REQUEST_WORDS * WORD_BITS // bits)
             ),
-            popped.eq(self.beats.valid & self.beats.ready),
             self.idle.eq(~req.valid & (reserved == 0)),
         ]
+        m.d.sync += popped.eq(self.beats.valid & self.beats.ready)
         with m.If(req.valid & req.ready):
             m.d.sync += req.valid.eq(0)
         with m.If(begin):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.memory import Memory
@@ -14,9 +14,10 @@ from systole.hw.bus.interfaces import (
     CommandPort,
     command_layout,
     layout_of,
+    record,
 )
-from systole.hw.control.fetch import FAULT_REPORT
-from systole.isa import TRACE_EVENT, Config, Engine, Fault, Opcode
+from systole.hw.control.fetch import FAULT_REPORT, PLACE_BITS, WORD_BITS
+from systole.isa import COMMANDS, TRACE_EVENT, Config, Engine, Fault, Opcode
 from systole.isa.csr import ENGINE_STATE, TOKEN_BITS, EngineState
 
 ENGINES = len(Engine)
@@ -39,7 +40,10 @@ END_EVENT = data.StructLayout(
 class Shell(wiring.Component):
     """Queue, token counters, event source and performance counters of one engine.
 
-    * ``push`` takes commands into the queue of ``queue_depth``; the oldest waits at its head.
+    * ``push`` takes commands, by their indices, into the queue of ``queue_depth``; the oldest waits
+      at its head. The words of a command that are not as the command before had them come before
+      it, with ``write``, ``place`` and ``word``; the first word, at place 0, comes last, with
+      ``push``. They wait in a memory and are unpacked into the head one a cycle.
     * ``core`` gets the head as soon as every token it waits for is there; the tokens are taken in
       the cycle in which the core accepts. A token given in one cycle lets the command start in the
       next.
@@ -56,6 +60,9 @@ class Shell(wiring.Component):
     """
 
     push: stream.Interface
+    write: Signal
+    place: Signal
+    word: Signal
     core: CommandInterface
     clear: Signal
     running: Signal
@@ -76,10 +83,12 @@ class Shell(wiring.Component):
         self.config = config
         self.engine = engine
         self.opcode = opcode
-        entry = data.StructLayout({"index": INDEX_BITS, "command": command_layout(opcode)})
         super().__init__(
             {
-                "push": In(stream.Signature(entry)),
+                "push": In(stream.Signature(INDEX_BITS)),
+                "write": In(1),
+                "place": In(PLACE_BITS),
+                "word": In(WORD_BITS),
                 "core": Out(CommandPort(opcode)),
                 "clear": In(1),
                 "running": In(1),
@@ -97,25 +106,35 @@ class Shell(wiring.Component):
                 "fault": Out(FAULT_REPORT),
             }
         )
-        self._queue = SyncFIFOBuffered(width=entry.size, depth=config.queue_depth)
-        self._head = data.View(entry, self._queue.r_data)
+        # Indices of the commands in the queue, and their words, with room for one more command.
+        self._queue = SyncFIFOBuffered(width=INDEX_BITS, depth=config.queue_depth)
+        self._words = SyncFIFOBuffered(
+            width=PLACE_BITS + WORD_BITS,
+            depth=(config.queue_depth + 1) * COMMANDS[opcode].words,
+        )
+        self._head = record(command_layout(opcode), reset_less=True)
+        self._whole = Signal()  # the command in the head is complete
         flight_entry = data.StructLayout({"index": INDEX_BITS, "signal": ENGINES})
         self._flight = SyncFIFO(width=flight_entry.size, depth=IN_FLIGHT)
         self._oldest = data.View(flight_entry, self._flight.r_data)
         self._accepted = Signal()
         self._retired = Signal()
         self._missing = Signal(ENGINES)  # tokens that the head waits for; 0 when it may start
-        self._stalled_now = Signal()
+        self._stalled_before = Signal()  # memory held up a command in the cycle before
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.queue = self._queue
+        m.submodules.words = self._words
         m.submodules.flight = self._flight
         m.d.comb += [
             self._queue.w_data.eq(self.push.payload),
             self._queue.w_en.eq(self.push.valid),
             self.push.ready.eq(self._queue.w_rdy),
+            self._words.w_data.eq(Cat(self.word, self.place)),
+            self._words.w_en.eq(self.write),
         ]
+        self._unpack(m)
         self._count_tokens(m)
         self._offer_head(m)
         self._retire_oldest(m)
@@ -126,36 +145,53 @@ class Shell(wiring.Component):
         self._report_fault(m)
         return m
 
+    def _unpack(self, m: Module) -> None:
+        """Put the words of the next command into the head; it keeps those that do not come."""
+        words, head = self._words, Value.cast(self._head)
+        word, place = words.r_data[:WORD_BITS], words.r_data[WORD_BITS:]
+        m.d.comb += words.r_en.eq(~self._whole | self._accepted)
+        with m.If(self._accepted):
+            m.d.sync += self._whole.eq(0)
+        with m.If(words.r_rdy & words.r_en):
+            m.d.sync += self._whole.eq(place == 0)
+            for i in range(COMMANDS[self.opcode].words):
+                part = head[WORD_BITS * i : WORD_BITS * (i + 1)]
+                with m.If(place == i):
+                    m.d.sync += part.eq(word)
+
     def _count_tokens(self, m: Module) -> None:
         """A counter for the tokens of each engine."""
-        available, taken = Signal(ENGINES), Signal(ENGINES)
-        wait = self._head.command["wait"]
+        available, taken = Signal(ENGINES), Signal(ENGINES)  # available: the count is not 0
+        wait = self._head["wait"]
         m.d.comb += [
-            self._missing.eq(Mux(self._queue.r_rdy, wait & ~available, 0)),
+            self._missing.eq(Mux(self._whole, wait & ~available, 0)),
             taken.eq(Mux(self._accepted, wait, 0)),
         ]
         counts = [Signal(TOKEN_BITS, name=f"tokens_{e.name.lower()}") for e in Engine]
-        m.d.comb += available.eq(Cat(tokens != 0 for tokens in counts))
         with m.If(self.given.any()):
             full = Cat(tokens.all() for tokens in counts)
             m.d.comb += self.overflow.eq(self.given & full & ~taken)
         with m.If(self.clear | self._accepted | self.given.any()):
             up = self.given & ~self.overflow
             for i, tokens in enumerate(counts):
-                m.d.sync += tokens.eq(Mux(self.clear, 0, tokens + up[i] - taken[i]))
+                left = Mux(taken[i], tokens[1:].any(), available[i])
+                m.d.sync += [
+                    tokens.eq(Mux(self.clear, 0, tokens + up[i] - taken[i])),
+                    available[i].eq(~self.clear & (up[i] | left)),
+                ]
 
     def _offer_head(self, m: Module) -> None:
         """Hand the head to the core. An offer once made stands, whatever ``halt`` says."""
         cmd, queue, flight, head = self.core.cmd, self._queue, self._flight, self._head
         offered = Signal()
-        may_start = queue.r_rdy & ~self._missing.any() & flight.w_rdy
+        may_start = self._whole & ~self._missing.any() & flight.w_rdy
         m.d.comb += [
-            cmd.payload.eq(head.command),
+            cmd.payload.eq(head),
             cmd.valid.eq(may_start & (~self.halt | offered)),
             self._accepted.eq(cmd.valid & cmd.ready),
             queue.r_en.eq(self._accepted),
             flight.w_en.eq(self._accepted),
-            flight.w_data.eq(Cat(head.index, head.command["signal"][:ENGINES])),
+            flight.w_data.eq(Cat(queue.r_data, head["signal"][:ENGINES])),
         ]
         m.d.sync += offered.eq(cmd.valid & ~cmd.ready)
 
@@ -180,7 +216,7 @@ class Shell(wiring.Component):
         m.d.comb += event.valid.eq(self._accepted)
         with m.If(self._accepted):
             m.d.comb += [
-                event.index.eq(self._head.index),
+                event.index.eq(self._queue.r_data),
                 event.waited.eq(waited),
                 event.missing.eq(last_missing),
             ]
@@ -188,16 +224,17 @@ class Shell(wiring.Component):
     def _report_end(self, m: Module) -> None:
         event = self.end_event
         stalled = Signal.like(event.stalled)
-        m.d.comb += self._stalled_now.eq(self.core.stalled & self._flight.r_rdy)
-        with m.If(self._retired):
-            m.d.sync += stalled.eq(self._stalled_now)
-        with m.Elif(self._stalled_now):
-            m.d.sync += stalled.eq(stalled + ~stalled.all())
-        with m.If(self.clear):
+        # A core's ``stalled`` comes late in the cycle: it is counted in the next.
+        total = Signal.like(stalled)
+        m.d.sync += self._stalled_before.eq(self.core.stalled & self._flight.r_rdy)
+        m.d.comb += total.eq(stalled + (self._stalled_before & ~stalled.all()))
+        with m.If(self._retired | self.clear):
             m.d.sync += stalled.eq(0)
+        with m.Elif(self._stalled_before):
+            m.d.sync += stalled.eq(total)
         m.d.comb += event.valid.eq(self._retired)
         with m.If(self._retired):
-            m.d.comb += [event.index.eq(self._oldest.index), event.stalled.eq(stalled)]
+            m.d.comb += [event.index.eq(self._oldest.index), event.stalled.eq(total)]
 
     def _count_cycles(self, m: Module) -> None:
         """The counters: one memory with one increment a cycle."""
@@ -206,15 +243,18 @@ class Shell(wiring.Component):
         write = counters.write_port()
         current = counters.read_port(domain="comb")
         csr = counters.read_port(domain="comb")
-        counting = Signal()
-        counted = Signal(range(COUNTERS))
-        with m.If(self._flight.r_rdy):
-            m.d.comb += [counting.eq(self.running), counted.eq(self._stalled_now)]
-        with m.Elif(self._missing.any()):
-            m.d.comb += counting.eq(self.running)
-            for i in reversed(range(ENGINES)):
-                with m.If(self._missing[i]):
-                    m.d.comb += counted.eq(2 + i)
+        # What the cycle before was spent with.
+        counting, in_flight = Signal(), Signal()
+        waits = Signal(range(COUNTERS))
+        counted = Signal.like(waits)
+        m.d.sync += [
+            counting.eq(self.running & (self._flight.r_rdy | self._missing.any())),
+            in_flight.eq(self._flight.r_rdy),
+        ]
+        for i in reversed(range(ENGINES)):
+            with m.If(self._missing[i]):
+                m.d.sync += waits.eq(2 + i)
+        m.d.comb += counted.eq(Mux(in_flight, self._stalled_before, waits))
         clearing = Signal(range(COUNTERS + 1))
         with m.If(self.clear):
             m.d.sync += clearing.eq(COUNTERS)
@@ -231,17 +271,17 @@ class Shell(wiring.Component):
 
     def _show_state(self, m: Module) -> None:
         """The STATE register."""
-        queued = self._queue.r_rdy
+        queue = self._queue
         state = Signal(EngineState)
         with m.If(self._missing.any()):
             m.d.comb += state.eq(EngineState.WAITING)
-        with m.Elif(self._flight.r_rdy | queued):
+        with m.Elif(self._flight.r_rdy | queue.r_rdy):
             m.d.comb += state.eq(EngineState.BUSY)
         register = data.View(layout_of(ENGINE_STATE), self.state)
         m.d.comb += [
             register.state.eq(state),
             register.missing.eq(self._missing),
-            register.head.eq(Mux(queued, self._head.index, 0)),
+            register.head.eq(Mux(queue.r_rdy, queue.r_data, 0)),
         ]
 
     def _report_fault(self, m: Module) -> None:

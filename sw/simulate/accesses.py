@@ -45,7 +45,7 @@ class Accesses:
     """Words of WINDOW's line memory: ``window_kernel - 1`` times ``rows`` bytes."""
     line_writes: int = 0
     queue_reads: int = 0
-    """Commands, each a word of its engine's queue."""
+    """Words of the commands as they are in the program, from their engines' queues."""
     queue_writes: int = 0
     fetch_reads: int = 0
     """Beats of the bus, in the buffer between bus and queues."""
@@ -80,7 +80,9 @@ def fetch_accesses(program: Program) -> Accesses:
 def command_accesses(c: Mapping[str, int], config: Config) -> Accesses:
     """What a command does, from its engine's queue on. ``c``: its fields; not END, which goes to no
     queue."""
-    return Accesses(queue_reads=1, queue_writes=1) + _COUNTS[Opcode(c["opcode"])](c, config)
+    words = 1 + c["present"].bit_count()
+    counts = _COUNTS[Opcode(c["opcode"])](c, config)
+    return Accesses(queue_reads=words, queue_writes=words) + counts
 
 
 def _load(c: Mapping[str, int], config: Config) -> Accesses:

@@ -125,7 +125,7 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
     lookup = table.access(TABLE_BYTES, 8 * min(config.rows, TABLE_WIDTH))
     line = table.access(lines * config.window_width, 8 * lines)
     words = max(command.words for command in COMMANDS.values())
-    queue = table.access(8 * words * config.queue_depth, 64 * words)
+    queue = table.access(8 * words * (config.queue_depth + 1), 64)
     fetch = table.access(FETCH_BUFFER_BYTES, config.axi_data_bits)
     return {
         "array": counts.macs * table.mac,

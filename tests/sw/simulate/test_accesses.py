@@ -41,7 +41,7 @@ MEMORIES = {
     "accumulators.column_": "accumulator",
     "weight_buffer": "weight",
     "lines": "line",
-    "queue": "queue",
+    ".words.": "queue",
     "prefetch": "fetch",
 }
 """Memories by what the paths of their instances contain."""

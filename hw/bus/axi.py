@@ -209,10 +209,11 @@ def forward(m: Module, inner: wiring.PureInterface, outer: wiring.PureInterface)
 class BurstSplitter(wiring.Component):
     """Splits the requests of ``clients`` clients into bursts, up to one a cycle.
 
-    A request is checked when it is taken; ``denied`` pulses in the next cycle if it is empty or
-    leaves the ``limit`` bytes of the window. Two cycles after it was taken its first burst is on
-    the address channel (``valid``, ``addr``, ``len``, ``ready``). Clients take turns burst by
-    burst; with ``urgent``, client 0 always goes first.
+    A client's request is taken once all bursts of the one before have been issued, and checked in
+    the next cycle: in the one after that ``denied`` pulses if it is empty or leaves the ``limit``
+    bytes of the window, before another of this client can be taken. Two cycles after it was taken
+    its first burst is on the address channel (``valid``, ``addr``, ``len``, ``ready``). Clients
+    take turns burst by burst; with ``urgent``, client 0 always goes first.
 
     ``issue`` pulses, one cycle before the burst appears on the channel, with the burst's client,
     length (as ``len``) and whether it is its request's last. It waits for ``space``. ``drain``
@@ -271,6 +272,8 @@ class BurstSplitter(wiring.Component):
         held = [Signal(name=f"held_{i}") for i in range(clients)]
         beats = Array(Signal(32 - size, name=f"beat_{i}") for i in range(clients))
         finals = Array(Signal(32 - size, name=f"final_{i}") for i in range(clients))
+        fresh = [Signal(name=f"fresh_{i}") for i in range(clients)]  # taken in the cycle before
+        legal = Array(Signal(name=f"legal_{i}") for i in range(clients))
 
         chosen = self.issue_client
         turn = Signal.like(chosen)
@@ -295,7 +298,9 @@ class BurstSplitter(wiring.Component):
             self.issue_len.eq(
                 Mux(self.issue_last, final[:burst_bits], (1 << burst_bits) - 1) - beat[:burst_bits]
             ),
-            self.issue.eq(Cat(held).any() & self.space & (~self.valid | self.ready)),
+            self.issue.eq(
+                Cat(held).any() & legal[chosen] & self.space & (~self.valid | self.ready)
+            ),
             self.idle.eq(~Cat(held).any() & ~self.valid),
         ]
         offset = Cat(C(0, size), beat)
@@ -312,26 +317,30 @@ class BurstSplitter(wiring.Component):
         for i, request in enumerate(self.requests):
             step = Signal(name=f"step_{i}")
             final_byte = Signal(33, name=f"final_byte_{i}")
-            inside = Signal(name=f"inside_{i}")
+            empty = Signal(name=f"empty_{i}")
+            inside, refused = Signal(name=f"inside_{i}"), Signal(name=f"refused_{i}")
             m.d.comb += [
                 step.eq(self.issue & (chosen == i)),
-                request.ready.eq((~held[i] | (step & self.issue_last)) & ~self.drain),
-                final_byte.eq(request.payload.addr + request.payload.bytes - 1),
-                inside.eq((request.payload.bytes != 0) & (final_byte < self.limit)),
+                request.ready.eq(~held[i] & ~self.drain),
+                inside.eq(~empty & (final_byte < self.limit)),
+                refused.eq(fresh[i] & ~inside),
+                legal[i].eq(~fresh[i] | inside),
+                finals[i].eq(final_byte[size:]),
             ]
-            m.d.sync += self.denied[i].eq(0)
+            m.d.sync += [
+                fresh[i].eq(request.valid & request.ready),
+                self.denied[i].eq(refused),
+            ]
             with m.If(step):
                 m.d.sync += beats[i].eq(Cat(C(0, burst_bits), beat[burst_bits:] + 1))
-                with m.If(self.issue_last):
-                    m.d.sync += held[i].eq(0)
             with m.If(request.valid & request.ready):
                 m.d.sync += [
-                    held[i].eq(inside),
-                    self.denied[i].eq(~inside),
+                    held[i].eq(1),
                     beats[i].eq(request.payload.addr[size:]),
-                    finals[i].eq(final_byte[size:]),
+                    final_byte.eq(request.payload.addr + request.payload.bytes - 1),
+                    empty.eq(request.payload.bytes == 0),
                 ]
-            with m.If(self.drain):
+            with m.If(self.drain | refused | (step & self.issue_last)):
                 m.d.sync += held[i].eq(0)
         return m
 
@@ -354,7 +363,7 @@ class ReadManager(wiring.Component):
     """Reads DRAM for ``clients`` clients: client 0 first, the others in turn, burst by burst.
 
     Up to ``axi_outstanding`` bursts are in flight. One beat a cycle reaches the clients if the
-    memory gives it, one cycle after the bus. ``denied`` comes in the cycle after the request was
+    memory gives it, one cycle after the bus. ``denied`` comes two cycles after the request was
     taken, possibly before the beats of earlier requests. ``base`` (a multiple of 4096) and
     ``limit`` (bytes) must not change unless ``idle``.
 
@@ -441,7 +450,7 @@ class WriteManager(wiring.Component):
 
     Up to ``axi_outstanding`` bursts are in flight; one beat a cycle if clients and memory keep up.
     A client that has asked must bring its beats: until then those of the others may have to wait.
-    ``denied`` comes in the cycle after the request was taken, possibly before ``done`` of earlier
+    ``denied`` comes two cycles after the request was taken, possibly before ``done`` of earlier
     requests. ``base`` (a multiple of 4096) and ``limit`` (bytes) must not change unless ``idle``.
 
     ``drain`` (held until ``idle``) forgets the requests, completes the bursts already issued with

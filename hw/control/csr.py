@@ -37,8 +37,8 @@ WRITABLE = [name for name, csr in CSRS.items() if csr.access != "ro"]
 class RegisterBus(wiring.Component):
     """AXI4-Lite subordinate: one write and one read at a time.
 
-    ``write`` pulses with ``write_word`` (the word address), ``write_data`` and ``write_mask`` (the
-    bits to write). ``read`` pulses with ``read_word``; ``read_data`` is taken in the next cycles,
+    ``write`` pulses with ``write_word`` (the word address), ``write_data`` and ``write_bytes`` (the
+    bytes to write). ``read`` pulses with ``read_word``; ``read_data`` is taken in the next cycles,
     until the following read. Addresses of ``words`` and more answer SLVERR.
     """
 
@@ -46,7 +46,7 @@ class RegisterBus(wiring.Component):
     write: Signal
     write_word: Signal
     write_data: Signal
-    write_mask: Signal
+    write_bytes: Signal
     read: Signal
     read_word: Signal
     read_data: Signal
@@ -59,7 +59,7 @@ class RegisterBus(wiring.Component):
                 "write": Out(1),
                 "write_word": Out(addr_bits - 2),
                 "write_data": Out(32),
-                "write_mask": Out(32),
+                "write_bytes": Out(4),
                 "read": Out(1),
                 "read_word": Out(addr_bits - 2),
                 "read_data": In(32),
@@ -71,21 +71,21 @@ class RegisterBus(wiring.Component):
         bus = self.bus
         address_held = Signal()
         data_held = Signal()
-        strobe = Signal(4)
+        taken = Signal()
         m.d.comb += [
             bus.awready.eq(~address_held),
             bus.wready.eq(~data_held),
-            self.write.eq(address_held & data_held & ~bus.bvalid),
+            taken.eq(address_held & data_held & ~bus.bvalid),
         ]
-        with m.If(self.write):
-            m.d.comb += self.write_mask.eq(Cat(bit.replicate(8) for bit in strobe))
+        m.d.sync += self.write.eq(taken)
         with m.If(bus.awvalid & bus.awready):
             m.d.sync += [address_held.eq(1), self.write_word.eq(bus.awaddr[2:])]
         with m.If(bus.wvalid & bus.wready):
-            m.d.sync += [data_held.eq(1), self.write_data.eq(bus.wdata), strobe.eq(bus.wstrb)]
+            m.d.sync += [data_held.eq(1), self.write_data.eq(bus.wdata)]
+            m.d.sync += self.write_bytes.eq(bus.wstrb)
         with m.If(bus.bready):
             m.d.sync += bus.bvalid.eq(0)
-        with m.If(self.write):
+        with m.If(taken):
             m.d.sync += [
                 address_held.eq(0),
                 data_held.eq(0),
@@ -227,9 +227,10 @@ class ControlStatus(wiring.Component):
                 Cat(bus.write_word == CSRS[name].offset // 4 for name in WRITABLE)
             )
         for name, register in plain.items():
-            with m.If(self._written[name]):
-                new = (register & ~bus.write_mask) | (bus.write_data & bus.write_mask)
-                m.d.sync += register.eq(new & PLAIN[name])
+            kept = bus.write_data & PLAIN[name]
+            for i in range(4):
+                with m.If(self._written[name] & bus.write_bytes[i]):
+                    m.d.sync += register.word_select(i, 8).eq(kept.word_select(i, 8))
         m.d.comb += [
             self.base.eq(Cat(plain["DRAM_BASE_LO"], plain["DRAM_BASE_HI"])),
             self.limit.eq(plain["DRAM_LIMIT"]),
@@ -243,7 +244,7 @@ class ControlStatus(wiring.Component):
         """CONTROL: its bits all lie in the first byte."""
         bus = self._registers
         order = Signal(Control)
-        written = self._written["CONTROL"] & bus.write_mask[0]
+        written = self._written["CONTROL"] & bus.write_bytes[0]
         m.d.comb += [
             order.eq(Mux(written, bus.write_data[: len(order)], 0)),
             self._start_order.eq((order & Control.START).any()),
@@ -302,7 +303,7 @@ class ControlStatus(wiring.Component):
 
     def _interrupt(self, m: Module) -> None:
         bus, irq = self._registers, self._irq
-        clear = Mux(self._written["IRQ"], bus.write_data & bus.write_mask, 0)[: len(irq)]
+        clear = Mux(self._written["IRQ"] & bus.write_bytes[0], bus.write_data, 0)[: len(irq)]
         m.d.sync += irq.eq((irq & ~clear) | self._irq_set)
         m.d.comb += self.irq.eq(self._irq_enable & irq.any())
 

@@ -112,6 +112,9 @@ class Fetch(wiring.Component):
         self._known = Signal(len(Engine))  # engines of which there is a last command
         self._next = Signal(WORD_BITS, reset_less=True)  # the next word, if ``_comes``
         self._comes = Signal()
+        # The one after it: so the prefetch buffer need not know at once whether a word was taken.
+        self._spare = Signal(WORD_BITS, reset_less=True)
+        self._spare_comes = Signal()
         self._full = Signal()  # the command is whole, or its opcode illegal
         # Words of the command still to come; 0 while it is full.
         self._missing = Signal(self._head.present.shape())
@@ -130,6 +133,7 @@ class Fetch(wiring.Component):
             self._pushed.eq((self.push & self.ready).any()),
             self.fault.engine.eq(NO_ENGINE),
         ]
+        m.d.sync += self.fault.valid.eq(0)
         with m.If(self._running & ~self.halt):
             self._hand_out(m)
         self._take_word(m)
@@ -179,13 +183,13 @@ class Fetch(wiring.Component):
         ]
 
     def _fail(self, m: Module, code: Fault, address: Value | int = 0) -> None:
-        m.d.comb += [
+        m.d.sync += [
             self.fault.valid.eq(1),
             self.fault.code.eq(code),
             self.fault.index.eq(self._index),
             self.fault.address.eq(address),
+            self._running.eq(0),
         ]
-        m.d.sync += self._running.eq(0)
 
     def _hand_out(self, m: Module) -> None:
         """Offer the command to its engine, end the program, or fail."""
@@ -220,13 +224,20 @@ class Fetch(wiring.Component):
             accepts.eq(self._running & ~self.halt & (~self._full | self._pushed)),
             taken.eq(self._comes & accepts & (left != 0)),
             # A word in error stays where it is until all before it has gone.
-            word.ready.eq((~self._comes | taken) & ~word.payload.error),
+            word.ready.eq(~self._spare_comes & ~word.payload.error),
             self.word.eq(Mux(self._full, head, self._next)),
         ]
-        with m.If(taken):
-            m.d.sync += self._comes.eq(0)
-        with m.If(word.valid & word.ready):
-            m.d.sync += [self._comes.eq(1), self._next.eq(word.payload.data)]
+        arrives = word.valid & word.ready
+        with m.If(arrives):
+            m.d.sync += self._spare.eq(word.payload.data)
+        with m.If(~self._comes | taken):
+            m.d.sync += [
+                self._comes.eq(self._spare_comes | arrives),
+                self._spare_comes.eq(0),
+                self._next.eq(Mux(self._spare_comes, self._spare, word.payload.data)),
+            ]
+        with m.Elif(arrives):
+            m.d.sync += self._spare_comes.eq(1)
         with m.If(self._full):
             m.d.comb += self.write.eq(self.push & self.ready)
         with m.If(taken):
@@ -258,6 +269,7 @@ class Fetch(wiring.Component):
             self._missing.eq(0),
             self._full.eq(0),
             self._comes.eq(0),
+            self._spare_comes.eq(0),
         ]
 
 
@@ -320,13 +332,15 @@ class Prefetch(wiring.Component):
         reserved = Signal(range(depth + 1))
         asked = Signal.like(ask_beats)  # Beats of the last request.
         begin = Signal()
-        popped = Signal()  # a beat left in the cycle before
+        # In the cycle before, a beat left and the request was taken.
+        popped, taken = Signal(), Signal()
         m.d.comb += [
             ask.eq(Mux(left < FETCH_REQUEST_WORDS, left, FETCH_REQUEST_WORDS)),
             ask_beats.eq((ask * WORD_BITS + (bits - 1)) // bits),
-            # When ``denied`` pulses, the request in question was taken the cycle before.
+            # When ``denied`` pulses, the request in question was taken two cycles before.
             begin.eq(
                 ~req.valid
+                & ~taken
                 & ~self.stop
                 & ~self.denied
                 & ~self.memory.denied
@@ -335,7 +349,10 @@ class Prefetch(wiring.Component):
             ),
             self.idle.eq(~req.valid & (reserved == 0)),
         ]
-        m.d.sync += popped.eq(self.beats.valid & self.beats.ready)
+        m.d.sync += [
+            popped.eq(self.beats.valid & self.beats.ready),
+            taken.eq(req.valid & req.ready),
+        ]
         with m.If(req.valid & req.ready):
             m.d.sync += req.valid.eq(0)
         with m.If(begin):

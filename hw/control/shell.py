@@ -285,17 +285,24 @@ class Shell(wiring.Component):
         ]
 
     def _report_fault(self, m: Module) -> None:
-        """The core's fault, or that a token given was lost."""
+        """The core's fault, or that a token given in the cycle before was lost."""
         core, fault = self.core, self.fault
-        lost = Signal(ENGINES)
+        lost = Signal()
+        index = Signal(INDEX_BITS, reset_less=True)
+        m.d.sync += lost.eq((self.give & self.overflows).any())
         with m.If(self._retired):
-            m.d.comb += lost.eq(self._oldest.signal & self.overflows)
-        m.d.comb += [fault.index.eq(self._oldest.index), fault.engine.eq(self.engine)]
+            m.d.sync += index.eq(self._oldest.index)
+        m.d.comb += fault.engine.eq(self.engine)
         with m.If(core.fault):
             m.d.comb += [
                 fault.valid.eq(1),
+                fault.index.eq(self._oldest.index),
                 fault.code.eq(core.fault_code),
                 fault.address.eq(core.fault_address),
             ]
-        with m.Elif(lost.any()):
-            m.d.comb += [fault.valid.eq(1), fault.code.eq(Fault.TOKEN_OVERFLOW)]
+        with m.Elif(lost):
+            m.d.comb += [
+                fault.valid.eq(1),
+                fault.index.eq(index),
+                fault.code.eq(Fault.TOKEN_OVERFLOW),
+            ]

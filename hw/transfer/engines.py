@@ -35,12 +35,12 @@ def queue_depth(config: Config) -> int:
 
 
 class RunRequester(wiring.Component):
-    """Turns transfer commands into runs and asks the memory for each with a request of its own, one
-    a cycle, with one idle cycle between commands.
+    """Turns transfer commands into runs and asks the memory for each with a request of its own, as
+    fast as it takes them, with one idle cycle between commands.
 
     ``asked`` is high when the request for ``run`` is taken; it waits for ``room``. The manager
-    denies a request in the cycle after it took it: from that cycle on ``refused`` is high, nothing
-    more is asked for and no command taken, so the run refused is the last one asked for. ``stop``
+    denies a request before it takes another: from that cycle on ``refused`` is high, nothing more
+    is asked for and no command taken, so the run refused is the last one asked for. ``stop``
     does the same while it is high. ``busy``: runs of the current command are still to be asked for.
     ``vectors`` are the bytes of a vector in DRAM, by target.
     """

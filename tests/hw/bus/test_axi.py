@@ -230,24 +230,24 @@ def test_write_throughput():
 
 
 def test_short_requests():
-    """Requests of one beat: one a cycle, and their beats too."""
+    """Requests of one beat: one a cycle, of one client every other, and their beats too."""
     bench = Bench(Config(axi_outstanding=64), latency=(40, 40))
-    port = bench.port.readers.clients[1]
+    ports = bench.port.readers.clients[1:3]
 
-    async def ask(ctx):
-        for i in range(60):
-            await bench.ask(ctx, port, 36 * i, 4)
+    async def ask(ctx, first):
+        for i in range(first, 60, 2):
+            await bench.ask(ctx, ports[first], 36 * i, 4)
         assert bench.now <= 60 + 3
 
     async def take(ctx):
         for i in range(60):
-            payload = await bench.take(ctx, port)
+            payload = await bench.take(ctx, ports[i % 2])
             assert payload.last
             at = 36 * i // 16 * 16
             assert payload.data == int.from_bytes(bench.memory.data[at : at + 16], "little")
         assert bench.now <= 60 + 40 + 6
 
-    bench.run(ask, take)
+    bench.run(lambda ctx: ask(ctx, 0), lambda ctx: ask(ctx, 1), take)
 
 
 def test_read_turns():
@@ -291,8 +291,10 @@ def test_window(addr, size, denied):
         for manager in (bench.port.readers, bench.port.writers):
             port = manager.clients[2]
             await bench.ask(ctx, port, addr, size)
+            assert not ctx.get(port.denied)
+            await ctx.tick()
             assert ctx.get(port.denied) == denied
-            await ctx.tick().repeat(4)
+            await ctx.tick().repeat(3)
             assert not ctx.get(port.denied)
             assert ctx.get(manager.idle) == denied
         assert bool(bench.memory.reads) == (not denied)

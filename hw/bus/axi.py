@@ -290,13 +290,15 @@ class BurstSplitter(wiring.Component):
                 m.d.comb += chosen.eq(0)
 
         beat = Signal(32 - size)
-        final = Signal(32 - size)
+        final = Signal(burst_bits)
+        # Compared for each client, at the same time as one is chosen.
+        lasts = Array(b[burst_bits:] == f[burst_bits:] for b, f in zip(beats, finals, strict=True))
         m.d.comb += [
             beat.eq(beats[chosen]),
-            final.eq(finals[chosen]),
-            self.issue_last.eq(beat[burst_bits:] == final[burst_bits:]),
+            final.eq(Array(f[:burst_bits] for f in finals)[chosen]),
+            self.issue_last.eq(lasts[chosen]),
             self.issue_len.eq(
-                Mux(self.issue_last, final[:burst_bits], (1 << burst_bits) - 1) - beat[:burst_bits]
+                Mux(self.issue_last, final, (1 << burst_bits) - 1) - beat[:burst_bits]
             ),
             self.issue.eq(
                 Cat(held).any() & legal[chosen] & self.space & (~self.valid | self.ready)

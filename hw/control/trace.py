@@ -137,27 +137,32 @@ class Trace(wiring.Component):
                         event.missing.eq(snapshot.starts[i].missing),
                     ]
         m.submodules.queue = queue = SyncFIFOBuffered(width=EVENT.size, depth=QUEUE)
-        queued = Signal(32)  # Events that have got a place in the trace buffer.
+        places = Signal(32)  # Events that the trace buffer still has room for.
+        room = Signal()  # It is not 0.
         lost_buffer = Signal()
         moved = Signal()
         m.d.comb += [
             queue.w_data.eq(event),
-            queue.w_en.eq(captured.r_rdy & (queued != self.limit)),
-            lost_buffer.eq(captured.r_rdy & (queued == self.limit)),
+            queue.w_en.eq(captured.r_rdy & room),
+            lost_buffer.eq(captured.r_rdy & ~room),
             moved.eq((queue.w_en & queue.w_rdy) | lost_buffer),
             captured.r_en.eq(moved & (pending == now)),
         ]
         with m.If(moved):
             m.d.sync += handled.eq(Mux(captured.r_en, 0, handled | now))
         with m.If(queue.w_en & queue.w_rdy):
-            m.d.sync += queued.eq(queued + 1)
-        with m.If((lost_capture != 0) | lost_buffer):
-            m.d.sync += self.dropped.eq(self.dropped + lost_capture + lost_buffer)
+            m.d.sync += [places.eq(places - 1), room.eq(places != 1)]
+        # Counted in the next cycle.
+        lost = Signal(range(2 * len(Engine) + 2))
+        m.d.sync += lost.eq(lost_capture + lost_buffer)
+        with m.If(lost != 0):
+            m.d.sync += self.dropped.eq(self.dropped + lost)
 
         writing = self._write(m, queue)
         m.d.comb += self.idle.eq((captured.r_level == 0) & (queue.r_level == 0) & ~writing)
         with m.If(self.start):
-            m.d.sync += [self.count.eq(0), self.dropped.eq(0), queued.eq(0)]
+            m.d.sync += [self.count.eq(0), self.dropped.eq(0)]
+            m.d.sync += [places.eq(self.limit), room.eq(self.limit != 0)]
         return m
 
     def _write(self, m: Module, queue: SyncFIFOBuffered) -> Signal:

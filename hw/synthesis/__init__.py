@@ -1,0 +1,1 @@
+"""Area and clock of the accelerator and its blocks, by open synthesis tools from pip packages."""

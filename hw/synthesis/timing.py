@@ -77,6 +77,12 @@ class Estimate:
     through: Path | None
     """From port to port."""
 
+    @property
+    def longest(self) -> float:
+        """The longest of all, ns: the period with ports behind registers."""
+        paths = (self.registers, self.inputs, self.outputs, self.through)
+        return max((path.delay for path in paths if path), default=0.0)
+
 
 @dataclass(frozen=True)
 class _Arrival:

@@ -18,10 +18,11 @@ FILES = (NETWORKS, LAYERS)
 def draw(results: list[Measurement]) -> dict[str, bytes]:
     """SVG by file name."""
     ran = [r for r in results if r.cycles is not None]
-    return {NETWORKS: _svg(_networks(results)), LAYERS: _svg(_layers(ran))}
+    return {NETWORKS: svg_of(_networks(results)), LAYERS: svg_of(_layers(ran))}
 
 
-def _svg(figure: Figure) -> bytes:
+def svg_of(figure: Figure) -> bytes:
+    """A figure as SVG without a date and with reproducible names."""
     import matplotlib
 
     out = io.BytesIO()

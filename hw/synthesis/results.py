@@ -1,0 +1,165 @@
+"""What was measured, kept in a file: by block, machine and target, with a key that says of what.
+
+The key is a hash of the generated RTL, the versions of the tools and the target. A measurement
+whose key is still the same is not made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from systole.hw.synthesis import ecp5, gates, nexus, yosys
+from systole.hw.synthesis.blocks import small, write_rtl
+from systole.isa import Config
+
+PATH = Path(__file__).parent / "results" / "now.json"
+BEFORE = PATH.with_name("before.json")
+"""What was measured before the work on clock and area, for comparison."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A technology, and what is measured in it."""
+
+    device: str
+    tools: tuple[str, ...]
+    """Packages whose versions count."""
+    measure: Callable[[Path], dict[str, Any]]
+    """Measures the RTL in a folder."""
+
+
+def _cells(directory: Path) -> dict[str, Any]:
+    return dataclasses.asdict(ecp5.synthesise(directory))
+
+
+def _routed(directory: Path) -> dict[str, Any]:
+    cells = ecp5.synthesise(directory)
+    placed = ecp5.place(directory)
+    return {
+        "mhz": placed.mhz,
+        "path": ecp5.path_text(placed.path),
+        "estimate": cells.estimate.longest,
+        "seconds": placed.seconds,
+    }
+
+
+TARGETS: dict[str, Target] = {
+    "cells": Target(ecp5.DEVICE, ("pyosys",), _cells),
+    "routed": Target(ecp5.DEVICE, ("pyosys", ecp5.NEXTPNR), _routed),
+    "gates": Target("OSU018", ("pyosys",), lambda d: dataclasses.asdict(gates.library(d))),
+    "generic": Target("generic", ("pyosys",), lambda d: dataclasses.asdict(gates.generic(d))),
+    "nexus": Target(nexus.FAMILY, ("pyosys",), nexus.measure),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement: a block of the machine of a shape, on a target."""
+
+    block: str
+    rows: int
+    cols: int
+    target: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.block} {self.rows}x{self.cols} {self.target}"
+
+    @property
+    def config(self) -> Config:
+        return small(self.rows, self.cols)
+
+
+PARTS = (
+    *("array", "accumulators", "weight-sequencer", "activation-sequencer"),
+    *("requantise", "combine", "table", "post-walk", "parameters"),
+    *("reduce", "issue", "write-back", "collector"),
+    *("scratchpad", "weight-arbiter", "load", "store", "read-manager", "write-manager"),
+    *("fetch", "shell", "csr", "trace"),
+)
+"""Blocks of which none has another in it: together the chip, but for what ties them together."""
+GROWING = (
+    *("array", "accumulators", "weight-sequencer", "activation-sequencer", "requantise", "combine"),
+    *("table", "parameters", "reduce", "issue", "write-back", "collector", "scratchpad"),
+    *("weight-arbiter", "load", "store"),
+)
+"""Those of them whose size depends on the array's."""
+PLACED = ("array", "requantise", "combine", "reduce", "scratchpad", "shell", "conv")
+"""Blocks that are also placed and routed alone."""
+
+
+def plan() -> Iterator[Job]:
+    """What ``make synth`` measures, the quick ones first."""
+    yield from (Job(block, 4, 4, "gates") for block in PARTS)
+    yield from (Job(block, 4, 4, "cells") for block in PARTS)
+    yield from (Job(block, 8, 8, "gates") for block in GROWING)
+    yield from (Job(block, 4, 4, "routed") for block in PLACED)
+    yield from (Job(block, 4, 4, "nexus") for block in ("array", "requantise", "combine", "reduce"))
+    yield Job("chip", 4, 4, "cells")
+    yield Job("chip", 4, 4, "nexus")
+    yield Job("chip", 8, 8, "cells")
+    yield Job("chip", 4, 4, "routed")
+    yield Job("chip", 16, 16, "cells")
+
+
+class Store:
+    """The file of results."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            self.entries = json.loads(path.read_text(encoding="utf-8"))
+
+    def get(self, job: Job) -> dict[str, Any] | None:
+        """The figures of a job, or None."""
+        entry = self.entries.get(job.label)
+        return entry and entry["figures"]
+
+    def add(self, job: Job, key: str, rtl: str, figures: dict[str, Any]) -> None:
+        """Keep a result, at once and whole."""
+        target = TARGETS[job.target]
+        self.entries[job.label] = {
+            "key": key,
+            "rtl": rtl,
+            "device": target.device,
+            "tools": {tool: yosys.version(tool) for tool in target.tools},
+            "config": f"{job.config.hash:#010x}",
+            "figures": figures,
+        }
+        self.path.parent.mkdir(exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        text = json.dumps(self.entries, indent=1, sort_keys=True)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def key_of(job: Job, rtl: str) -> str:
+    """What identifies a measurement."""
+    target = TARGETS[job.target]
+    versions = [f"{tool} {yosys.version(tool)}" for tool in target.tools]
+    text = "\n".join((job.target, target.device, rtl, *versions))
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def measure(job: Job, store: Store, *, only_check: bool = False) -> bool:
+    """Measure a job unless the store has it; returns whether it had not.
+
+    Raises :class:`~systole.hw.synthesis.yosys.ToolError`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        rtl = write_rtl(job.block, job.config, {}, directory)
+        key = key_of(job, rtl)
+        if store.entries.get(job.label, {}).get("key") == key:
+            return False
+        if not only_check:
+            store.add(job, key, rtl, TARGETS[job.target].measure(directory))
+        return True

@@ -1,0 +1,61 @@
+"""Measures area and clock by synthesis, and writes ``docs/silicon.md``.
+
+python -m sw.silicon            # measure what is stale, write the page
+python -m sw.silicon --page     # only write the page from the results kept
+python -m sw.silicon --check    # only compare the page with them; exit 1 if it differs
+python -m sw.silicon --stale    # only say which results are of another RTL than today's
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from systole.hw.generate import GenerateError
+from systole.hw.synthesis.results import BEFORE, PATH, Store, measure, plan
+from systole.hw.synthesis.yosys import ToolError
+from systole.isa.tools.page import CheckOption, write_page
+from systole.sw.cli.bench import OUTPUT as PERFORMANCE
+from systole.sw.cli.common import MISMATCH, check_document
+from systole.sw.files import write_atomically
+from systole.sw.report import silicon
+
+OUTPUT = PERFORMANCE.with_name("silicon.md")
+
+
+def main(
+    page: Annotated[bool, typer.Option("--page", help="only write the page")] = False,
+    check: CheckOption = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="only list results of another RTL; exit 1 if any")
+    ] = False,
+    only: Annotated[str, typer.Option(help="measure only what has this in its label")] = "",
+) -> None:
+    """Measure what has changed, and write docs/silicon.md."""
+    check_document(OUTPUT)
+    store = Store(PATH)
+    if not (page or check) and _measure(store, only, only_check=stale) and stale:
+        raise typer.Exit(MISMATCH)
+    if not stale:
+        before = Store(BEFORE)
+        write_page(OUTPUT, silicon.document(before, store), silicon.MODULE, check=check)
+        if not check:
+            write_atomically(OUTPUT.with_name(silicon.AREA), silicon.draw(before, store))
+
+
+def _measure(store: Store, only: str, *, only_check: bool) -> int:
+    """Measure what is stale, or only say so; returns how many were."""
+    count = 0
+    for job in plan():
+        if only not in job.label:
+            continue
+        try:
+            changed = measure(job, store, only_check=only_check)
+        except (GenerateError, ToolError) as e:
+            typer.echo(f"{job.label}: not measured: {e}", err=True)
+            continue
+        count += changed
+        if changed:
+            typer.echo(f"{job.label}: {'stale' if only_check else 'measured'}")
+    return count

@@ -69,7 +69,6 @@ BLOCKS: dict[str, Block] = {
     "walk-setup": Block("window.walk:WalkSetup"),
     "tap-walk": Block("window.walk:TapWalk"),
     "output-walk": Block("window.walk:OutputWalk"),
-    "write-back": Block("window.writeback:WriteBack"),
     "collector": Block("window.im2col:Collector"),
     "window": Block("window.engine:WindowEngine"),
     "scratchpad": Block(

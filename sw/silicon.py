@@ -1,7 +1,6 @@
 """``python -m sw.silicon``; the command itself is :mod:`sw.cli.silicon`."""
 
-from systole.sw.cli.common import run_command
-from systole.sw.cli.silicon import main
+from systole.sw.cli.start import start_command
 
 if __name__ == "__main__":
-    run_command(main)
+    start_command("silicon")

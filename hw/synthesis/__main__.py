@@ -12,10 +12,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from systole.hw.generate import GenerateError
 from systole.hw.synthesis import ecp5
 from systole.hw.synthesis.blocks import BLOCKS, BlockError, split, write_rtl
 from systole.hw.synthesis.yosys import ToolError
+from systole.hw.verilog import GenerateError
 from systole.isa import Config, ConfigError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

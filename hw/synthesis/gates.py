@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from systole.hw.generate import RAM
 from systole.hw.synthesis import yosys
 from systole.hw.synthesis.blocks import TOP
+from systole.hw.verilog import RAM
 
 LIBERTY = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib")
 NAND2 = 24.0

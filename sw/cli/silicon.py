@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from systole.hw.generate import GenerateError
 from systole.hw.synthesis.results import BEFORE, PATH, Store, measure, plan
 from systole.hw.synthesis.yosys import ToolError
+from systole.hw.verilog import GenerateError
 from systole.isa.tools.page import CheckOption, write_page
 from systole.sw.cli.bench import OUTPUT as PERFORMANCE
 from systole.sw.cli.common import MISMATCH, check_document

@@ -19,7 +19,7 @@ from systole.isa.config import Config
 
 # Units that engines share -----------------------------------------------------------------------
 
-REQUANTISE_LATENCY = 6
+REQUANTISE_LATENCY = 9
 """Cycles from an accumulator to its int8 (``hw.arithmetic.Requantise``)."""
 
 # Fetch unit and transfers -----------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed, unsigned
+from collections.abc import Sequence
+
+from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,10 +18,14 @@ INTEGER = 9
 """Bits kept of the result's integer part: a magnitude of 2^9 is beyond every clamp."""
 FRACTION = 25
 """Bits kept of its fraction (besides the sticky bit): the finest half-ulp that matters, 2^-25."""
-MAX_SHIFT = (1 << PARAMS["shift"].width) - 1
-"""Largest right shift."""
 SIGNIFICAND = 24
 """Significant bits of a float32."""
+FINE = 3
+"""Bits of the right shift that are left to its second stage."""
+MULTIPLIER = 18
+"""Bits of a multiplier in FPGAs: products of more are sums of several."""
+RELAY = 4
+"""The stage with whose first vector the later stages' parameters are relayed."""
 
 
 def _fill(m: Module, name: str, value: Value) -> Value:
@@ -34,6 +40,13 @@ def _fill(m: Module, name: str, value: Value) -> Value:
     return value
 
 
+def _choose(ways: Sequence[Value], index: Value) -> Value:
+    """``ways[index]``, as a tree of multiplexers: smaller and faster than a one-hot choice."""
+    for bit in index:
+        ways = [Mux(bit, odd, even) for even, odd in zip(ways[::2], ways[1::2], strict=True)]
+    return ways[0]
+
+
 class Requantise(wiring.Component):
     """Maps int32 to int8 exactly as ``isa.numerics.requantise``, pipelined, ``lanes`` at a time.
 
@@ -41,19 +54,20 @@ class Requantise(wiring.Component):
     ``o_valid`` after ``LATENCY`` cycles with ``en``. While ``en`` is low everything holds still
     (``o`` and ``o_valid`` included). ``o`` keeps its value until the next result.
 
-    Parameters are double-buffered here. In a cycle with ``en`` and ``load``, ``params``, ``zero``,
+    Parameters are buffered here. In a cycle with ``en`` and ``load``, ``params``, ``zero``,
     ``low`` and ``high`` are taken for the vectors of *later* cycles; vectors taken in the same
     cycle or before still use the earlier ones, wherever in the pipeline they are. So a load costs
     no cycle, and the user's parameter registers are free again in the next. ``load`` must not be
-    raised while ``loading`` is high, which it is for the ``LATENCY - 2`` cycles with ``en`` after a
+    raised while ``loading`` is high, which it is for the ``RELAY - 1`` cycles with ``en`` after a
     load.
     ``params`` is lane 0 lowest, 64 bits a lane in the layout of ``isa.params.REQUANT_PARAMS``.
 
-    Between the registers of a stage nothing toggles while it has no vector (``m.If(take[...])``
-    around combinational signals): for power, and for the speed of simulation.
+    Between the registers of a stage nothing toggles while it has no vector (``m.If(valid[...])``
+    around combinational signals): for power, and for the speed of simulation. ``en`` is no part of
+    these conditions, as it comes late: it only enables registers.
 
-    Stages (register after each): sum with the bias; magnitude, rounded to 24 bits; product; shift;
-    rounding; zero point and clamp.
+    Stages (register after each): sum with the bias; magnitude; the same rounded to 24 bits; partial
+    products; their sum; shift by whole bytes; shift by bits; rounding and zero point; clamp.
     """
 
     LATENCY = REQUANTISE_LATENCY
@@ -87,7 +101,9 @@ class Requantise(wiring.Component):
                 "o": Out(8 * lanes),
             }
         )
-        self._take = [Signal(name=f"take{i}") for i in range(self.LATENCY)]  # stage i advances
+        # A vector is before stage i; it advances.
+        self._valid = [Signal(name=f"valid{i}") for i in range(self.LATENCY)]
+        self._take = [Signal(name=f"take{i}") for i in range(self.LATENCY)]
         # New parameters enter stage i.
         self._reach = [Signal(name=f"reach{i}") for i in range(self.LATENCY)]
         self._zero = Signal(signed(8))
@@ -99,153 +115,255 @@ class Requantise(wiring.Component):
         self._advance(m)
         self._load_limits(m)
         for i in range(self.lanes):
-            lane = _Lane(m, i)
+            lane = _Lane(m, i, self._valid, self._take)
             params = data.View(PARAMS, self.params[8 * PARAM_BYTES * i :][: PARAMS.size])
             self._load_params(lane, params)
-            with m.If(self._take[0]):
-                lane.add_bias(self.acc[32 * i :][:32])
-            with m.If(self._take[1]):
-                lane.round_magnitude()
-            with m.If(self._take[2]):
-                lane.multiply()
-            with m.If(self._take[3]):
-                lane.shift()
-            with m.If(self._take[4]):
-                lane.round_to_integer()
-            with m.If(self._take[5]):
-                result = lane.clamp(self._zero, self._low, self._high)
-                m.d.sync += self.o[8 * i :][:8].eq(result)
+            lane.add_bias(self.acc[32 * i :][:32])
+            lane.find_magnitude()
+            lane.round_magnitude()
+            lane.multiply()
+            lane.add_products()
+            lane.shift_bytes()
+            lane.shift_bits()
+            lane.round_to_integer(self._zero)
+            lane.clamp(self._low, self._high, self.o[8 * i :][:8])
         return m
 
     def _advance(self, m: Module) -> None:
         valid = Signal(self.LATENCY)  # after each stage
         mark = Signal(self.LATENCY - 1)  # travels ahead of the first vector of new parameters
-        m.d.comb += [self.o_valid.eq(valid[-1]), self.loading.eq(mark[:-1].any())]
+        m.d.comb += [self.o_valid.eq(valid[-1]), self.loading.eq(mark[: RELAY - 1].any())]
         with m.If(self.en):
             m.d.sync += [valid.eq(Cat(self.i_valid, valid)), mark.eq(Cat(self.load, mark))]
         m.d.comb += [
-            *(s.eq(self.en & v) for s, v in zip(self._take, Cat(self.i_valid, valid[:-1]))),
+            *(s.eq(v) for s, v in zip(self._valid, Cat(self.i_valid, valid[:-1]))),
+            *(s.eq(self.en & v) for s, v in zip(self._take, self._valid)),
             *(s.eq(self.en & v) for s, v in zip(self._reach, Cat(self.load, mark))),
         ]
 
     def _load_limits(self, m: Module) -> None:
-        """Zero point and clamp: as loaded, and as the last stage has them."""
-        zero, low, high = (Signal(signed(8), name=f"loaded_{n}") for n in ("zero", "low", "high"))
+        """Zero point and clamp: as loaded, as relayed, and as the last stages have them."""
+        loaded, relayed = (
+            [Signal(signed(8), name=f"{stage}_{n}") for n in ("zero", "low", "high")]
+            for stage in ("loaded", "relayed")
+        )
+        zero, low, high = relayed
         with m.If(self._reach[0]):
-            m.d.sync += [zero.eq(self.zero), low.eq(self.low), high.eq(self.high)]
-        with m.If(self._reach[5]):
-            m.d.sync += [self._zero.eq(zero), self._low.eq(low), self._high.eq(high)]
+            given = (self.zero, self.low, self.high)
+            m.d.sync += [new.eq(value) for new, value in zip(loaded, given, strict=True)]
+        with m.If(self._reach[RELAY]):
+            m.d.sync += [new.eq(value) for new, value in zip(relayed, loaded, strict=True)]
+        with m.If(self._reach[7]):
+            m.d.sync += self._zero.eq(zero)
+        with m.If(self._reach[8]):
+            # With the limits in order, the clamp may look at both at once.
+            m.d.sync += [self._low.eq(Mux(low > high, high, low)), self._high.eq(high)]
 
     def _load_params(self, lane: _Lane, params: data.View) -> None:
         """A lane's parameters: as loaded, and where the current vector needs them."""
         m = lane.m
         loaded_multiplier = lane.register("loaded_multiplier", SIGNIFICAND)
-        loaded_shift = lane.register("loaded_shift", PARAMS["shift"].width)
+        loaded_shift, relayed_shift = (
+            lane.register(f"{stage}_shift", PARAMS["shift"].width)
+            for stage in ("loaded", "relayed")
+        )
         with m.If(self._reach[0]):
             m.d.sync += [
                 lane.bias.eq(params.bias),
                 loaded_multiplier.eq(params.multiplier),
                 loaded_shift.eq(params.shift),
             ]
-        with m.If(self._reach[2]):
-            m.d.sync += lane.multiplier.eq(loaded_multiplier)
-        # A product is shifted right by ``shift - FRACTION`` to keep FRACTION bits of fraction.
-        # With a smaller shift, it goes FRACTION bits to the left first (``small``).
         with m.If(self._reach[3]):
-            is_small = loaded_shift < FRACTION
-            m.d.sync += [
-                lane.small.eq(is_small),
-                lane.amount.eq(Mux(is_small, loaded_shift, loaded_shift - FRACTION)),
-                lane.kept.eq(Mux(is_small, MAX_SHIFT - FRACTION, ~loaded_shift)),
-            ]
+            m.d.sync += lane.multiplier.eq(loaded_multiplier)
+        with m.If(self._reach[RELAY]):
+            m.d.sync += relayed_shift.eq(loaded_shift)
+        with m.If(self._reach[5]):
+            m.d.sync += lane.bytes_to_shift.eq(relayed_shift[FINE:])
+        with m.If(self._reach[6]):
+            m.d.sync += lane.bits_to_shift.eq(relayed_shift[:FINE])
 
 
 class _Lane:
-    """The number path of a lane, a method for each stage, which is called while it advances."""
+    """The number path of a lane, a method for each stage.
 
-    def __init__(self, m: Module, index: int):
-        self.m, self.index = m, index
+    ``valid``: a vector is before each stage, whose combinational signals are 0 without one.
+    ``take``: it advances, so the stage's registers load."""
+
+    def __init__(self, m: Module, index: int, valid: list[Signal], take: list[Signal]):
+        self.m, self.index, self.valid, self.take = m, index, valid, take
         register = self.register
         # Parameters.
         self.bias = register("bias", 32)
         self.multiplier = register("multiplier", SIGNIFICAND)
-        self.small = register("small", 1)
-        self.amount = register("amount", 6)
-        self.kept = register("kept", 6)
+        self.bytes_to_shift = register("bytes_to_shift", PARAMS["shift"].width - FINE)
+        self.bits_to_shift = register("bits_to_shift", FINE)
         # After each stage.
         self.total = register("total", 32)
+        self.size = register("size", 32)
         self.magnitude = register("magnitude", 32)
-        self.negative2 = register("negative2", 1)
+        self.partial = [
+            [
+                register(f"partial{x}{y}", width + multiplier_width)
+                for y, multiplier_width in enumerate((MULTIPLIER, SIGNIFICAND - MULTIPLIER))
+            ]
+            for x, width in enumerate((MULTIPLIER, 32 - MULTIPLIER))
+        ]
         self.product = register("product", 32 + SIGNIFICAND)
-        self.negative3 = register("negative3", 1)
+        self.moved = register("moved", INTEGER + FRACTION + (1 << FINE) - 1)
+        self.dropped = register("dropped", 1)
+        self.overflow = register("overflow", 1)
         self.fixed = register("fixed", INTEGER + FRACTION)
-        self.sticky = register("sticky", 1)
+        self.offset = register("offset", signed(INTEGER + 2))
+        self.carry = register("carry", 1)
         self.beyond = register("beyond", 1)
-        self.negative4 = register("negative4", 1)
-        self.rounded = register("rounded", INTEGER + 1)
-        self.negative5 = register("negative5", 1)
+        self.result = register("result", signed(INTEGER + 3))
+        # The sign, after stages 2 to 7.
+        self.negative = [register(f"negative{i}", 1) for i in range(2, 8)]
 
     def register(self, name: str, shape: ShapeLike) -> Signal:
         return Signal(shape, name=f"{name}_{self.index}")
 
     def add_bias(self, acc: Value) -> None:
         """1: sum, modulo 2^32."""
-        self.m.d.sync += self.total.eq(acc + self.bias)
+        m = self.m
+        with m.If(self.take[0]):
+            m.d.sync += self.total.eq(acc + self.bias)
+
+    def _keep_sign(self, stage: int, sign: Value) -> None:
+        """The sign goes along through the stage, counted from 1."""
+        m = self.m
+        with m.If(self.take[stage - 1]):
+            m.d.sync += self.negative[stage - 2].eq(sign)
+
+    def find_magnitude(self) -> None:
+        """2: magnitude (all rounding is symmetric)."""
+        m, sign = self.m, self.total[-1]
+        with m.If(self.take[1]):
+            m.d.sync += self.size.eq((self.total ^ sign.replicate(32)) + sign)
+        self._keep_sign(2, sign)
 
     def round_magnitude(self) -> None:
-        """2: magnitude (all rounding is symmetric), rounded to 24 significant bits."""
-        m, total, size = self.m, self.total, self.register("size", 32)
-        m.d.comb += size.eq(Mux(total[-1], -total, total))
-        # Ones in all bits that are rounded away.
-        below = _fill(m, f"below_{self.index}", size[SIGNIFICAND:])
-        is_odd = (size[1 : 1 + len(below)] & (below ^ (below >> 1))).any()
-        m.d.sync += [
-            self.magnitude.eq((size + (below >> 1) + is_odd) & Cat(~below, Const(-1, SIGNIFICAND))),
-            self.negative2.eq(total[-1]),
-        ]
+        """3: the magnitude, rounded to 24 significant bits."""
+        m, size, rounded = self.m, self.size, self.register("rounded_size", 32)
+        with m.If(self.valid[2]):
+            # Ones in all bits that are rounded away.
+            below = _fill(m, f"below_{self.index}", size[SIGNIFICAND:])
+            is_odd = (size[1 : 1 + len(below)] & (below ^ (below >> 1))).any()
+            m.d.comb += rounded.eq(
+                (size + (below >> 1) + is_odd) & Cat(~below, Const(-1, SIGNIFICAND))
+            )
+        with m.If(self.take[2]):
+            m.d.sync += self.magnitude.eq(rounded)
+        self._keep_sign(3, self.negative[0])
 
     def multiply(self) -> None:
-        """3: product."""
-        self.m.d.sync += [
-            self.product.eq(self.magnitude * self.multiplier),
-            self.negative3.eq(self.negative2),
-        ]
+        """4: products of the parts of magnitude and multiplier."""
+        m = self.m
+        with m.If(self.take[3]):
+            for x, row in enumerate(self.partial):
+                for y, product in enumerate(row):
+                    a, b = (
+                        v[MULTIPLIER:] if high else v[:MULTIPLIER]
+                        for v, high in ((self.magnitude, x), (self.multiplier, y))
+                    )
+                    m.d.sync += product.eq(a * b)
+        self._keep_sign(4, self.negative[1])
 
-    def shift(self) -> None:
-        """4: fixed point: INTEGER bits, FRACTION bits, sticky."""
-        m, product, window = self.m, self.product, INTEGER + FRACTION
-        wide = self.register("wide", len(product) + 3)
-        moved = Mux(self.small, Cat(Const(0, FRACTION), product[:window]), product)
-        m.d.comb += wide.eq(moved >> self.amount)
-        dropped = Const(-1, unsigned(MAX_SHIFT - FRACTION)) >> self.kept
-        m.d.sync += [
-            self.fixed.eq(wide),
-            self.sticky.eq((product & dropped).any()),
-            self.beyond.eq(wide[window:].any() | (self.small & product[window:].any())),
-            self.negative4.eq(self.negative3),
-        ]
+    def add_products(self) -> None:
+        """5: product."""
+        m, product = self.m, self.register("sum_of_products", 32 + SIGNIFICAND)
+        (low, middle), (other_middle, high) = self.partial
+        with m.If(self.valid[4]):
+            middles = (middle + other_middle) << MULTIPLIER
+            m.d.comb += product.eq(Cat(low, high) + middles)
+        with m.If(self.take[4]):
+            m.d.sync += self.product.eq(product)
+        self._keep_sign(5, self.negative[2])
 
-    def round_to_integer(self) -> None:
-        """5: rounding, first to 24 significant bits, then half to even to an integer.
+    def shift_bytes(self) -> None:
+        """6: the product, FRACTION bits to the left, to the right by the shift's whole bytes.
+
+        Of what leaves the register on either side it is kept whether it was 0."""
+        m, product, width = self.m, self.product, len(self.moved)
+        moved = self.register("moved_bytes", width)
+        dropped, overflow = self.register("drops", 1), self.register("overflows", 1)
+        with m.If(self.valid[5]):
+            ways = []
+            for i in range(1 << len(self.bytes_to_shift)):
+                first = (i << FINE) - FRACTION  # bit of the product that comes lowest
+                low = max(first, 0)
+                inside = Cat(Const(0, low - first), product[low : first + width])
+                lost = product[:low].any() if low else Const(0)
+                over = product[first + width :].any() if first + width < len(product) else Const(0)
+                ways.append(Cat(inside, Const(0, width - len(inside)), lost, over))
+            m.d.comb += Cat(moved, dropped, overflow).eq(_choose(ways, self.bytes_to_shift))
+        with m.If(self.take[5]):
+            m.d.sync += [
+                self.moved.eq(moved),
+                self.dropped.eq(dropped),
+                self.overflow.eq(overflow),
+            ]
+        self._keep_sign(6, self.negative[3])
+
+    def shift_bits(self) -> None:
+        """7: fixed point with INTEGER and FRACTION bits, by the rest of the shift; and what its
+        rounding adds to the fraction (see :meth:`round_to_integer`)."""
+        m, window = self.m, INTEGER + FRACTION
+        fixed, next_power = self.register("shifted", window), self.register("next_power", 10)
+        sticky, beyond = self.register("sticky", 1), self.register("is_beyond", 1)
+        with m.If(self.valid[6]):
+            ways = []
+            for i in range(1 << FINE):
+                lost = self.dropped | (self.moved[:i].any() if i else 0)
+                over = self.overflow | (
+                    self.moved[i + window :].any() if i + window < len(self.moved) else 0
+                )
+                ways.append(Cat(self.moved[i : i + window], lost, over))
+            m.d.comb += Cat(fixed, sticky, beyond).eq(_choose(ways, self.bits_to_shift))
+            integer = fixed[FRACTION:]
+            # 2^bitlen(integer).
+            m.d.comb += next_power.eq(
+                Cat(~integer.any(), *(integer[i] & ~integer[i + 1 :].any() for i in range(INTEGER)))
+            )
+        is_even = ~fixed[FRACTION]
+        with m.If(self.take[6]):
+            m.d.sync += [
+                self.fixed.eq(fixed),
+                self.offset.eq(Cat(next_power, 0) ^ is_even.replicate(len(self.offset))),
+                self.carry.eq(is_even & sticky),
+                self.beyond.eq(beyond),
+            ]
+        self._keep_sign(7, self.negative[4])
+
+    def round_to_integer(self, zero: Value) -> None:
+        """8: rounding, first to 24 significant bits, then half to even to an integer; zero point.
 
         The first moves every fraction within half a unit in the last place of 1/2 (in steps of
-        2^-FRACTION: 2^bitlen(integer)) onto 1/2, because 1/2 is even at that precision. So an even
-        integer is rounded up above that interval, an odd one from its lower end on."""
-        m, integer, half = self.m, self.fixed[FRACTION:], 1 << (FRACTION - 1)
-        around = _fill(m, f"around_{self.index}", integer)
-        above = (half + 2 + around - self.sticky)[:FRACTION]
-        up = self.fixed[:FRACTION] >= Mux(integer[0], half - 1 - around, above)
-        m.d.sync += [
-            self.rounded.eq(Mux(self.beyond, (1 << INTEGER) - 1, integer + up)),
-            self.negative5.eq(self.negative4),
-        ]
+        2^-FRACTION: 2^bitlen(integer)) onto 1/2, because 1/2 is even at that precision. So an odd
+        integer is rounded up from the lower end of that interval on, an even one above it: where
+        the fraction, with 2^bitlen(integer) added or taken away, reaches 1/2, or exceeds it."""
+        m = self.m
+        near = self.register("near", signed(FRACTION + 2))
+        lower, raised = (self.register(n, signed(INTEGER + 3)) for n in ("lower", "raised"))
+        up, negative = self.register("up", 1), self.negative[-1]
+        with m.If(self.valid[7]):
+            # Beyond, any large number does.
+            integer = self.fixed[FRACTION:] | self.beyond.replicate(INTEGER)
+            addend = Cat(integer ^ negative.replicate(INTEGER), negative).as_signed()
+            m.d.comb += [
+                near.eq(self.fixed[:FRACTION] + self.offset + self.carry),
+                up.eq(~near[-1] & near[FRACTION - 1 : -1].any()),
+                lower.eq(zero + addend),
+                raised.eq(zero + addend + 1),
+            ]
+        with m.If(self.take[7]):
+            # -n = ~n + 1: a negative number is one lower if its magnitude is rounded up.
+            m.d.sync += self.result.eq(Mux(up ^ negative, raised, lower))
 
-    def clamp(self, zero: Value, low: Value, high: Value) -> Value:
-        """6: zero point and clamp."""
-        moved = self.register("moved", signed(INTEGER + 3))
-        raised = self.register("raised", signed(INTEGER + 3))
-        self.m.d.comb += [
-            moved.eq(zero + Mux(self.negative5, -self.rounded, self.rounded)),
-            raised.eq(Mux(moved < low, low, moved)),
-        ]
-        return Mux(raised > high, high, raised)
+    def clamp(self, low: Value, high: Value, o: Value) -> None:
+        """9: clamp."""
+        m, result, clamped = self.m, self.result, self.register("clamped", 8)
+        with m.If(self.valid[8]):
+            m.d.comb += clamped.eq(Mux(result < low, low, Mux(result > high, high, result)))
+        with m.If(self.take[8]):
+            m.d.sync += o.eq(clamped)

@@ -29,8 +29,8 @@ from systole.isa.commands import ADDRESS_BITS
 from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import post_keeps_operand, post_overlaps
 
-IN_FLIGHT = 16
-"""Words between being issued and being written: more than the longest way takes (15 cycles)."""
+IN_FLIGHT = 20
+"""Words between being issued and being written: more than the longest way takes (18 cycles)."""
 
 
 class PostEngine(wiring.Component):

@@ -83,7 +83,7 @@ class Collector(wiring.Component):
         last_held = Signal(16 * rows, reset_less=True)
         take = self.en & self.valid
         value = Signal(8 * rows)
-        with m.If(take):
+        with m.If(self.valid):
             m.d.comb += [
                 word.eq(
                     Cat(
@@ -104,16 +104,19 @@ class Collector(wiring.Component):
                     )
                 ),
             ]
-        with m.If(self.en):
-            m.d.sync += valid.eq(self.valid)
-        with m.If(take):
-            m.d.sync += last_held.eq(self.held)
             for i in range(len(self.segment.rotate)):
                 stage = Signal(8 * rows, name=f"rotate{i}")
                 turned = value.rotate_right(8 * (1 << i))
                 m.d.comb += stage.eq(Mux(self.segment.rotate[i], turned, value))
                 value = stage
-            m.d.sync += [segment.eq(self.segment), rotated.eq(value)]
+        with m.If(self.en):
+            m.d.sync += valid.eq(self.valid)
+        with m.If(take):
+            m.d.sync += [
+                last_held.eq(self.held),
+                segment.eq(self.segment),
+                rotated.eq(value),
+            ]
 
         # 2: merge with the bytes collected before.
         collected = Signal(8 * rows, reset_less=True)

@@ -126,7 +126,9 @@ class WindowReduce(wiring.Component):
         self._shift = Signal()  # a word enters the line memory and the window
         # The newest words of the rows before at the column at hand, newest row first.
         self._before: list[Value] = []
-        # The stages at work: the second, third and fourth.
+        # The stages that have something to do: the second, third and fourth; and do it.
+        self._multiplies = Signal()
+        self._totals = Signal()
         self._multiply = Signal()
         self._total = Signal()
         self._add_up = Signal()
@@ -203,6 +205,8 @@ class WindowReduce(wiring.Component):
             ]
         m.d.comb += [
             self.o_valid.eq(valid[3]),
+            self._multiplies.eq(valid[0]),
+            self._totals.eq(valid[1]),
             self._multiply.eq(self.en & valid[0]),
             self._total.eq(self.en & valid[1]),
             self._add_up.eq(self.en & valid[2]),
@@ -244,29 +248,31 @@ class WindowReduce(wiring.Component):
         with m.If(self._multiply & ~self.maximum):
             for product, operand in zip(products, operands, strict=True):
                 m.d.sync += product.eq(of_lane(operand.word) * of_lane(operand.weight))
-        with m.If(self._multiply & self.maximum):
-            for x, column in enumerate(columns):
-                values = [Signal(signed(8), name=f"value{y}{x}_{lane}") for y in range(CORNER)]
+        for x, column in enumerate(columns):
+            values = [Signal(signed(8), name=f"value{y}{x}_{lane}") for y in range(CORNER)]
+            largest = Signal(signed(8), name=f"largest{x}_{lane}")
+            with m.If(self._multiplies & self.maximum):
                 for value, operand in zip(values, operands[x::CORNER], strict=True):
                     m.d.comb += value.eq(Mux(operand.used, of_lane(operand.word), -128))
-                m.d.sync += column.eq(_largest(m, f"column{x}_{lane}", values))
+                m.d.comb += largest.eq(_largest(m, f"largest{x}_{lane}", values))
+            with m.If(self._multiply & self.maximum):
+                m.d.sync += column.eq(largest)
 
         partial = register("partial", 20)
         with m.If(self._total & ~self.maximum):
             m.d.sync += partial.eq(sum(products))
-        with m.If(self._total & self.maximum):
-            largest = Signal(signed(8), name=f"largest_{lane}")
+        largest = Signal(signed(8), name=f"largest_{lane}")
+        with m.If(self._totals & self.maximum):
             m.d.comb += largest.eq(_largest(m, f"largest_{lane}", columns))
+        with m.If(self._total & self.maximum):
             m.d.sync += partial.eq(largest)
 
         acc = register("acc", 32)
         with m.If(self._add_up & ~self.maximum):
             m.d.sync += acc.eq(Mux(self._first[2], 0, acc) + partial)
-        with m.If(self._add_up & self.maximum):
-            is_larger = Signal(name=f"is_larger_{lane}")
-            m.d.comb += is_larger.eq(self._first[2] | (partial > acc))
-            with m.If(is_larger):
-                m.d.sync += acc.eq(partial)
+        is_larger = self._first[2] | (partial[:8].as_signed() > acc[:8].as_signed())
+        with m.If(self._add_up & self.maximum & is_larger):
+            m.d.sync += acc.eq(partial)
         m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
 

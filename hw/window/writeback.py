@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,9 +16,9 @@ from systole.hw.window.walk import OutputWalk
 from systole.isa import Config, Opcode
 from systole.isa.commands import ADDRESS_BITS
 
-IN_FLIGHT = 16
+IN_FLIGHT = 20
 """Words that a token can have been issued for and that are not yet written: more than the longest
-way through the pipeline (data, reduction, requantisation, result: 12 cycles) and a result that
+way through the pipeline (data, reduction, requantisation, result: 17 cycles) and a result that
 waits."""
 
 
@@ -26,7 +26,8 @@ class PendingWrites(wiring.Component):
     """Where the results under way will be written, oldest first.
 
     ``push`` appends ``addr`` and ``end``; there must never be more than ``IN_FLIGHT``. ``pop``
-    removes the oldest, which is at ``o_addr`` and ``o_end``. ``clash``: ``check`` is one of the
+    removes the oldest, which is at ``o_addr`` and ``o_end`` from the third cycle after its ``push``
+    on, or from the cycle after its predecessor's ``pop``. ``clash``: ``check`` is one of the
     addresses (with ``checks``, or else 0).
     """
 
@@ -62,29 +63,46 @@ class PendingWrites(wiring.Component):
         entry = data.StructLayout({"addr": ADDRESS_BITS, "end": 1})
         entries = [record(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
         used = Signal(IN_FLIGHT)
-        first, free = Signal(range(IN_FLIGHT)), Signal(range(IN_FLIGHT))
+        # Where the next goes; where the oldest is; where the one behind it is.
+        free, oldest, following = (
+            Signal(range(IN_FLIGHT), name=n) for n in ("free", "oldest", "following")
+        )
         one = Const(1, IN_FLIGHT)
         place = Signal(IN_FLIGHT)
         with m.If(self.push | self.pop):
-            popped = Mux(self.pop, (one << first)[:IN_FLIGHT], 0)
+            popped = Mux(self.pop, (one << oldest)[:IN_FLIGHT], 0)
             m.d.sync += used.eq((used & ~popped) | place)
         with m.If(self.push):
             m.d.comb += place.eq(one << free)
-            m.d.sync += free.eq(free + 1)
+            m.d.sync += free.eq(_after(free))
         for chosen, e in zip(place, entries, strict=True):
             with m.If(chosen):
                 m.d.sync += [e.addr.eq(self.addr), e.end.eq(self.end)]
-        with m.If(self.pop):
-            m.d.sync += first.eq(first + 1)
-        with m.If(~self.empty), m.Switch(first):
+        # The oldest in a register of its own, so that the arbiter has it early.
+        shown, found, entry_found = Signal(), Signal(), record(entry, name="entry_found")
+        with m.Switch(following):
             for i, e in enumerate(entries):
                 with m.Case(i):
-                    m.d.comb += [self.o_addr.eq(e.addr), self.o_end.eq(e.end)]
+                    m.d.comb += [found.eq(used[i]), entry_found.eq(e)]
+        with m.If(self.pop | ~shown):
+            m.d.sync += shown.eq(found)
+            with m.If(found):
+                m.d.sync += [
+                    self.o_addr.eq(entry_found.addr),
+                    self.o_end.eq(entry_found.end),
+                    oldest.eq(following),
+                    following.eq(_after(following)),
+                ]
         hits = Signal(IN_FLIGHT)
         with m.If(self.checks):
             m.d.comb += hits.eq(used & Cat(e.addr == self.check for e in entries))
         m.d.comb += [self.empty.eq(~used.any()), self.clash.eq(hits.any())]
         return m
+
+
+def _after(place: Signal) -> Value:
+    """The place behind ``place``, in a circle."""
+    return Mux(place == IN_FLIGHT - 1, 0, place + 1)
 
 
 class WriteBack(wiring.Component):
@@ -163,37 +181,45 @@ class WriteBack(wiring.Component):
         ]
         m.d.sync += self.retire.eq(written & pending.o_end)
 
-        result, result_valid = self._take_result(m)
-        # A result that was refused makes way for the next one.
-        waiting, waits = Signal(word, reset_less=True), Signal()
-        m.d.sync += waits.eq(Mux(written, waits & result_valid, waits | result_valid))
-        with m.If(self.en & result_valid):
-            m.d.sync += waiting.eq(result)
+        result, comes = self._find_result(m)
+        # Two results find room. ``en`` and ``valid`` are registers: the answer of the scratchpad
+        # does not travel up the pipeline in its cycle.
+        first, second = (Signal(word, name=n, reset_less=True) for n in ("first", "second"))
+        has_first, has_second = Signal(), Signal()
+        push = self.en & comes
         m.d.comb += [
-            self.en.eq(~result_valid | ~waits | write.ready),
-            write.valid.eq(result_valid | waits),
+            self.en.eq(~has_second),
+            write.valid.eq(has_first),
             write.addr.eq(pending.o_addr),
-            write.data.eq(Mux(waits, waiting, result)),
+            write.data.eq(first),
             write.mask.eq(~0),
             written.eq(write.valid & write.ready),
         ]
+        with m.If(written):
+            m.d.sync += [has_first.eq(has_second | push), has_second.eq(0)]
+        with m.Elif(push):
+            m.d.sync += [has_first.eq(1), has_second.eq(has_first)]
+        with m.If(push):
+            m.d.sync += second.eq(result)
+        with m.If(written | ~has_first):
+            with m.If(has_second):
+                m.d.sync += first.eq(second)
+            with m.Elif(comes):
+                m.d.sync += first.eq(result)
         return m
 
-    def _take_result(self, m: Module) -> tuple[Signal, Signal]:
-        """The register of the newest result, and whether it holds one."""
-        result = Signal(8 * self.config.rows, reset_less=True)
-        result_valid = Signal()
-        with m.If(self.en):
-            m.d.sync += result_valid.eq(
-                self.requantised.valid | self.maxima.valid | self.collected.valid
-            )
-            with m.If(self.requantised.valid):
-                m.d.sync += result.eq(self.requantised.payload)
-            with m.If(self.collected.valid):
-                m.d.sync += result.eq(self.collected.payload)
-            with m.If(self.maxima.valid):
-                self._clamp_maxima(m, result)
-        return result, result_valid
+    def _find_result(self, m: Module) -> tuple[Signal, Signal]:
+        """The result that comes, and whether one does."""
+        result = Signal(8 * self.config.rows)
+        comes = Signal()
+        m.d.comb += comes.eq(self.requantised.valid | self.maxima.valid | self.collected.valid)
+        with m.If(self.requantised.valid):
+            m.d.comb += result.eq(self.requantised.payload)
+        with m.Elif(self.collected.valid):
+            m.d.comb += result.eq(self.collected.payload)
+        with m.Elif(self.maxima.valid):
+            self._clamp_maxima(m, result)
+        return result, comes
 
     def _clamp_maxima(self, m: Module, result: Signal) -> None:
         low, high = self.cmd.low, self.cmd.high
@@ -201,4 +227,4 @@ class WriteBack(wiring.Component):
             value = self.maxima.payload[32 * i :][:8].as_signed()
             raised = Signal(value.shape(), name=f"raised_{i}")
             m.d.comb += raised.eq(Mux(value < low, low, value))
-            m.d.sync += result.word_select(i, 8).eq(Mux(raised > high, high, raised))
+            m.d.comb += result.word_select(i, 8).eq(Mux(raised > high, high, raised))

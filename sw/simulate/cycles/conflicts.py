@@ -114,10 +114,10 @@ class Conflicts:
         lost, written, before = 0, -1, -1
         for step, word in window_writes(c, self.windows[index], self.config):
             ready = step + late + lost
-            # The word before the last must have been written when this one comes.
-            if before >= ready:
-                lost += before + 1 - ready
-                ready = before + 1
+            # The word before the last must have been written before this one comes.
+            if before >= ready - 1:
+                lost += before + 2 - ready
+                ready = before + 2
             at, bank = max(ready, written + 1), word % banks
             while taken.get(at) == bank:
                 at += 1

@@ -131,7 +131,7 @@ def table_reads(config: Config) -> int:
 
 # WINDOW -----------------------------------------------------------------------------------------
 
-REDUCE_LATENCY = 4
+REDUCE_LATENCY = 5
 """Cycles from the last source word of an output to its accumulators."""
 COLLECT_LATENCY = 1
 """Cycles from the segment that completes an IM2COL word to that word."""

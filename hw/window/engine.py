@@ -144,7 +144,7 @@ class WindowEngine(wiring.Component):
         return used
 
     def _reduce_word(self, m: Module) -> None:
-        """Stages 2 to 5: sums of products, or maxima."""
+        """Stages 2 to 6: sums of products, or maxima."""
         reduce, issue, token = self._reduce, self._issue, self._issue.tokens.payload
         op = issue.current.cmd.op
         depthwise, maximum = Signal(), Signal()
@@ -175,7 +175,7 @@ class WindowEngine(wiring.Component):
         ]
 
     def _requantise_sums(self, m: Module) -> None:
-        """Stages 6 to 11. Parameters are taken over in the stage in which their block's first
+        """Stages 7 to 15. Parameters are taken over in the stage in which their block's first
         accumulators will come."""
         requantise, cmd = self._requantise, self._issue.current.cmd
         word = len(self._word)

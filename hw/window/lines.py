@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from systole.isa import Config
 from systole.isa.config import bits_for
-from systole.isa.timing import CORNER, REDUCE_LATENCY, WINDOW_MACS, window_part_positions
+from systole.isa.timing import REDUCE_LATENCY, WINDOW_MACS, window_part_positions
 
 INDEX_BITS = 12
 """Index of a position in a row of the region, or of a tap."""
@@ -54,9 +54,9 @@ class WindowReduce(wiring.Component):
 
     ``issue`` with ``en`` announces the word of the next ``en`` cycle, a pixel at ``index``, for the
     line memory to be read. In that cycle ``word`` comes with ``pixel_valid`` or ``weight_valid``.
-    All in order: a pixel sees the weights that came before it. Four ``en`` cycles after the last
-    word of an output, ``o_valid`` with the accumulators on ``acc``, 32 bits a lane, lane 0 lowest.
-    While ``en`` is low everything holds still.
+    All in order: a pixel sees the weights that came before it. ``LATENCY`` ``en`` cycles after the
+    last word of an output, ``o_valid`` with the accumulators on ``acc``, 32 bits a lane, lane 0
+    lowest. While ``en`` is low everything holds still.
 
     In the fast way a row must have two words or more (the line memory is read one ahead).
 
@@ -126,14 +126,11 @@ class WindowReduce(wiring.Component):
         self._shift = Signal()  # a word enters the line memory and the window
         # The newest words of the rows before at the column at hand, newest row first.
         self._before: list[Value] = []
-        # The stages that have something to do: the second, third and fourth; and do it.
-        self._multiplies = Signal()
-        self._totals = Signal()
-        self._multiply = Signal()
-        self._total = Signal()
-        self._add_up = Signal()
-        self._first = Signal(3)
-        self._last = Signal(4)
+        # The stages from the second on that have something to do, and those that do it.
+        self._has = [Signal(name=f"has{n}") for n in range(2, self.LATENCY + 1)]
+        self._does = [Signal(name=f"does{n}") for n in range(2, self.LATENCY + 1)]
+        self._first = Signal(self.LATENCY - 1)
+        self._last = Signal(self.LATENCY)
         self._part = Signal(range(len(self._parts)))
 
     def elaborate(self, platform: object) -> Module:
@@ -197,19 +194,16 @@ class WindowReduce(wiring.Component):
         with m.If(self.en):
             m.d.sync += [
                 valid.eq(
-                    Cat(self.pixel_valid & self.pixel.mac, valid[:2], valid[2] & self._last[2])
+                    Cat(self.pixel_valid & self.pixel.mac, valid[:-2], valid[-2] & self._last[-2])
                 ),
                 self._first.eq(Cat(self.pixel.first, self._first)),
                 self._last.eq(Cat(self.pixel.last, self._last)),
                 self._part.eq(self.pixel.part),
             ]
         m.d.comb += [
-            self.o_valid.eq(valid[3]),
-            self._multiplies.eq(valid[0]),
-            self._totals.eq(valid[1]),
-            self._multiply.eq(self.en & valid[0]),
-            self._total.eq(self.en & valid[1]),
-            self._add_up.eq(self.en & valid[2]),
+            self.o_valid.eq(valid[-1]),
+            *(has.eq(v) for has, v in zip(self._has, valid[:-1], strict=True)),
+            *(does.eq(self.en & v) for does, v in zip(self._does, valid[:-1], strict=True)),
         ]
 
     def _choose_operands(self, m: Module) -> list[Operand]:
@@ -234,51 +228,66 @@ class WindowReduce(wiring.Component):
         return operands
 
     def _reduce_lane(self, m: Module, lane: int, operands: list[Operand]) -> None:
-        """Stages 2 to 4 of a lane: products, their sum, and the sum over parts and taps; or the
-        maxima of every three, of these, and of all."""
+        """Stages 2 to 5 of a lane."""
+        acc = Signal(signed(32), name=f"acc_{lane}", reset_less=True)
+        # The parts' sums or maxima.
+        partial = Signal(signed(20), name=f"partial_{lane}", reset_less=True)
+        self._sum_products(m, lane, operands, partial)
+        self._find_maximum(m, lane, operands, partial)
+        with m.If(self._does[3] & ~self.maximum):
+            m.d.sync += acc.eq(Mux(self._first[-1], 0, acc) + partial)
+        is_larger = self._first[-1] | (partial[:8].as_signed() > acc[:8].as_signed())
+        with m.If(self._does[3] & self.maximum & is_larger):
+            m.d.sync += acc.eq(partial)
+        m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
-        def of_lane(word: Value) -> Value:
-            return word.word_select(lane, 8).as_signed()
+    def _sum_products(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
+        """Stages 2 to 4: products, sums of every three, their sum."""
 
         def register(name: str, bits: int) -> Signal:
             return Signal(signed(bits), name=f"{name}_{lane}", reset_less=True)
 
         products = [register(f"product{n}", 16) for n in range(WINDOW_MACS)]
-        columns = [register(f"column{x}", 8) for x in range(CORNER)]
-        with m.If(self._multiply & ~self.maximum):
+        sums = [register(f"sum{n}", 18) for n in range(0, WINDOW_MACS, 3)]
+        with m.If(self._does[0] & ~self.maximum):
             for product, operand in zip(products, operands, strict=True):
-                m.d.sync += product.eq(of_lane(operand.word) * of_lane(operand.weight))
-        for x, column in enumerate(columns):
-            values = [Signal(signed(8), name=f"value{y}{x}_{lane}") for y in range(CORNER)]
-            largest = Signal(signed(8), name=f"largest{x}_{lane}")
-            with m.If(self._multiplies & self.maximum):
-                for value, operand in zip(values, operands[x::CORNER], strict=True):
-                    m.d.comb += value.eq(Mux(operand.used, of_lane(operand.word), -128))
-                m.d.comb += largest.eq(_largest(m, f"largest{x}_{lane}", values))
-            with m.If(self._multiply & self.maximum):
-                m.d.sync += column.eq(largest)
+                a, b = (v.word_select(lane, 8).as_signed() for v in (operand.word, operand.weight))
+                m.d.sync += product.eq(a * b)
+        with m.If(self._does[1] & ~self.maximum):
+            for n, total in enumerate(sums):
+                m.d.sync += total.eq(sum(products[3 * n : 3 * n + 3]))
+        with m.If(self._does[2] & ~self.maximum):
+            m.d.sync += partial.eq(sum(sums))
 
-        partial = register("partial", 20)
-        with m.If(self._total & ~self.maximum):
-            m.d.sync += partial.eq(sum(products))
-        largest = Signal(signed(8), name=f"largest_{lane}")
-        with m.If(self._totals & self.maximum):
-            m.d.comb += largest.eq(_largest(m, f"largest_{lane}", columns))
-        with m.If(self._total & self.maximum):
-            m.d.sync += partial.eq(largest)
+    def _find_maximum(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
+        """Stages 2 to 4: maxima of pairs, of pairs of these, of all."""
+        values: list[Signal] = []
+        with m.If(self._has[0] & self.maximum):
+            for n, operand in enumerate(operands):
+                value = Signal(signed(8), name=f"value{n}_{lane}")
+                m.d.comb += value.eq(
+                    Mux(operand.used, operand.word.word_select(lane, 8).as_signed(), -128)
+                )
+                values.append(value)
+        # Halved once in each of the first two stages; the third does what is left.
+        for stage in range(2):
+            name = f"stage{stage + 2}_largest{{}}_{lane}"
+            largest = self._halve(m, name, values, self._has[stage])
+            values = [Signal.like(v, name=f"{v.name}_kept", reset_less=True) for v in largest]
+            with m.If(self._does[stage] & self.maximum):
+                m.d.sync += [kept.eq(v) for kept, v in zip(values, largest, strict=True)]
+        while len(values) > 1:
+            name = f"stage4_of{len(values)}_largest{{}}_{lane}"
+            values = self._halve(m, name, values, self._has[2])
+        with m.If(self._does[2] & self.maximum):
+            m.d.sync += partial.eq(values[0])
 
-        acc = register("acc", 32)
-        with m.If(self._add_up & ~self.maximum):
-            m.d.sync += acc.eq(Mux(self._first[2], 0, acc) + partial)
-        is_larger = self._first[2] | (partial[:8].as_signed() > acc[:8].as_signed())
-        with m.If(self._add_up & self.maximum & is_larger):
-            m.d.sync += acc.eq(partial)
-        m.d.comb += self.acc[32 * lane :][:32].eq(acc)
-
-
-def _largest(m: Module, name: str, values: list[Signal]) -> Value:
-    """The largest of three signed bytes."""
-    a, b, c = values
-    ab = Signal(signed(8), name=f"{name}_ab")
-    m.d.comb += ab.eq(Mux(a > b, a, b))
-    return Mux(ab > c, ab, c)
+    def _halve(self, m: Module, name: str, values: list[Signal], active: Signal) -> list[Signal]:
+        """The larger of every two; an odd one is left as it is."""
+        out = []
+        with m.If(active & self.maximum):
+            for n, (a, b) in enumerate(zip(values[::2], values[1::2], strict=False)):
+                larger = Signal(signed(8), name=name.format(n))
+                m.d.comb += larger.eq(Mux(a > b, a, b))
+                out.append(larger)
+        return out + ([values[-1]] if len(values) % 2 else [])

@@ -18,7 +18,7 @@ from systole.isa.commands import ADDRESS_BITS
 
 IN_FLIGHT = 20
 """Words that a token can have been issued for and that are not yet written: more than the longest
-way through the pipeline (data, reduction, requantisation, result: 17 cycles) and a result that
+way through the pipeline (data, reduction, requantisation, result: 18 cycles) and a result that
 waits."""
 
 

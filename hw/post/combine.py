@@ -26,8 +26,8 @@ class PostCombine(wiring.Component):
     apply; it must hold still while values are in flight. ``setup`` marks the cycle before the first
     in which ``cmd`` is looked at; ``shift`` is the command's in that cycle.
 
-    Stages: zero points; MUL: product of the two; products with the multipliers; sum; shift and
-    rounding. Zero point and clamp follow the last register.
+    Stages: zero points; MUL: product of the two; products with the multipliers; sum; shift;
+    rounding and zero point. The clamp follows the last register.
     """
 
     LATENCY = COMBINE_LATENCY
@@ -91,7 +91,8 @@ class PostCombine(wiring.Component):
             product = reg("product", signed(17))
             pa, pb = reg("pa", signed(TOTAL)), reg("pb", signed(33))
             total, scaled = reg("total", signed(TOTAL)), reg("scaled", signed(TOTAL))
-            result = reg("result", signed(RESULT))
+            shifted, up = reg("shifted", signed(RESULT - 1)), reg("up", 1)
+            moved = reg("moved", signed(RESULT + 1))
             b = _lane(self.b, i)
             with m.If(self.i_valid):
                 m.d.sync += [
@@ -109,26 +110,20 @@ class PostCombine(wiring.Component):
                 m.d.sync += total.eq(pa + Mux(multiplies, 0, pb))
             with m.If(valid[1]):
                 m.d.comb += scaled.eq(total >> point)  # in halves
-            up = scaled[0] & (scaled[1] | (total & below).any())
             fits = ~scaled[RESULT - 1 :].any() | scaled[RESULT - 1 :].all()
-            limit = (1 << (RESULT - 2)) - 1
+            limit = Const((1 << (RESULT - 2)) - 1, RESULT - 1)
             with m.If(valid[1]):
-                m.d.sync += result.eq(
-                    Mux(
-                        fits,
-                        scaled[1:RESULT].as_signed() + up,
-                        Mux(
-                            scaled[-1],
-                            Const(~limit, signed(RESULT)),
-                            Const(limit, signed(RESULT)),
-                        ),
-                    )
-                )
-            moved = reg("moved", signed(RESULT + 1))
+                m.d.sync += [
+                    shifted.eq(
+                        Mux(fits, scaled[1:RESULT], limit ^ scaled[-1].replicate(RESULT - 1))
+                    ),
+                    up.eq(fits & scaled[0] & (scaled[1] | (total & below).any())),
+                ]
+            with m.If(valid[2]):
+                m.d.sync += moved.eq(shifted + self.cmd.zo + up)
             raised = reg("raised", signed(RESULT + 1))
             with m.If(self.o_valid):
                 m.d.comb += [
-                    moved.eq(result + self.cmd.zo),
                     raised.eq(Mux(moved < self.cmd.low2, self.cmd.low2, moved)),
                     self.o[8 * i :][:8].eq(Mux(raised > self.cmd.high2, self.cmd.high2, raised)),
                 ]

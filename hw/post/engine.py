@@ -30,7 +30,7 @@ from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import post_keeps_operand, post_overlaps
 
 IN_FLIGHT = 20
-"""Words between being issued and being written: more than the longest way takes (18 cycles)."""
+"""Words between being issued and being written: more than the longest way takes (19 cycles)."""
 
 
 class PostEngine(wiring.Component):

@@ -22,6 +22,7 @@ from systole.hw.bus.interfaces import (
 )
 from systole.hw.post.combine import PostCombine
 from systole.hw.post.parameters import ParameterPrefetch
+from systole.hw.post.queue import RegisteredQueue
 from systole.hw.post.table import PostTable
 from systole.hw.post.walk import PostWalk
 from systole.isa import Config, Opcode, PostOp, PostSource
@@ -86,8 +87,8 @@ class PostEngine(wiring.Component):
         self._target = data.StructLayout(
             {"addr": ADDRESS_BITS, "place": range(max(config.word_groups, 2)), "last": 1}
         )
-        self._issued = SyncFIFO(width=self._target.size, depth=IN_FLIGHT)
-        self._results = SyncFIFO(width=8 * lanes, depth=IN_FLIGHT)
+        self._issued = RegisteredQueue(width=self._target.size, depth=IN_FLIGHT)
+        self._results = RegisteredQueue(width=8 * lanes, depth=IN_FLIGHT)
         self._addends = SyncFIFO(width=8 * lanes, depth=Requantise.LATENCY + 2)
         # The command whose words are issued.
         self._cmd = record(command_layout(Opcode.POST))

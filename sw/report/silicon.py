@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from systole.hw.synthesis import ecp5, gates
@@ -261,12 +262,11 @@ def _nexus(shots: _Snapshots) -> Iterator[str]:
     yield "## A second family: Lattice Nexus"
     yield ""
     yield "Cells on LIFCL. No clock: nextpnr's data base has no delays for the multipliers"
-    yield "that Yosys"
-    yield "chains into sums there."
+    yield "that Yosys chains into sums there."
     yield ""
     fields = ("lut", "carry", "ff", "dsp", "ram")
     rows = [
-        (job.block, *(shots.show(job, lambda found, f=f: found[f]) for f in fields))
+        (job.block, *(shots.show(job, itemgetter(f)) for f in fields))
         for job in jobs
         if shots.latest(job)
     ]

@@ -157,7 +157,7 @@ def _app() -> typer.Typer:
     parameters = [inspect.Parameter("output", inspect.Parameter.KEYWORD_ONLY)]
     parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None))
     for field in dataclasses.fields(Config):
-        kind = bool if isinstance(field.default, bool) else int
+        kind = type(field.default)
         note = typer.Option(help=f"default {field.default}")
         annotations[field.name] = Annotated[Optional[kind], note]  # noqa: UP045
         parameters.append(

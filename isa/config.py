@@ -47,6 +47,10 @@ class Config:
     """Processing elements chained between two pipeline registers, in both directions, at most
     (the largest divisor of ``rows`` and of ``cols`` is taken). 1 is the classic systolic array;
     more means a shorter wavefront at a lower clock."""
+    inner_product: str = "plain"
+    """How the array multiplies. plain: a multiplier for each row and column. fast: one for every
+    two rows of a column (Winograd's inner product), with the same results and commands; ``cell``
+    then counts these. It takes ``rows / 2 + cols`` multipliers besides, at the edges."""
     scratchpad_bytes: int = 256 * 1024
     """Activations, parameters and tables on chip."""
     weight_bytes: int = 64 * 1024
@@ -81,11 +85,17 @@ class Config:
                 raise ConfigError(f"configuration: {field} = {getattr(self, field)!r}: {limit}")
 
         for f in dataclasses.fields(self):
-            want = bool if f.type == "bool" else int
+            want = type(f.default)
             need(type(getattr(self, f.name)) is want, f.name, f"must be of type {want.__name__}")
         need(4 <= self.rows <= 64, "rows", "must be 4..64")
         need(4 <= self.cols <= 64, "cols", "must be 4..64")
         need(1 <= self.cell <= 8, "cell", "must be 1..8")
+        need(self.inner_product in ("plain", "fast"), "inner_product", "must be plain or fast")
+        need(
+            self.inner_product == "plain" or self.rows % 2 == 0,
+            "inner_product",
+            f"fast takes rows in pairs, and rows must be even, not {self.rows}",
+        )
         need(self.banks in (2, 4, 8, 16), "banks", "must be 2, 4, 8 or 16")
         need(
             self.axi_data_bits in (32, 64, 128, 256, 512),
@@ -162,8 +172,19 @@ class Config:
         return self.rows // self.lanes
 
     @property
+    def fast(self) -> bool:
+        """The array multiplies by the fast inner product."""
+        return self.inner_product == "fast"
+
+    @property
+    def multiplier_rows(self) -> int:
+        """Rows that share a multiplier of the array: MACs a multiplier and cycle, at most."""
+        return 2 if self.fast else 1
+
+    @property
     def cell_rows(self) -> int:
-        return largest_divisor(self.rows, self.cell)
+        pair = self.multiplier_rows
+        return pair * largest_divisor(self.rows // pair, self.cell)
 
     @property
     def cell_cols(self) -> int:
@@ -213,7 +234,7 @@ class Config:
 
     # Serialisation -------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict[str, int | bool]:
+    def to_dict(self) -> dict[str, int | bool | str]:
         return dataclasses.asdict(self)
 
     @property

@@ -56,6 +56,9 @@ to that vector's entry into the array."""
 ACCUMULATE_LATENCY = 2
 """Cycles from the read of an accumulator to the write of its sum. So many must lie between two
 vectors that add to the same word."""
+FAST_STAGES = 2
+"""Cycles that the fast inner product takes beside the plain one: the operands' sums, and what is
+subtracted at the foot of the column."""
 
 
 def capture_lead(config: Config) -> int:
@@ -73,8 +76,9 @@ def conv_lead(config: Config) -> int:
 
 def array_latency(config: Config, column: int) -> int:
     """Cycles from a vector's entry into the systolic array to its sum of ``column``: one for the
-    products, one for each cell that it passes."""
-    return 1 + config.rows // config.cell_rows + column // config.cell_cols
+    products, one for each cell that it passes, and those of the fast inner product."""
+    further = FAST_STAGES if config.fast else 0
+    return 1 + config.rows // config.cell_rows + column // config.cell_cols + further
 
 
 # POST -------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.arithmetic.requantise import Requantise
-from systole.hw.conv.array import SystolicArray
 from systole.hw.conv.engine import ConvEngine
+from systole.hw.conv.fast_array import array_of
 from systole.hw.memory.scratchpad import Scratchpad
 from systole.hw.post.engine import PostEngine
 from systole.hw.transfer.engines import LoadEngine, StoreEngine
@@ -64,7 +64,7 @@ class ArrayAlone(wiring.Component):
     sums: Signal
 
     def __init__(self, config: Config):
-        self.array = SystolicArray(config)
+        self.array = array_of(config)
         ports = {name: port for name, port in self.array.signature.members.items() if port.is_port}
         self.inputs = [name for name, port in ports.items() if port.flow is In]
         super().__init__({**{name: ports[name] for name in self.inputs}, "sums": Out(32)})

@@ -11,6 +11,14 @@ from systole.isa.config import bits_for
 from systole.isa.timing import SWAP_LEAD, array_latency, capture_lead
 
 
+def delayed(m: Module, name: str, value: Value, enable: Value) -> Signal:
+    """A register of the array's data path: it holds ``value`` of the last ``enable``."""
+    out = Signal(value.shape(), name=name, reset_less=True)
+    with m.If(enable):
+        m.d.sync += out.eq(value)
+    return out
+
+
 class SystolicArray(wiring.Component):
     """``rows`` x ``cols`` processing elements; one vector in, one vector of column sums out a
     cycle.
@@ -69,6 +77,20 @@ class SystolicArray(wiring.Component):
         """Cycles from a vector to its sum of column ``col``."""
         return array_latency(self.config, col)
 
+    def _activations(self, m: Module, valid_wave: Value) -> list[list[Value]]:
+        """The activations that each row meets in each cell column."""
+        activations: list[list[Value]] = []
+        for r in range(self.config.rows):
+            i = r // self.config.cell_rows
+            value: Value = self.x.word_select(r, 8).as_signed()
+            for d in range(i):
+                value = delayed(m, f"skew_{r}_{d}", value, valid_wave[d])
+            activations.append([value])
+            for j in range(self.cell_col_count - 1):
+                value = delayed(m, f"x_{r}_{j}", value, valid_wave[i + j])
+                activations[r].append(value)
+        return activations
+
     def elaborate(self, platform) -> Module:
         m = Module()
         rows, cols = self.config.rows, self.config.cols
@@ -85,37 +107,23 @@ class SystolicArray(wiring.Component):
         m.d.sync += swap_wave.eq(Cat(self.swap, swap_wave))
         m.d.sync += capture_wave.eq(Cat(self.capture, capture_wave))
 
-        def delayed(name: str, value, enable, bits: int = 8) -> Signal:
-            out = Signal(signed(bits), name=name, reset_less=True)
-            with m.If(enable):
-                m.d.sync += out.eq(value)
-            return out
-
-        activations: list[list] = []
-        for r in range(rows):
-            i = r // cell_rows
-            value = self.x.word_select(r, 8).as_signed()
-            for d in range(i):
-                value = delayed(f"skew_{r}_{d}", value, valid_wave[d])
-            activations.append([value])
-            for j in range(across - 1):
-                value = delayed(f"x_{r}_{j}", value, valid_wave[i + j])
-                activations[r].append(value)
-
+        activations = self._activations(m, valid_wave)
         for c in range(cols):
             j = c // cell_cols
             weight = self.weights.word_select(c, 8).as_signed()
             for d in range(j):
                 # A row of weights is on this column's bus while the wave is in its first cells.
-                weight = delayed(f"bus_{c}_{d}", weight, capture_wave[d : d + rows].any())
+                weight = delayed(m, f"bus_{c}_{d}", weight, capture_wave[d : d + rows].any())
             total: Value | int = 0
             for i in range(down):
                 for r in range(i * cell_rows, (i + 1) * cell_rows):
-                    shadow = delayed(f"shadow_{r}_{c}", weight, capture_wave[r + j])
-                    active = delayed(f"weight_{r}_{c}", shadow, swap_wave[i + j])
-                    x = activations[r][j]
-                    total += delayed(f"product_{r}_{c}", x * active, valid_wave[i + j], bits=16)
-                partial = delayed(f"sum_{i}_{c}", total, valid_wave[i + j + 1], self.sum_width)
+                    shadow = delayed(m, f"shadow_{r}_{c}", weight, capture_wave[r + j])
+                    active = delayed(m, f"weight_{r}_{c}", shadow, swap_wave[i + j])
+                    product = activations[r][j] * active
+                    total += delayed(m, f"product_{r}_{c}", product, valid_wave[i + j])
+                partial = Signal(signed(self.sum_width), name=f"sum_{i}_{c}", reset_less=True)
+                with m.If(valid_wave[i + j + 1]):
+                    m.d.sync += partial.eq(total)
                 total = partial
             m.d.comb += self.sums[c].eq(total)
         return m

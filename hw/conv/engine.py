@@ -18,6 +18,7 @@ from systole.hw.bus.interfaces import (
     record,
 )
 from systole.hw.conv.array import SystolicArray
+from systole.hw.conv.fast_array import array_of
 from systole.hw.conv.sequencer import CONV, TAG, ActivationSequencer, WeightSequencer
 from systole.isa import Config, Opcode
 from systole.isa.config import bits_for
@@ -145,7 +146,7 @@ class ConvEngine(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        self.array = SystolicArray(config)
+        self.array = array_of(config)
         super().__init__(
             {
                 "command": In(CommandPort(Opcode.CONV)),

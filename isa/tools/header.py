@@ -112,7 +112,8 @@ def _command(command: Command) -> Iterator[str]:
 def _config(config: Config) -> Iterator[str]:
     yield f"#define SYSTOLE_CONFIG_HASH UINT32_C({config.hash:#010x})"
     for name, value in config.to_dict().items():
-        yield f"#define SYSTOLE_CONFIG_{name.upper()} {int(value)}"
+        text = f'"{value}"' if isinstance(value, str) else int(value)
+        yield f"#define SYSTOLE_CONFIG_{name.upper()} {text}"
     for name in DERIVED:
         yield f"#define SYSTOLE_CONFIG_{name.upper()} {getattr(config, name)}"
 

@@ -108,6 +108,8 @@ def test_verilog_and_manifest(fields: dict[str, int | bool], tmp_path: Path) -> 
         (["--rows", 3], "rows x cols = 3 x 16"),
         (["--axi-data-bits", 48], "axi_data_bits = 48"),
         (["--scratchpad-bytes", 1000], "scratchpad_bytes = 1000"),
+        (["--inner-product", "slow"], "inner_product = 'slow': must be plain or fast"),
+        (["--rows", 17, "--inner-product", "fast"], "rows must be even, not 17"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--config", "nowhere.toml", "--no-trace"], "--trace"),
     ],

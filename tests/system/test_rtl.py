@@ -46,6 +46,7 @@ or compiler that moves them is welcome or not; a test that fails says the new nu
 """
 
 DEFAULT, SMALL = Config(), Config.sized(4, 4)
+FAST = Config.sized(4, 4, inner_product="fast")
 
 
 def _tiny(rows: int, cols: int, words: int, tiles: int, acc: int, **fields) -> Config:
@@ -75,6 +76,8 @@ OTHERS = {
     "wide-cols": Config.sized(
         4, 16, axi_data_bits=64, banks=16, cell=8, window_width=16, window_kernel=3
     ),
+    "fast-8x8": Config.sized(8, 8, inner_product="fast", cell=2),
+    "fast-6x4": Config.sized(6, 4, inner_product="fast"),
     "long-bursts": Config.sized(20, 12, axi_burst_beats=256, axi_data_bits=64, axi_outstanding=64),
 }
 
@@ -239,6 +242,22 @@ def test_memories_need_not_answer_collisions_or_start_at_zero(tmp_path):
             check_layer(device, SMALL, seed, tmp_path / "layer.onnx")
             check_graph(device, SMALL, seed)
             check_operators(device, SMALL, seed)
+
+
+@on("fast")
+def test_fast_inner_product(devices, tmp_path):
+    """Layers, graphs, operators and products of activations with half of the multipliers; commands
+    and cycles, but for the array's latency, are those of the plain inner product."""
+    device = devices(FAST)
+    for seed in range(8):
+        check_layer(device, FAST, seed, tmp_path / "layer.onnx")
+        check_graph(device, FAST, seed)
+        check_operators(device, FAST, seed)
+    model = attention_model(np.uint8, 13, 3, 4, 1)
+    graph, inputs, expected = prepare(model, tmp_path / "model.onnx", 1)
+    device.set_memory_model(MemoryModel())
+    fast = check_on(device, FAST, graph, inputs, expected)
+    assert fast == pytest.approx(check_on(devices(SMALL), SMALL, graph, inputs, expected), rel=0.02)
 
 
 @on("16x16")

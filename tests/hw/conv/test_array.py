@@ -7,9 +7,21 @@ import pytest
 from amaranth.sim import Simulator
 
 from systole.hw.conv.array import SystolicArray
+from systole.hw.conv.fast_array import FastSystolicArray, array_of
 from systole.isa import Config
 
-SHAPES = [(4, 4, 1), (4, 4, 4), (8, 4, 2), (8, 4, 4), (7, 5, 8), (12, 20, 4), (12, 20, 6)]
+SHAPES = [
+    *((4, 4, 1), (4, 4, 4), (6, 4, 4), (8, 4, 2), (8, 4, 4), (7, 5, 8), (12, 20, 4), (12, 20, 6)),
+    (32, 4, 1),
+]
+CONFIGS = [
+    pytest.param(
+        Config.sized(rows, cols, cell=cell, inner_product=kind), id=f"{rows}x{cols}c{cell} {kind}"
+    )
+    for kind in ("plain", "fast")
+    for rows, cols, cell in SHAPES
+    if kind == "plain" or rows % 2 == 0
+]
 
 
 def packed(values) -> int:
@@ -30,10 +42,12 @@ def schedule(dut: SystolicArray, tiles: int, rng: np.random.Generator, slack: bo
 
 
 @pytest.mark.parametrize("slack", [False, True])
-@pytest.mark.parametrize("rows, cols, cell", SHAPES)
-def test_array(rows: int, cols: int, cell: int, slack: bool):
-    rng = np.random.default_rng([rows, cols, cell, slack])
-    dut = SystolicArray(Config.sized(rows, cols, cell=cell))
+@pytest.mark.parametrize("config", CONFIGS)
+def test_array(config: Config, slack: bool):
+    rows, cols = config.rows, config.cols
+    rng = np.random.default_rng([rows, cols, config.cell, slack])
+    dut = array_of(config)
+    assert isinstance(dut, FastSystolicArray) == (config.inner_product == "fast")
     tiles = 12
     captures, swaps = schedule(dut, tiles, rng, slack)
     if not slack:
@@ -80,9 +94,10 @@ def test_array(rows: int, cols: int, cell: int, slack: bool):
     sim.run()
 
 
-def test_sums_hold_between_vectors():
+@pytest.mark.parametrize("kind", ["plain", "fast"])
+def test_sums_hold_between_vectors(kind: str):
     """Invalid inputs do not disturb the last sums: nothing toggles while the array is idle."""
-    dut = SystolicArray(Config.sized(4, 4, cell=2))
+    dut = array_of(Config.sized(4, 4, cell=2, inner_product=kind))
 
     async def bench(ctx):
         ctx.set(dut.capture, 1)

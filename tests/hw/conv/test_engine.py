@@ -15,7 +15,7 @@ from tests.helpers.simulation import Inputs, put, simulation
 FIELDS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
 
 
-def small(rows: int, cols: int, cell: int) -> Config:
+def small(rows: int, cols: int, cell: int, **fields: str) -> Config:
     """A configuration with memories small enough to collide often, none a power of two."""
     return Config(
         rows=rows,
@@ -24,11 +24,13 @@ def small(rows: int, cols: int, cell: int) -> Config:
         scratchpad_bytes=rows * 4 * 75,
         weight_bytes=rows * cols * 13,
         accumulator_bytes=2 * 44 * 4 * cols,
+        **fields,
     )
 
 
 CONFIGS = [small(4, 4, 1), small(4, 4, 4), small(8, 4, 2), small(12, 20, 4), small(7, 5, 8)]
-IDS = [f"{c.rows}x{c.cols}c{c.cell}" for c in CONFIGS]
+CONFIGS += [small(*shape, inner_product="fast") for shape in ((4, 4, 1), (8, 4, 2), (12, 20, 4))]
+IDS = [f"{c.rows}x{c.cols}c{c.cell}{c.fast * ' fast'}" for c in CONFIGS]
 
 
 def conv(**values: int) -> dict[str, int]:
@@ -257,7 +259,7 @@ def test_far_coordinates_are_padding():
     assert bench.model.padded == 280
 
 
-@pytest.mark.parametrize("config", CONFIGS[:3], ids=IDS[:3])
+@pytest.mark.parametrize("config", CONFIGS[:3] + CONFIGS[-2:], ids=IDS[:3] + IDS[-2:])
 def test_cycles(config: Config):
     """One vector a cycle: no bubble between rows, tiles and commands; ``rows`` for a short tile."""
     rows = config.rows

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 
+from systole.isa import Config
 from systole.sw.cli.common import print_table
-from systole.sw.report.layers import LayerReport, table
+from systole.sw.report.layers import LayerReport, multiplier_use, table
 from systole.sw.session.accuracy import Accuracy
 from systole.sw.session.report import MOST_STEPS, RunReport
 from systole.sw.session.run import DEVICELESS
@@ -79,8 +80,17 @@ def _work(report: RunReport) -> Iterator[str]:
         yield f"cycles {report.cycles:,} (predicted {report.predicted_cycles:,})"
     else:
         yield f"cycles {report.predicted_cycles:,} (predicted)"
-    yield f"utilisation {100 * (report.utilisation or 0):.1f} %"
+    yield f"utilisation {100 * (report.utilisation or 0):.1f} %{_multiplier_use(report)}"
     yield f"DRAM read {report.dram_read_bytes:,} B, written {report.dram_write_bytes:,} B"
+
+
+def _multiplier_use(report: RunReport) -> str:
+    """What the fast inner product makes of its multipliers."""
+    config = Config.from_dict(report.config)
+    if not config.fast:
+        return ""
+    inside, whole = multiplier_use(report.utilisation or 0, config)
+    return f" ({inside:.2f} MACs a multiplier and cycle, {whole:.2f} with those at the edges)"
 
 
 def _percent(share: float) -> str:

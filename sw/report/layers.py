@@ -40,6 +40,14 @@ def utilisation(macs: int, cycles: int, config: Config) -> float:
     return macs / (config.rows * config.cols * cycles) if cycles else 0.0
 
 
+def multiplier_use(used: float, config: Config) -> tuple[float, float]:
+    """MACs a multiplier of the array and cycle at a utilisation: beside those at its edges, which
+    the fast inner product has, and with them."""
+    inside = config.rows * config.cols // config.multiplier_rows
+    edges = config.rows // 2 + config.cols if config.fast else 0
+    return used * config.multiplier_rows, used * config.rows * config.cols / (inside + edges)
+
+
 def _stalls(program: Program, events: Iterable[Mapping[str, int]]) -> list[Counter[str]]:
     """Each layer's stalls, as :attr:`LayerReport.stalls` has them."""
     out: list[Counter[str]] = [Counter() for _ in program.layers]

@@ -14,6 +14,7 @@ from systole.sw.frontend.load import load
 from systole.sw.report.layers import (
     LayerReport,
     layers,
+    multiplier_use,
     predicted_layers,
     table,
     utilisation,
@@ -58,6 +59,12 @@ def test_utilisation_is_the_share_of_useful_macs():
     config = Config.sized(8, 4)
     assert utilisation(8 * 4 * 100, 200, config) == 0.5
     assert utilisation(0, 0, config) == 0.0
+
+
+def test_multiplier_use_counts_two_rows_for_each_multiplier_of_the_fast_inner_product():
+    assert multiplier_use(0.5, Config.sized(8, 4)) == (0.5, 0.5)
+    fast = Config.sized(16, 32, inner_product="fast")
+    assert multiplier_use(0.5, fast) == (1.0, 0.5 * 512 / (256 + 8 + 32))
 
 
 def test_without_events_there_are_no_cycles(program):

@@ -83,7 +83,7 @@ def array_latency(config: Config, column: int) -> int:
 
 # POST -------------------------------------------------------------------------------------------
 
-COMBINE_LATENCY = 5
+COMBINE_LATENCY = 8
 """Cycles that ADD and SUB take for two operands; MUL takes one more."""
 TABLE_LATENCY = 2
 """Cycles of a lookup in POST's table."""

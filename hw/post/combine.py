@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
+from amaranth.hdl import C, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,6 +14,8 @@ TOTAL = 41
 """Bits of what is shifted: MUL's product of two signed 9 and an unsigned 24 bits. (The sum of two
 products of signed 9 and unsigned 24 bits has 34.)"""
 
+HALF = 12
+"""Bits of the lower half of a multiplier."""
 RESULT = 12
 """Bits of the shifted and rounded total; beyond is beyond every clamp."""
 
@@ -22,12 +24,12 @@ class PostCombine(wiring.Component):
     """``isa.numerics.combine`` on ``lanes`` channels, in ``LATENCY`` stages; MUL takes one more.
 
     ``a`` and ``b`` are taken with ``i_valid``, every cycle if need be; ``o`` is valid with
-    ``o_valid``, that many cycles later, and 0 otherwise. ``cmd`` is the POST command whose fields
-    apply; it must hold still while values are in flight. ``setup`` marks the cycle before the first
-    in which ``cmd`` is looked at; ``shift`` is the command's in that cycle.
+    ``o_valid``, that many cycles later. ``cmd`` is the POST command whose fields apply; it must
+    hold still while values are in flight. ``setup`` marks the cycle before the first in which
+    ``cmd`` is looked at; ``shift`` is the command's in that cycle.
 
-    Stages: zero points; MUL: product of the two; products with the multipliers; sum; shift;
-    rounding and zero point. The clamp follows the last register.
+    Stages: zero points; MUL: product of the two; products with the halves of the multipliers; sums
+    of the products with equal halves; total; shift; rounding; zero point; clamp.
     """
 
     LATENCY = COMBINE_LATENCY
@@ -55,80 +57,93 @@ class PostCombine(wiring.Component):
                 "o": Out(8 * lanes),
             }
         )
+        self._subtracts, self._multiplies = Signal(), Signal()
+        self._moved_by_zero = Signal()  # after the first stage
+        self._operands = Signal()  # what the multipliers are for is there
+        self._valid = Signal(self.LATENCY - 1)  # after each stage behind it
+        self._point = Signal(6)  # position of the total's bit worth one half
+        self._below = Signal(TOTAL)  # mask of the bits under it
+        self._low = Signal(signed(8))  # at most the upper limit
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        subtracts, multiplies = Signal(), Signal()
-        moved_by_zero, multiplied = Signal(), Signal()  # after the first, after MUL's own stage
-        operands = Signal()  # what the multipliers are for is there
-        valid = Signal(self.LATENCY - 1)  # after each stage behind it
+        multiplied = Signal()  # after MUL's own stage
         m.d.sync += [
-            moved_by_zero.eq(self.i_valid),
-            multiplied.eq(moved_by_zero & multiplies),
-            valid.eq(Cat(operands, valid)),
+            self._moved_by_zero.eq(self.i_valid),
+            multiplied.eq(self._moved_by_zero & self._multiplies),
+            self._valid.eq(Cat(self._operands, self._valid)),
         ]
         m.d.comb += [
-            subtracts.eq(self.cmd.op == PostOp.SUB),
-            multiplies.eq(self.cmd.op == PostOp.MUL),
-            operands.eq(Mux(multiplies, multiplied, moved_by_zero)),
-            self.o_valid.eq(valid[-1]),
+            self._subtracts.eq(self.cmd.op == PostOp.SUB),
+            self._multiplies.eq(self.cmd.op == PostOp.MUL),
+            self._operands.eq(Mux(self._multiplies, multiplied, self._moved_by_zero)),
+            self.o_valid.eq(self._valid[-1]),
         ]
-        point = Signal(6)  # position of the total's bit worth one half
-        below = Signal(TOTAL)  # mask of the bits under it
         with m.If(self.setup):
             to_point = (self.shift - 1)[:6]
-            m.d.sync += [
-                point.eq(to_point),
-                below.eq(C((1 << TOTAL) - 1) >> Mux(to_point < TOTAL, TOTAL - to_point, 0)[:6]),
-            ]
-
+            mask = C((1 << TOTAL) - 1) >> Mux(to_point < TOTAL, TOTAL - to_point, 0)[:6]
+            m.d.sync += [self._point.eq(to_point), self._below.eq(mask)]
+        low, high = self.cmd.low2, self.cmd.high2
+        m.d.sync += self._low.eq(Mux(low > high, high, low))
         for i in range(self.lanes):
-
-            def reg(name: str, shape: ShapeLike, lane: int = i) -> Signal:
-                return Signal(shape, name=f"{name}_{lane}")
-
-            da, db = reg("da", signed(9)), reg("db", signed(9))
-            product = reg("product", signed(17))
-            pa, pb = reg("pa", signed(TOTAL)), reg("pb", signed(33))
-            total, scaled = reg("total", signed(TOTAL)), reg("scaled", signed(TOTAL))
-            shifted, up = reg("shifted", signed(RESULT - 1)), reg("up", 1)
-            moved = reg("moved", signed(RESULT + 1))
-            b = _lane(self.b, i)
-            with m.If(self.i_valid):
-                m.d.sync += [
-                    da.eq(_lane(self.a, i) - self.cmd.za),
-                    db.eq(Mux(subtracts, self.cmd.zb - b, b - self.cmd.zb)),
-                ]
-            with m.If(moved_by_zero & multiplies):
-                m.d.sync += product.eq(da * db)
-            with m.If(operands):
-                m.d.sync += [
-                    pa.eq(Mux(multiplies, product, da) * self.cmd.ma),
-                    pb.eq(db * self.cmd.mb),
-                ]
-            with m.If(valid[0]):
-                m.d.sync += total.eq(pa + Mux(multiplies, 0, pb))
-            with m.If(valid[1]):
-                m.d.comb += scaled.eq(total >> point)  # in halves
-            fits = ~scaled[RESULT - 1 :].any() | scaled[RESULT - 1 :].all()
-            limit = Const((1 << (RESULT - 2)) - 1, RESULT - 1)
-            with m.If(valid[1]):
-                m.d.sync += [
-                    shifted.eq(
-                        Mux(fits, scaled[1:RESULT], limit ^ scaled[-1].replicate(RESULT - 1))
-                    ),
-                    up.eq(fits & scaled[0] & (scaled[1] | (total & below).any())),
-                ]
-            with m.If(valid[2]):
-                m.d.sync += moved.eq(shifted + self.cmd.zo + up)
-            raised = reg("raised", signed(RESULT + 1))
-            with m.If(self.o_valid):
-                m.d.comb += [
-                    raised.eq(Mux(moved < self.cmd.low2, self.cmd.low2, moved)),
-                    self.o[8 * i :][:8].eq(Mux(raised > self.cmd.high2, self.cmd.high2, raised)),
-                ]
+            total = self._add_up(m, i)
+            result = self._round(m, i, total)
+            self._finish(m, i, result)
         return m
 
+    def _add_up(self, m: Module, lane: int) -> Signal:
+        """The first five stages: the total."""
 
-def _lane(vector: Value, i: int) -> Value:
-    return vector[8 * i :][:8].as_signed()
+        def reg(name: str, bits: int) -> Signal:
+            return Signal(signed(bits), name=f"{name}_{lane}")
+
+        cmd, multiplies = self.cmd, self._multiplies
+        a, b = (vector[8 * lane :][:8].as_signed() for vector in (self.a, self.b))
+        da, db, product = reg("da", 9), reg("db", 9), reg("product", 17)
+        with m.If(self.i_valid):
+            m.d.sync += [
+                da.eq(a - cmd.za),
+                db.eq(Mux(self._subtracts, cmd.zb - b, b - cmd.zb)),
+            ]
+        with m.If(self._moved_by_zero & multiplies):
+            m.d.sync += product.eq(da * db)
+        sums = []
+        for half, part in (("low", slice(0, HALF)), ("high", slice(HALF, None))):
+            pa, pb = reg(f"pa_{half}", 17 + HALF), reg(f"pb_{half}", 9 + HALF)
+            both = reg(half, 18 + HALF)
+            with m.If(self._operands):
+                m.d.sync += [
+                    pa.eq(Mux(multiplies, product, da) * cmd.ma[part]),
+                    pb.eq(Mux(multiplies, 0, db) * cmd.mb[part]),
+                ]
+            with m.If(self._valid[0]):
+                m.d.sync += both.eq(pa + pb)
+            sums.append(both)
+        total = reg("total", TOTAL)
+        with m.If(self._valid[1]):
+            m.d.sync += total.eq(sums[0] + (sums[1] << HALF))
+        return total
+
+    def _round(self, m: Module, lane: int, total: Signal) -> Signal:
+        """The next two stages: shift, rounding half to even."""
+        scaled = Signal(signed(TOTAL), name=f"scaled_{lane}")  # in halves
+        odd, result = Signal(name=f"odd_{lane}"), Signal(signed(RESULT), name=f"result_{lane}")
+        with m.If(self._valid[2]):
+            m.d.sync += [scaled.eq(total >> self._point), odd.eq((total & self._below).any())]
+        up = scaled[0] & (scaled[1] | odd)
+        fits = ~scaled[RESULT - 1 :].any() | scaled[RESULT - 1 :].all()
+        limit = (1 << (RESULT - 2)) - 1
+        beyond = Mux(scaled[-1], Const(~limit, signed(RESULT)), Const(limit, signed(RESULT)))
+        with m.If(self._valid[3]):
+            m.d.sync += result.eq(Mux(fits, scaled[1:RESULT].as_signed() + up, beyond))
+        return result
+
+    def _finish(self, m: Module, lane: int, result: Signal) -> None:
+        """The last two stages: zero point, clamp."""
+        moved = Signal(signed(RESULT + 1), name=f"moved_{lane}")
+        low, high = self._low, self.cmd.high2
+        with m.If(self._valid[4]):
+            m.d.sync += moved.eq(result + self.cmd.zo)
+        with m.If(self._valid[5]):
+            o = Mux(moved < low, low, Mux(moved > high, high, moved))
+            m.d.sync += self.o[8 * lane :][:8].eq(o)

@@ -30,8 +30,8 @@ from systole.isa.commands import ADDRESS_BITS
 from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import post_keeps_operand, post_overlaps
 
-IN_FLIGHT = 20
-"""Words between being issued and being written: more than the longest way takes (19 cycles)."""
+IN_FLIGHT = 24
+"""Words between being issued and being written: more than the longest way takes (22 cycles)."""
 
 
 class PostEngine(wiring.Component):

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from systole.hw.arithmetic.requantise import Requantise
-from systole.hw.conv.array import SystolicArray
+from systole.hw.conv.fast_array import array_of
 from systole.hw.post.combine import PostCombine
 from systole.hw.post.engine import IN_FLIGHT as POST_IN_FLIGHT
 from systole.hw.post.table import PostTable
@@ -106,10 +106,11 @@ def test_post_rules() -> None:
     assert timing.post_group_reads(9, op=PostOp.ADD, keeps_operand=True) == 10
 
 
+@pytest.mark.parametrize("kind", ["plain", "fast"])
 @pytest.mark.parametrize("rows, cols", [(4, 4), (16, 16), (24, 8), (64, 32)])
-def test_hardware_has_these_latencies(rows: int, cols: int) -> None:
-    config = Config.sized(rows, cols)
-    array = SystolicArray(config)
+def test_hardware_has_these_latencies(rows: int, cols: int, kind: str) -> None:
+    config = Config.sized(rows, cols, inner_product=kind)
+    array = array_of(config)
     assert array.SWAP_LEAD == timing.SWAP_LEAD
     assert array.capture_lead == timing.capture_lead(config)
     assert [array.latency(c) for c in range(cols)] == [

@@ -50,7 +50,7 @@ from systole.sw.frontend.inputs import InputError
 from systole.sw.frontend.load import PASS_NAMES
 from systole.sw.ir.graph import Graph
 from systole.sw.ir.text import render
-from systole.sw.quantisation.samples import Preprocessing
+from systole.sw.quantisation.samples import Preprocessing, read_labels
 from systole.sw.report.energy import DEFAULT, EnergyTable, known_tables
 from systole.sw.session.report import CLOCK_MHZ
 from systole.sw.session.run import SIMULATORS
@@ -92,6 +92,9 @@ SamplesOption = Annotated[
     Path | None,
     typer.Option(help="measure the accuracy on an .npz of samples (x) and labels (y) instead"),
 ]
+LabelsOption = Annotated[
+    Path | None, typer.Option(help="with --samples: .npy, .csv or .txt with a class per sample")
+]
 FloatOption = Annotated[
     Path | None, typer.Option("--float", help="with --samples: the float model to compare with")
 ]
@@ -114,12 +117,54 @@ def _preprocessing(mean: str, std: str, layout: str | None) -> Preprocessing:
     return Preprocessing(mean=means, std=deviations, layout=layout)
 
 
-def _check_samples(samples: Path | None, float_model: Path | None, others: Iterable) -> None:
-    """Raises :class:`InputError` for options that do not go with ``--samples``, or not without."""
-    if samples is None and float_model is not None:
-        raise InputError("--float goes with --samples")
-    if samples is not None and any(other is not None for other in others):
-        raise InputError("--samples goes without --input, --trace, --waves, --program and --output")
+ONE_RUN = (
+    *("input", "trace", "waves", "program_file", "output"),
+    *("seed", "check", "clock_mhz", "energy"),
+)
+"""Parameters of a run on one input, without a meaning for ``--samples``."""
+WITH_SAMPLES = ("float_model", "labels")
+"""Parameters that mean something with ``--samples`` only."""
+
+
+def _check_samples(ctx: typer.Context) -> None:
+    """Raises :class:`InputError` for given options that do not go with ``--samples``, or not
+    without."""
+    options = {p.name: p.opts[0] for p in ctx.command.params}
+
+    def those(names: Iterable[str]) -> str:
+        sources = {name: ctx.get_parameter_source(name) for name in names}
+        given = (n for n, source in sources.items() if source and source.name == "COMMANDLINE")
+        return ", ".join(options[n] for n in given)
+
+    if ctx.params["samples"] is None:
+        if wrong := those(WITH_SAMPLES):
+            raise InputError(f"{wrong} goes with --samples only")
+    elif wrong := those(ONE_RUN):
+        raise InputError(f"{wrong}: of one run, and --samples makes many")
+
+
+def _measure(
+    compiled: api.CompiledModel,
+    samples: Path,
+    labels: Path | None,
+    *,
+    sim: str,
+    float_model: Path | None,
+    preprocessing: Preprocessing,
+    json_file: Path | None,
+) -> None:
+    """Measure the accuracy on labelled samples, and show it."""
+    result = api.accuracy(
+        compiled,
+        samples,
+        None if labels is None else read_labels(labels),
+        simulator=sim,
+        float_model=float_model,
+        preprocessing=preprocessing,
+        progress=shown_progress(progress_console()),
+    )
+    write_json(asdict(result), json_file)
+    show_accuracy(result, output_console())
 
 
 def _write_outputs(outputs: Mapping[str, np.ndarray], path: Path | None) -> None:
@@ -133,6 +178,7 @@ def _show_graphs(graphs: Iterable[Graph], console: Console) -> None:
 
 
 def main(
+    ctx: typer.Context,
     model: ModelArgument,
     input: InputOption = None,
     rows: RowsOption = None,
@@ -158,6 +204,7 @@ def main(
     std: StdOption = "1",
     layout: LayoutOption = None,
     samples: SamplesOption = None,
+    labels: LabelsOption = None,
     float_model: FloatOption = None,
 ) -> None:
     """Compile an ONNX model, run it on the simulated accelerator, compare and report."""
@@ -166,7 +213,7 @@ def main(
         _check_choices(sim, check, optimise, dump_after)
         EnergyTable.load(energy)
         preprocessing = _preprocessing(mean, std, layout)
-        _check_samples(samples, float_model, (input, trace, waves, program_file, output))
+        _check_samples(ctx)
         check_outputs(json_file, trace, waves, program_file, output)
         compiled = api.compile(
             model,
@@ -180,16 +227,15 @@ def main(
         )
         _show_graphs(compiled.graphs_after(dump_after) if dump_after else (), console)
         if samples is not None:
-            result = api.accuracy(
+            _measure(
                 compiled,
                 samples,
-                simulator=sim,
+                labels,
+                sim=sim,
                 float_model=float_model,
                 preprocessing=preprocessing,
-                progress=shown_progress(progress),
+                json_file=json_file,
             )
-            write_json(asdict(result), json_file)
-            show_accuracy(result, console)
             return
         arrays = choose_inputs(input, seed, compiled.partition.inputs, console)
         report, outputs = api.run(

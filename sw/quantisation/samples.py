@@ -261,8 +261,24 @@ def read_samples(
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """The first array of an ``.npy`` or ``.npz`` file. Raises :class:`InputError`."""
-    return next(iter(_read_arrays(path).values()))
+    """The class numbers in a file: the first array of an ``.npy`` or ``.npz``, or the last column
+    of a ``.csv`` or ``.txt``, which may have a heading. Raises :class:`InputError`."""
+    if path.suffix.lower() not in (".csv", ".txt"):
+        return next(iter(_read_arrays(path).values()))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as e:
+        raise InputError(f"{path}: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not text in UTF-8") from None
+    numbers = []
+    for i, line in enumerate(lines):
+        last = line.rpartition(",")[2].strip()
+        if last.isdecimal():
+            numbers.append(int(last))
+        elif i and line.strip():
+            raise InputError(f"{path}, line {i + 1}: {last[:40]!r} is no class number")
+    return np.array(numbers, np.int64)
 
 
 def check_labels(labels: np.ndarray, count: int) -> np.ndarray:

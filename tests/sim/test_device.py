@@ -18,6 +18,7 @@ from systole.sim.build import BuildError, build
 from systole.sim.device import MemoryModel, RtlDevice
 from systole.sw.runtime.device import DeviceError
 from systole.sw.session.backends import open_device
+from tests.helpers.processes import hear_interrupts
 
 pytestmark = pytest.mark.xdist_group("copier")
 
@@ -301,11 +302,15 @@ def test_an_interrupt_ends_the_simulator(simulator, whole_group, copier, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
+        preexec_fn=hear_interrupts,
     )
     child = int(process.stdout.readline())
     assert Path(f"/proc/{child}").exists()
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, errors) == (130, "interrupted\n")
     assert not Path(f"/proc/{child}").exists()
     assert not list(tmp_path.iterdir())

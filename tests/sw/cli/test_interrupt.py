@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from systole.sw.zoo import digits
+from tests.helpers.processes import hear_interrupts
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -32,6 +33,7 @@ def started(*arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
 
 

@@ -157,8 +157,25 @@ def test_accuracy_on_labelled_samples(tmp_path):
     assert "onnxruntime int8 75.00 %, float 75.00 %" in result.stdout
     report = json.loads(out.read_text())
     assert (report["accelerator"], report["same_class"]) == (0.75, 1.0)
-    for more in (["--output", out], ["--input", out]):
-        assert "--samples goes without" in cli(DIGITS, *options, *more).stderr
+    for more in (["--output", out], ["--input", out], ["--seed", 3], ["--check", "outputs"]):
+        assert f"{more[0]}: of one run" in cli(DIGITS, *options, *more).stderr
+
+
+def test_labels_from_a_text(tmp_path):
+    labels = tmp_path / "labels.csv"
+    with np.load(digits.TEST_SET) as data:
+        np.save(tmp_path / "x.npy", data["x"][:8])
+        lines = [f"{i}.png, {label}" for i, label in enumerate(data["y"][:8])]
+    options = ["--sim", "golden", "--samples", tmp_path / "x.npy", "--labels", labels]
+    for heading in ([], ["name,label"]):
+        labels.write_text("\n".join([*heading, *lines, ""]))
+        result = cli(DIGITS, *options)
+        assert result.exit_code == 0, result.stderr
+        assert "accuracy on 8 samples" in result.stdout
+    labels.write_text("1\n2\nthree\n")
+    result = cli(DIGITS, *options)
+    assert result.exit_code == 2
+    assert "labels.csv, line 3: 'three' is no class number" in result.stderr
 
 
 BAD_FILES = {

@@ -43,6 +43,14 @@ module {RAM} #(
   always @(posedge clk)
     if (r_en) r_data <= w_en != 0 && r_addr == w_addr ? ~words[r_addr] : words[r_addr];
 `else
+`ifndef SYNTHESIS
+  // Simulators of four states would make unknowns of their products with zero.
+  integer i;
+  initial begin
+    for (i = 0; i < DEPTH; i = i + 1) words[i] = {{WIDTH{{1'b0}}}};
+    r_data = {{WIDTH{{1'b0}}}};
+  end
+`endif
   always @(posedge clk) if (r_en) r_data <= words[r_addr];
 `endif
   genvar p;

@@ -15,19 +15,19 @@ pytest.importorskip("pyosys", reason="pyosys is not installed: the extra synth")
 
 TOLERANCE = 0.02
 BUDGET = {
-    "array": 18792,
-    "accumulators": 2772,
-    "activation-sequencer": 15946,
-    "requantise": 15190,
-    "combine": 12672,
-    "reduce": 57602,
-    "scratchpad": 3670,
+    "array": 20406,
+    "accumulators": 3738,
+    "activation-sequencer": 17728,
+    "requantise": 17555,
+    "combine": 15293,
+    "reduce": 60100,
+    "scratchpad": 3688,
     "load": 13570,
-    "read-manager": 7276,
-    "fetch": 18472,
-    "shell": 8184,
-    "csr": 11850,
-    "trace": 5266,
+    "read-manager": 7526,
+    "fetch": 6886,
+    "shell": 14620,
+    "csr": 11197,
+    "trace": 5303,
 }
 """Gate equivalents of blocks of a 4 x 4 machine with windows of 3 x 3; of one lane where a block
 has lanes."""

@@ -293,7 +293,7 @@ def test_fast_rate(op: WindowOp) -> None:
     command = square(size, op=op, blocks=blocks, src_block=size * size)
     (cycles,) = run(shape_of(4, 4), [command])
     overhead = {WindowOp.DEPTHWISE: 17, WindowOp.SUM: 8, WindowOp.MAX: 0}[op]
-    assert cycles <= blocks * ((size + 2) ** 2 + overhead) + 24
+    assert cycles <= blocks * ((size + 2) ** 2 + overhead) + 25
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_large_kernel_rate(kernel_w: int, kernel_h: int, parts: int, stride: int
         for n, s, k in zip((out_w, out_h), strides.values(), (kernel_w, kernel_h), strict=True)
     )
     words = width * height + (parts - 1) * out_w * out_h + kernel_w * kernel_h + 8
-    assert words < cycles <= words + 24
+    assert words < cycles <= words + 25
 
 
 @pytest.mark.parametrize("op", [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX])
@@ -331,7 +331,7 @@ def test_general_rate(window_width: int, tap: int) -> None:
     place = {"out_w": 4, "out_h": 3, "blocks": 3, "src_block": 144}
     command = square(12, op=WindowOp.DEPTHWISE, kernel_w=7, kernel_h=5, **place)
     (cycles,) = run(config, [command])
-    assert cycles <= 3 * (4 * 3 * 35 * tap + (35 if tap == 1 else 0) + 8) + 24
+    assert cycles <= 3 * (4 * 3 * 35 * tap + (35 if tap == 1 else 0) + 8) + 25
 
 
 def packed(kernel: int, stride: int, out_w: int, out_h: int, **values: int) -> dict[str, int]:

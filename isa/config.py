@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
@@ -244,7 +245,7 @@ class Config:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
     @classmethod
-    def from_dict(cls, values: dict[str, object]) -> Config:
+    def from_dict(cls, values: Mapping[str, object]) -> Config:
         """Raises :class:`ConfigError` on unknown keys or illegal values."""
         known = {f.name for f in dataclasses.fields(cls)}
         for key in values:

@@ -19,7 +19,7 @@ CYCLES = {
     "yolov3-tiny": 10_980_675,
     "mobilenetv3-small": 474_737,
     "unet-small": 1_320_018,
-    "resnet50": 16_231_916,
+    "resnet50": 16_232_425,
 }
 """With the fast schedule, the memory model's defaults, trace on. A change of hardware or compiler
 that moves them is welcome or not; a test that fails says the new number to write here."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,19 @@ class _RamPlatform:
         )
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Amaranth's conversion makes millions of objects and no garbage worth the search for it, which
+    takes as long as the conversion itself."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def write_verilog(design: wiring.Component, name: str, directory: Path) -> None:
     """Write ``design`` as module ``name`` to ``name.sv`` in ``directory``, with all it needs; its
     ports are those of its signature, paths joined by ``__``. Raises :class:`GenerateError`."""
@@ -123,7 +139,8 @@ def verilog(design: wiring.Component, name: str, directory: Path, *, purge: bool
     existing one for scratch files. ``purge``: without signals that nothing reads. Raises
     :class:`GenerateError`."""
     netlist = directory / f"{name}.il"
-    netlist.write_text(rtlil.convert(design, name, platform=_RamPlatform(), emit_src=False))
+    with _without_collector():
+        netlist.write_text(rtlil.convert(design, name, platform=_RamPlatform(), emit_src=False))
     # YoWASP's file system ends at the current directory.
     script = (
         # opt_dff finds the enables, so that registers at rest cost the simulator nothing.

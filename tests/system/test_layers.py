@@ -6,6 +6,7 @@ import pytest
 from systole.isa import Config
 from systole.sw.session.backends import open_device
 from tests.helpers.layer_checks import check_on, prepare, random_layer
+from tests.helpers.marks import fewer_unless_long
 
 LAYERS = 500
 CHUNK = 25
@@ -24,7 +25,7 @@ CONFIGS = [
 """``SMALL`` forces tiling and weight streaming on layers of ordinary size."""
 
 
-@pytest.mark.parametrize("first", range(0, LAYERS, CHUNK))
+@pytest.mark.parametrize("first", fewer_unless_long(range(0, LAYERS, CHUNK), fast=12))
 def test_random_layers_on_commands(first, tmp_path):
     for seed in range(first, first + CHUNK):
         config = CONFIGS[seed % len(CONFIGS)]

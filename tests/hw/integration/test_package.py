@@ -23,6 +23,8 @@ from systole.sw.zoo import digits
 from tests.helpers.layer_checks import check_program
 
 CONFIG = Config.sized(4, 4)
+# One worker makes the package.
+pytestmark = pytest.mark.xdist_group("package")
 
 
 @pytest.fixture(scope="module")

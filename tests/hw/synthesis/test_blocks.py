@@ -11,7 +11,6 @@ from systole.hw.synthesis.blocks import BLOCKS, design, rtl_hash, small, split
 from systole.hw.synthesis.results import PARTS, TARGETS, Job, Store, measure, plan
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_block_is_what_the_chip_has(block):
     built = design(block, small(4, 4), {})

@@ -30,6 +30,7 @@ from systole.sw.session.backends import open_device
 from systole.sw.simulate.commands import run_program
 from systole.sw.simulate.races import CommandError, Race
 from tests.helpers.layer_checks import check_on, check_program, compile_by_chance
+from tests.helpers.marks import fewer_unless_long
 from tests.helpers.random_graphs import GraphBuilder, random_graph
 
 POINT = dict(kernel_w=1, kernel_h=1, stride_x=1, stride_y=1, dilation_x=1, dilation_y=1)
@@ -403,7 +404,7 @@ def _graphs_on_commands(first: int, work: int) -> None:
     assert done > CHUNK // 2
 
 
-@pytest.mark.parametrize("first", range(0, 15 * CHUNK, CHUNK))
+@pytest.mark.parametrize("first", fewer_unless_long(range(0, 15 * CHUNK, CHUNK), fast=8))
 def test_random_graphs(first):
     _graphs_on_commands(first, 80_000)
 

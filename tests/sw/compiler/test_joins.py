@@ -12,6 +12,7 @@ from systole.sw.compiler import Compiler
 from systole.sw.ir.graph import ModelError
 from systole.sw.session.backends import open_device
 from tests.helpers.layer_checks import check_program, compile_by_chance
+from tests.helpers.marks import fewer_unless_long
 from tests.helpers.random_graphs import GraphBuilder, random_joins
 
 SMALL = Config(rows=8, cols=8, scratchpad_bytes=16384, weight_bytes=4096, accumulator_bytes=8192)
@@ -199,9 +200,10 @@ def test_layers_that_are_not_made_cost_nothing():
     assert set(program.command_layers) == {0, 1, 3}
 
 
-def test_random_joins():
+@pytest.mark.parametrize("seeds", fewer_unless_long([range(75), range(75, 150)], fast=1), ids=str)
+def test_random_joins(seeds):
     kinds: Counter[str] = Counter()
-    for seed in range(150):
+    for seed in seeds:
         config = CONFIGS[seed % len(CONFIGS)]
         graph, inputs, expected = random_joins(seed)
         rng = np.random.default_rng(seed)
@@ -223,4 +225,4 @@ def test_random_joins():
                 e.add_note(f"seed {seed}")
                 raise
     print(kinds)
-    assert all(kinds[kind] >= 10 for kind in ("left out", "replaced", "Table", "Pool", "Conv"))
+    assert all(kinds[kind] >= 5 for kind in ("left out", "replaced", "Table", "Pool", "Conv"))

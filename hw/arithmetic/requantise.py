@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -22,6 +20,8 @@ SIGNIFICAND = 24
 """Significant bits of a float32."""
 FINE = 3
 """Bits of the right shift that are left to its second stage."""
+MOST_BITS = (1 << FINE) - 1
+"""The most by which the second stage shifts."""
 MULTIPLIER = 18
 """Bits of a multiplier in FPGAs: products of more are sums of several."""
 RELAY = 4
@@ -40,11 +40,9 @@ def _fill(m: Module, name: str, value: Value) -> Value:
     return value
 
 
-def _choose(ways: Sequence[Value], index: Value) -> Value:
-    """``ways[index]``, as a tree of multiplexers: smaller and faster than a one-hot choice."""
-    for bit in index:
-        ways = [Mux(bit, odd, even) for even, odd in zip(ways[::2], ways[1::2], strict=True)]
-    return ways[0]
+def _ones(count: Value, most: int) -> Value:
+    """A number whose lowest ``count`` bits are set, at most ``most`` of them."""
+    return (Const((1 << most) - 1, most) << count) >> most
 
 
 class Requantise(wiring.Component):
@@ -209,7 +207,7 @@ class _Lane:
             for x, width in enumerate((MULTIPLIER, 32 - MULTIPLIER))
         ]
         self.product = register("product", 32 + SIGNIFICAND)
-        self.moved = register("moved", INTEGER + FRACTION + (1 << FINE) - 1)
+        self.moved = register("moved", INTEGER + FRACTION + MOST_BITS)
         self.dropped = register("dropped", 1)
         self.overflow = register("overflow", 1)
         self.fixed = register("fixed", INTEGER + FRACTION)
@@ -288,15 +286,24 @@ class _Lane:
         moved = self.register("moved_bytes", width)
         dropped, overflow = self.register("drops", 1), self.register("overflows", 1)
         with m.If(self.valid[5]):
-            ways = []
-            for i in range(1 << len(self.bytes_to_shift)):
-                first = (i << FINE) - FRACTION  # bit of the product that comes lowest
-                low = max(first, 0)
-                inside = Cat(Const(0, low - first), product[low : first + width])
-                lost = product[:low].any() if low else Const(0)
-                over = product[first + width :].any() if first + width < len(product) else Const(0)
-                ways.append(Cat(inside, Const(0, width - len(inside)), lost, over))
-            m.d.comb += Cat(moved, dropped, overflow).eq(_choose(ways, self.bytes_to_shift))
+            # The upper half of all shifts starts ``ahead`` bits of the product to the right. The
+            # lower half starts to the left, a bit less far, so that all fits in 64 bits.
+            steps, is_far = self.bytes_to_shift[:-1], self.bytes_to_shift[-1]
+            ahead = (1 << (FINE + len(steps))) - FRACTION
+            near, far = self.register("nearer", 64), self.register("farther", len(product) - ahead)
+            behind = product >> (width - FRACTION)
+            further = Cat(Const(0, FINE), steps)
+            m.d.comb += [
+                near.eq((product << (FRACTION - 1))[:64] >> further),
+                far.eq(product[ahead:] >> further),
+                moved.eq(Mux(is_far, far, Cat(Const(0, 1), near))),
+                overflow.eq(Mux(is_far, far[width:].any(), (behind >> further).any())),
+            ]
+            lost = [
+                product[ahead + (i << FINE) :][: 1 << FINE].any() & (steps > i)
+                for i in range((1 << len(steps)) - 1)
+            ]
+            m.d.comb += dropped.eq(is_far & Cat(product[:ahead].any(), *lost).any())
         with m.If(self.take[5]):
             m.d.sync += [
                 self.moved.eq(moved),
@@ -312,19 +319,17 @@ class _Lane:
         fixed, next_power = self.register("shifted", window), self.register("next_power", 10)
         sticky, beyond = self.register("sticky", 1), self.register("is_beyond", 1)
         with m.If(self.valid[6]):
-            ways = []
-            for i in range(1 << FINE):
-                lost = self.dropped | (self.moved[:i].any() if i else 0)
-                over = self.overflow | (
-                    self.moved[i + window :].any() if i + window < len(self.moved) else 0
-                )
-                ways.append(Cat(self.moved[i : i + window], lost, over))
-            m.d.comb += Cat(fixed, sticky, beyond).eq(_choose(ways, self.bits_to_shift))
-            integer = fixed[FRACTION:]
+            shifted = self.register("moved_bits", len(self.moved))
+            lost = self.moved & _ones(self.bits_to_shift, MOST_BITS)
+            m.d.comb += [
+                shifted.eq(self.moved >> self.bits_to_shift),
+                fixed.eq(shifted),
+                sticky.eq(self.dropped | lost.any()),
+                beyond.eq(self.overflow | shifted[window:].any()),
+            ]
             # 2^bitlen(integer).
-            m.d.comb += next_power.eq(
-                Cat(~integer.any(), *(integer[i] & ~integer[i + 1 :].any() for i in range(INTEGER)))
-            )
+            below = _fill(m, f"below_integer_{self.index}", fixed[FRACTION:])
+            m.d.comb += next_power.eq(Cat(1, below) & ~Cat(below, 0))
         is_even = ~fixed[FRACTION]
         with m.If(self.take[6]):
             m.d.sync += [

@@ -3,6 +3,10 @@ watchdog, interrupt."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -38,8 +42,8 @@ class RegisterBus(wiring.Component):
     """AXI4-Lite subordinate: one write and one read at a time.
 
     ``write`` pulses with ``write_word`` (the word address), ``write_data`` and ``write_bytes`` (the
-    bytes to write). ``read`` pulses with ``read_word``; ``read_data`` is taken in the next cycles,
-    until the following read. Addresses of ``words`` and more answer SLVERR.
+    bytes to write). ``read`` pulses with ``read_word``; ``read_data`` is taken from the cycle after
+    the next until the following read. Addresses of ``words`` and more answer SLVERR.
     """
 
     bus: Axi4LiteInterface
@@ -93,13 +97,17 @@ class RegisterBus(wiring.Component):
                 bus.bresp.eq(Mux(self.write_word < self.words, RESP_OKAY, RESP_SLVERR)),
             ]
 
-        m.d.comb += [bus.arready.eq(~self.read & ~bus.rvalid), bus.rdata.eq(self.read_data)]
-        m.d.sync += self.read.eq(bus.arvalid & bus.arready)
+        looked_up = Signal()
+        m.d.comb += [
+            bus.arready.eq(~self.read & ~looked_up & ~bus.rvalid),
+            bus.rdata.eq(self.read_data),
+        ]
+        m.d.sync += [self.read.eq(bus.arvalid & bus.arready), looked_up.eq(self.read)]
         with m.If(bus.arvalid & bus.arready):
             m.d.sync += self.read_word.eq(bus.araddr[2:])
         with m.If(bus.rready):
             m.d.sync += bus.rvalid.eq(0)
-        with m.If(self.read):
+        with m.If(looked_up):
             m.d.sync += [
                 bus.rvalid.eq(1),
                 bus.rresp.eq(Mux(self.read_word < self.words, RESP_OKAY, RESP_SLVERR)),
@@ -308,22 +316,35 @@ class ControlStatus(wiring.Component):
         m.d.comb += self.irq.eq(self._irq_enable & irq.any())
 
     def _read(self, m: Module, counters: dict[str, Value]) -> None:
-        """Read a register, or one of the engines' counters: one lookup for all of these."""
+        """Read a register, or one of the engines' counters: one lookup for all of these. Each group
+        is looked up in a cycle, one of the groups is chosen in the next."""
         bus = self._registers
         place = Signal(range(len(CSRS)))
         m.d.comb += [
             place.eq(bus.read_word - COUNTERS_FIRST),
             self.counter_select.eq(place % COUNTERS),
         ]
+        groups = [
+            self._lookup(m, values) for values in (self._values(), self._plain, counters)
+        ]
+        counter, is_counter = Signal(32, reset_less=True), Signal()
         with m.If(bus.read):
-            with m.If(bus.read_word >= COUNTERS_FIRST):
-                m.d.sync += bus.read_data.eq(Array(self.counters)[place // COUNTERS])
-            with m.Else(), m.Switch(bus.read_word):
-                for name, value in (self._values() | self._plain | counters).items():
+            m.d.sync += [
+                counter.eq(Array(self.counters)[place // COUNTERS]),
+                is_counter.eq(bus.read_word >= COUNTERS_FIRST),
+            ]
+        m.d.sync += bus.read_data.eq(Mux(is_counter, counter, reduce(or_, groups)))
+
+    def _lookup(self, m: Module, values: Mapping[str, ValueLike]) -> Signal:
+        """The register of ``values`` that was asked for, in the cycle after; 0 if it is none."""
+        bus, value_read = self._registers, Signal(32)
+        with m.If(bus.read):
+            m.d.sync += value_read.eq(0)
+            with m.Switch(bus.read_word):
+                for name, value in values.items():
                     with m.Case(CSRS[name].offset // 4):
-                        m.d.sync += bus.read_data.eq(value)
-                with m.Default():
-                    m.d.sync += bus.read_data.eq(0)
+                        m.d.sync += value_read.eq(value)
+        return value_read
 
     def _values(self) -> dict[str, ValueLike]:
         """What the other registers read as."""

@@ -103,7 +103,9 @@ class Fetch(wiring.Component):
         )
         self._prefetch, self._unpack = Prefetch(config), Unpack(config)
         self._running = Signal()
+        self._goes_on = Signal()
         self._left = Signal(32)  # words of the program still to come
+        self._some_left = Signal()  # it is not 0
         self._index = Signal(INDEX_BITS)
         self._head = record(
             data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
@@ -130,11 +132,14 @@ class Fetch(wiring.Component):
         self._connect(m)
         m.d.comb += [
             self.index.eq(self._index),
+            self._goes_on.eq(self._running & ~self.halt),
+            # END and illegal commands have no target.
+            self.push.eq(Mux(self._goes_on & self._full, self._target, 0)),
             self._pushed.eq((self.push & self.ready).any()),
             self.fault.engine.eq(NO_ENGINE),
         ]
         m.d.sync += self.fault.valid.eq(0)
-        with m.If(self._running & ~self.halt):
+        with m.If(self._goes_on):
             self._hand_out(m)
         self._take_word(m)
         with m.If(self.start):
@@ -199,16 +204,15 @@ class Fetch(wiring.Component):
         with m.Elif(full & self._end):
             m.d.sync += [self.ended.eq(1), self._running.eq(0), full.eq(0)]
         with m.Elif(full):
-            m.d.comb += self.push.eq(self._target)
             with m.If(self._pushed):
                 m.d.sync += [
                     self._index.eq(self._index + 1),
                     full.eq(0),
                     self._known.eq(self._known | self._target),
                 ]
-        with m.Elif(self._left == 0):
+        with m.Elif(~self._some_left):
             self._fail(m, Fault.ILLEGAL_COMMAND)
-        with m.Elif(~self._comes & prefetch.denied & prefetch.idle):
+        with m.Elif(~self._comes & prefetch.over):
             self._fail(m, Fault.DRAM_WINDOW, self.memory.req.payload.addr)
         with m.Elif(~self._comes & word.valid & word.payload.error):
             self._fail(m, Fault.AXI_READ, self._unpack.address)
@@ -221,8 +225,8 @@ class Fetch(wiring.Component):
         more = Signal.like(missing)  # words still missing once this one has been taken
         taken, accepts = Signal(), Signal()
         m.d.comb += [
-            accepts.eq(self._running & ~self.halt & (~self._full | self._pushed)),
-            taken.eq(self._comes & accepts & (left != 0)),
+            accepts.eq((self._goes_on & ~self._full) | self._pushed),
+            taken.eq(self._comes & self._some_left & accepts),
             # A word in error stays where it is until all before it has gone.
             word.ready.eq(~self._spare_comes & ~word.payload.error),
             self.word.eq(Mux(self._full, head, self._next)),
@@ -250,7 +254,11 @@ class Fetch(wiring.Component):
             for place in range(1, LONGEST):
                 with m.If((missing & ~more)[place - 1]):
                     m.d.comb += self.place.eq(place)
-            m.d.sync += [left.eq(left - 1), missing.eq(more)]
+            m.d.sync += [
+                left.eq(left - 1),
+                self._some_left.eq(left != 1),
+                missing.eq(more),
+            ]
             with m.If(more == 0):
                 m.d.sync += self._full.eq(1)
                 with m.If(self._pushed):
@@ -263,6 +271,7 @@ class Fetch(wiring.Component):
             self._running.eq(1),
             self.ended.eq(0),
             self._left.eq(self.words),
+            self._some_left.eq(self.words != 0),
             self._index.eq(0),
             self.last_index.eq(0),
             self._known.eq(0),
@@ -282,7 +291,8 @@ class Prefetch(wiring.Component):
 
     ``stop`` ends asking (a request already offered stays). ``denied``: the last request, still in
     ``memory.req.payload``, was outside the DRAM window; nothing more is asked for. ``idle``: no
-    request is offered and all beats to come have left through ``beats``.
+    request is offered and all beats to come have left through ``beats``. ``over``: both, in the
+    cycle before.
     """
 
     start: Signal
@@ -291,6 +301,7 @@ class Prefetch(wiring.Component):
     words: Signal
     denied: Signal
     idle: Signal
+    over: Signal
     memory: MemoryReadInterface
     beats: stream.Interface
 
@@ -304,6 +315,7 @@ class Prefetch(wiring.Component):
                 "words": In(32),
                 "denied": Out(1),
                 "idle": Out(1),
+                "over": Out(1),
                 "memory": Out(MemoryRead(config)),
                 "beats": Out(stream.Signature(_beat_layout(config))),
             }
@@ -313,17 +325,17 @@ class Prefetch(wiring.Component):
         m = Module()
         bits = self.config.axi_data_bits
         depth = 8 * FETCH_BUFFER_BYTES // bits
-        layout = _beat_layout(self.config)
-        m.submodules.buffer = buffer = SyncFIFOBuffered(width=layout.size, depth=depth)
+        m.submodules.buffer = buffer = SyncFIFOBuffered(width=bits, depth=depth)
         req, beats = self.memory.req, self.memory.beats
         m.d.comb += [
-            buffer.w_data.eq(Cat(beats.payload.data, beats.payload.error)),
+            buffer.w_data.eq(beats.payload.data),
             buffer.w_en.eq(beats.valid),
             beats.ready.eq(buffer.w_rdy),
-            self.beats.payload.eq(buffer.r_data),
+            self.beats.payload.data.eq(buffer.r_data),
             self.beats.valid.eq(buffer.r_rdy),
             buffer.r_en.eq(self.beats.ready),
         ]
+        self._mark_error(m, buffer)
 
         left = Signal(32)
         address = Signal(32)
@@ -352,6 +364,7 @@ class Prefetch(wiring.Component):
         m.d.sync += [
             popped.eq(self.beats.valid & self.beats.ready),
             taken.eq(req.valid & req.ready),
+            self.over.eq(self.denied & self.idle),
         ]
         with m.If(req.valid & req.ready):
             m.d.sync += req.valid.eq(0)
@@ -373,6 +386,24 @@ class Prefetch(wiring.Component):
         with m.If(self.start):
             m.d.sync += [address.eq(self.program), left.eq(self.words), self.denied.eq(0)]
         return m
+
+    def _mark_error(self, m: Module, buffer: SyncFIFOBuffered) -> None:
+        """Mark the first beat in error, after which nothing is of use. A count of the beats ahead
+        of it says when it comes sooner in the cycle than a bit of the buffer's memory would."""
+        beats = self.memory.beats
+        erred = Signal()
+        ahead = Signal(range(buffer.depth + 1))
+        popped = self.beats.valid & self.beats.ready
+        m.d.comb += self.beats.payload.error.eq(erred & (ahead == 0))
+        with m.If(~erred):
+            m.d.sync += [
+                erred.eq(beats.valid & beats.ready & beats.payload.error),
+                ahead.eq(buffer.r_level - popped),
+            ]
+        with m.Elif(popped):
+            m.d.sync += ahead.eq(ahead - 1)
+        with m.If(self.start):
+            m.d.sync += erred.eq(0)
 
 
 class Unpack(wiring.Component):

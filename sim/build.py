@@ -63,8 +63,11 @@ KEPT_BRANCHES = (
 )
 """Verilator's rewritings of ``enable ? value : 0`` into ``value & mask``, or into several of it.
 Without them it stays a branch: values that nobody asks for are not computed."""
+EXTEND = TESTBENCH / "extend.h"
+"""What models include behind Verilator's own functions."""
 OPTIMISED = (
     *("-O3", "--x-assign", "fast", "--x-initial", "fast"),
+    *("--compiler-include", f"../source/{EXTEND.name}"),
     *(f"-fno-dfg-peephole-{name}" for name in KEPT_BRANCHES),
 )
 """Verilator's flags for fast models."""
@@ -195,7 +198,7 @@ def build_array(config: Config) -> tuple[str, ...]:
             _make(work, log)
             shutil.move(work / "Vtop", directory / "simulator")
 
-    name = "sim-" + _digest(banner, *flags, *MAKE, *sources)
+    name = "sim-" + _digest(banner, *flags, *MAKE, EXTEND, *sources)
     return (str(_cached(name, run, "simulator") / "simulator"),)
 
 
@@ -291,6 +294,7 @@ def _verilated(
             environment["VERILATOR_ROOT"] = str(base / "verilator")
         for name, target in links.items():
             (base / name).symlink_to(target)
+        shutil.copy(EXTEND, base / "source")
         copies = [str(shutil.copy(path, base / "source")) for path in sources]
         _run([command, *flags, "-Mdir", str(work), *copies], environment, log)
         yield work
@@ -352,7 +356,7 @@ def _build_verilator(
             _cached(runtime, lambda entry: _copy(work.glob("verilated*.o"), entry), RUNTIME)
             shutil.move(work / "Vtop", directory / "simulator")
 
-    name = "sim-" + _digest(banner, cxx, cocotb, *flags, *MAKE, main, *cpp, *sources)
+    name = "sim-" + _digest(banner, cxx, cocotb, *flags, *MAKE, EXTEND, main, *cpp, *sources)
     directory = _cached(name, run, "simulator")
     environment = _cocotb_environment(top)
     # As in cocotb's own runner: Verilator applies writes in time by itself, Icarus does not.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from systole.isa.commands import COMMANDS, TABLE_BYTES, Opcode, PostOp, PostSource, WindowOp
-from systole.isa.config import Config
+from systole.isa.config import LARGEST_SQUARE, Config
 
 # Units that engines share -----------------------------------------------------------------------
 
@@ -159,6 +159,11 @@ WINDOW_MACS = 9
 """Multipliers of a lane: the most window positions reduced in a cycle."""
 CORNER = 3
 """Height and width of the part of a window that is reduced in the cycle of its newest word."""
+KERNEL_WORDS = 8
+"""Words of the memory of a kernel's weights, one for each of its columns."""
+COLUMN_STRIDE = 4
+"""Largest stride of a kernel that is reduced by columns. With a larger one a cycle for each word of
+the input and each column soon is more than one for each tap."""
 
 
 def window_set_up_bits(c: Mapping[str, int]) -> int:
@@ -180,16 +185,34 @@ def window_line_fits(config: Config, last_column: Any) -> Any:
     return (last_column != 0) & (last_column < config.window_width)
 
 
+def window_by_columns(*, kernel_h: Any, kernel_w: Any) -> Any:
+    """Whether a kernel on the fast path is reduced a column a cycle: the window in registers is too
+    small for it. Takes ints or hardware values."""
+    return (kernel_h > LARGEST_SQUARE) | (kernel_w > LARGEST_SQUARE)
+
+
+def window_columns_pay(*, kernel_h: Any, stride_y: Any, stride_x: Any, rows: Any, cols: Any) -> Any:
+    """Whether a kernel that is reduced by columns suits the fast path, beside what every kernel
+    must: otherwise the path of a tap a cycle is as quick. ``rows`` and ``cols`` are those of the
+    output, counted from 0. Takes ints or hardware values."""
+    strides = (stride_y <= COLUMN_STRIDE) & (stride_x <= COLUMN_STRIDE)
+    return (kernel_h > 1) & strides & ((rows != 0) | (cols != 0))
+
+
 def window_further_parts(kernel: tuple[int, int]) -> int:
     """Cycles of the fast path for each output of a ``kernel`` (height, width) beside the cycle of
-    its newest word: one for what the kernel is wider than ``CORNER``, one for what it is higher."""
+    its newest word: one for what the kernel is wider than ``CORNER``, one for what it is higher; by
+    columns, one for each column but the newest."""
+    height, width = kernel
+    if window_by_columns(kernel_h=height, kernel_w=width):
+        return width - 1
     return sum(size > CORNER for size in kernel)
 
 
 def window_part_positions(size: int) -> list[list[tuple[int, int]]]:
     """The positions (y, x) of a window of ``size`` x ``size`` that are reduced together, a list for
     each cycle, each at most ``WINDOW_MACS`` long: the newest corner, then what wider kernels have
-    besides, then what higher ones have. ``size`` is 3 or 5."""
+    besides, then what higher ones have. ``size`` is 3 or 5; larger kernels go by columns."""
     old, corner = range(size - CORNER), range(size - CORNER, size)
     parts = [[(y, x) for y in corner for x in corner]]
     if size > CORNER:
@@ -249,11 +272,35 @@ class WindowShape:
     def is_fast(self, config: Config) -> bool:
         """Whether WINDOW takes its fast path: no axis has a kernel above ``window_kernel``, a
         stride above its kernel or a dilation, and a row of the region takes 2..``window_width``
-        words. Otherwise it reads a word for every tap of every output."""
+        words. A kernel that is reduced by columns must be worth it (:func:`window_columns_pay`),
+        too. Otherwise it reads a word for every tap of every output."""
         axes = zip(self.kernel, self.stride, self.dilation, strict=True)
-        return window_line_fits(config, self.region[1] - 1) and all(
-            window_axis_is_fast(config, kernel=kernel, stride=stride, dilation=dilation)
-            for kernel, stride, dilation in axes
+        return (
+            window_line_fits(config, self.region[1] - 1)
+            and all(
+                window_axis_is_fast(config, kernel=kernel, stride=stride, dilation=dilation)
+                for kernel, stride, dilation in axes
+            )
+            and (not self.by_columns or self._columns_pay)
+        )
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether the fast path reduces the kernel a column a cycle."""
+        height, width = self.kernel
+        return bool(window_by_columns(kernel_h=height, kernel_w=width))
+
+    @property
+    def _columns_pay(self) -> bool:
+        (stride_y, stride_x), (rows, cols) = self.stride, self.out
+        return bool(
+            window_columns_pay(
+                kernel_h=self.kernel[0],
+                stride_y=stride_y,
+                stride_x=stride_x,
+                rows=rows - 1,
+                cols=cols - 1,
+            )
         )
 
     def rereads_weights(self, config: Config) -> bool:

@@ -7,7 +7,7 @@ the command before is still walked.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -22,6 +22,8 @@ from systole.isa.timing import (
     DIVIDEND_BITS,
     im2col_keeps_words,
     window_axis_is_fast,
+    window_by_columns,
+    window_columns_pay,
     window_line_fits,
 )
 
@@ -50,6 +52,7 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "last_py": REGION_BITS,
             "wide": 1,  # kernels of more than 3 columns or rows, fast
             "tall": 1,
+            "columns": 1,  # the kernel is reduced by columns, fast
             "x0": column,
             "stride_x": column,
             "dilation_x": column,
@@ -195,7 +198,21 @@ class WalkSetup(wiring.Component):
             config, kernel=cmd.kernel_h, stride=cmd.stride_y, dilation=cmd.dilation_y
         )
         fits = window_line_fits(config, prepared.last_px)
-        m.d.sync += prepared.fast.eq(~self._im2col & x_is_fast & y_is_fast & fits)
+        pays: Value = Const(1)
+        if config.window_by_columns:
+            pays = ~self._by_columns | window_columns_pay(
+                kernel_h=cmd.kernel_h,
+                stride_y=cmd.stride_y,
+                stride_x=cmd.stride_x,
+                rows=cmd.out_h - 1,
+                cols=cmd.out_w - 1,
+            )
+        m.d.sync += prepared.fast.eq(~self._im2col & x_is_fast & y_is_fast & fits & pays)
+
+    @property
+    def _by_columns(self) -> Value:
+        cmd = self.prepared.cmd
+        return window_by_columns(kernel_h=cmd.kernel_h, kernel_w=cmd.kernel_w)
 
     def _finish_columns(self, m: Module) -> None:
         """Columns as words and bytes: divided for IM2COL, as they are for the others."""
@@ -214,12 +231,16 @@ class WalkSetup(wiring.Component):
     def _finish_rows(self, m: Module) -> None:
         prepared, cmd = self.prepared, self.prepared.cmd
         y0_rows, stride_rows, dilation_rows = self._products
+        square = prepared.fast
+        if self.config.window_by_columns:
+            square = prepared.fast & ~self._by_columns
+            m.d.sync += prepared.columns.eq(prepared.fast & self._by_columns)
         m.d.sync += [
             prepared.first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)),
             prepared.stride_rows.eq(stride_rows),
             prepared.dilation_rows.eq(dilation_rows),
-            prepared.wide.eq(prepared.fast & (cmd.kernel_w > CORNER)),
-            prepared.tall.eq(prepared.fast & (cmd.kernel_h > CORNER)),
+            prepared.wide.eq(square & (cmd.kernel_w > CORNER)),
+            prepared.tall.eq(square & (cmd.kernel_h > CORNER)),
         ]
 
 
@@ -257,6 +278,7 @@ class TapWalk(wiring.Component):
     count: Signal
     mac: Signal
     part: Signal
+    column: Signal
     first: Signal
     last: Signal
     row_end: Signal
@@ -280,7 +302,8 @@ class TapWalk(wiring.Component):
                 "byte": Out(range(rows)),  # first byte of the segment
                 "count": Out(range(rows + 1)),  # bytes of the segment (IM2COL)
                 "mac": Out(1),  # goes into an output
-                "part": Out(2),  # of the window (fast)
+                "part": Out(2),  # of the window (fast); but for 0, it comes without a word
+                "column": Out(3, init=config.window_kernel - 1),  # of the window, if by columns
                 "first": Out(1),  # first step of an output (fast: of a word)
                 "last": Out(1),  # last step of an output (fast: of a word)
                 "row_end": Out(1),  # last word of the region's row (fast)
@@ -335,6 +358,10 @@ class TapWalk(wiring.Component):
         self._find_ends(m)
         self._find_limit(m)
         self._find_next(m)
+        if self.config.window_by_columns:
+            with m.If(self.step):
+                newest = self.config.window_kernel - 1
+                m.d.sync += self.column.eq(Mux(self._more, self.column - 1, newest))
         with m.If(self.step):
             m.d.sync += [
                 self.first.eq(self.last),
@@ -402,7 +429,15 @@ class TapWalk(wiring.Component):
         m.d.comb += [
             self.mac.eq(~current.fast | ((self._column_wait == 0) & (self._row_wait == 0))),
             self._more.eq(
-                self.mac & ((current.wide & (self.part == 0)) | (current.tall & (self.part != 2)))
+                self.mac
+                & (
+                    (current.wide & (self.part == 0))
+                    | (current.tall & (self.part != 2))
+                    | (
+                        current.columns
+                        & (self.column + current.cmd.kernel_w != self.config.window_kernel)
+                    )
+                )
             ),
             self._segment_end.eq(
                 Mux(self._im2col, ~self._prefetch & (self._left <= self.config.rows), ~self._more)

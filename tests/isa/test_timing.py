@@ -38,7 +38,13 @@ def shape(kernel: int = 3, stride: int = 1, dilation: int = 1, out: int = 16) ->
     [
         (True, {}),
         (True, {"kernel": 5}),
-        (False, {"kernel": 6}),
+        (True, {"kernel": 6}),
+        (True, {"kernel": 7}),
+        (False, {"kernel": 8}),
+        (True, {"kernel": 7, "stride": 4}),
+        # By columns, a cycle for each word and column would be more than one for each tap.
+        (False, {"kernel": 7, "stride": 5}),
+        (False, {"kernel": 7, "out": 1}),
         (True, {"stride": 3}),
         (False, {"stride": 4}),
         (False, {"dilation": 2}),
@@ -49,12 +55,21 @@ def shape(kernel: int = 3, stride: int = 1, dilation: int = 1, out: int = 16) ->
     ],
 )
 def test_fast_path(fast: bool, fields: dict[str, int]) -> None:
-    assert shape(**fields).is_fast(CONFIG) is fast
+    config = dataclasses.replace(CONFIG, window_kernel=7)
+    assert shape(**fields).is_fast(config) is fast
+    limited = dataclasses.replace(CONFIG, window_kernel=5)
+    assert shape(**fields).is_fast(limited) is (fast and fields.get("kernel", 3) <= 5)
+
+
+def test_a_row_of_columns_is_no_gain() -> None:
+    config = dataclasses.replace(CONFIG, window_kernel=7)
+    for kernel, fast in (((1, 7), False), ((2, 7), True), ((7, 1), True)):
+        assert dataclasses.replace(shape(), kernel=kernel).is_fast(config) is fast
 
 
 def test_fast_path_needs_both_axes() -> None:
     for axis in (0, 1):
-        kernel = (3, 6) if axis else (6, 3)
+        kernel = (3, 8) if axis else (8, 3)
         assert not dataclasses.replace(shape(), kernel=kernel).is_fast(CONFIG)
     assert not shape(kernel=5).is_fast(dataclasses.replace(CONFIG, window_kernel=3))
 
@@ -65,6 +80,13 @@ def test_tokens_of_a_block() -> None:
     assert shape().block_tokens(CONFIG, WindowOp.DEPTHWISE) == 18 * 18 + 9 + 8
     # 5 x 5: two further parts for each output.
     assert shape(kernel=5).block_tokens(CONFIG, WindowOp.MAX) == 20 * 20 + 2 * 16 * 16
+    # 7 x 7: by columns, six further ones.
+    config = dataclasses.replace(CONFIG, window_kernel=7)
+    assert shape(kernel=7).block_tokens(config, WindowOp.MAX) == 22 * 22 + 6 * 16 * 16
+    assert (
+        shape(kernel=7).block_tokens(dataclasses.replace(CONFIG, window_kernel=5), WindowOp.MAX)
+        == 49 * 16 * 16
+    )
     # The general path: a token for each tap; with too many taps, another for its weights.
     assert shape(dilation=2).block_tokens(CONFIG, WindowOp.DEPTHWISE) == 9 * 16 * 16 + 9 + 8
     assert shape(kernel=17).block_tokens(CONFIG, WindowOp.DEPTHWISE) == 2 * 289 * 16 * 16 + 8

@@ -170,7 +170,7 @@ def random_reduction(rng: np.random.Generator, config: Config, op: WindowOp) -> 
 
     def axis(most: int) -> tuple[int, int, int, int]:
         if fast:
-            kernel = int(rng.integers(2, 6))
+            kernel = int(rng.integers(2, config.window_kernel + 1))
             return kernel, int(rng.integers(1, kernel + 1)), 1, int(rng.integers(1, 6))
         kernel = int(rng.choice([1, 2, 3, 3, 3, 4, 5, 7, 11]))
         stride = int(rng.integers(1, 5 if rng.random() < 0.5 else 2))
@@ -244,8 +244,9 @@ def random_im2col(rng: np.random.Generator, config: Config) -> dict[str, int]:
 
 @pytest.mark.parametrize("shape", [*SHAPES, LARGE])
 @pytest.mark.parametrize("op", list(WindowOp))
-def test_random_commands(shape: tuple[int, int], op: WindowOp) -> None:
-    config = shape_of(*shape)
+@pytest.mark.parametrize("kernel", [5, 7])
+def test_random_commands(shape: tuple[int, int], op: WindowOp, kernel: int) -> None:
+    config = dataclasses.replace(shape_of(*shape), window_kernel=kernel)
     seed = 100 * shape[0] + op
     rng = np.random.default_rng(seed)
     if op == WindowOp.IM2COL:
@@ -256,8 +257,12 @@ def test_random_commands(shape: tuple[int, int], op: WindowOp) -> None:
 
 
 def is_fast(c: dict[str, int], config: Config) -> bool:
-    """The documented condition of the fast way, for an axis at a time."""
+    """The documented condition of the fast way: for an axis at a time, then for larger kernels."""
     width = (c["out_w"] - 1) * c["stride_x"] + c["kernel_w"]
+    if max(c["kernel_w"], c["kernel_h"]) > 5 and (
+        c["kernel_h"] == 1 or max(c["stride_x"], c["stride_y"]) > 4 or c["out_w"] == c["out_h"] == 1
+    ):
+        return False
     return 2 <= width <= config.window_width and all(
         c[f"kernel_{a}"] <= config.window_kernel
         and c[f"stride_{s}"] <= c[f"kernel_{a}"]
@@ -266,8 +271,8 @@ def is_fast(c: dict[str, int], config: Config) -> bool:
     )
 
 
-def test_random_commands_cover_both_ways() -> None:
-    config = shape_of(4, 4)
+def test_random_commands_cover_all_ways() -> None:
+    config = dataclasses.replace(shape_of(4, 4), window_kernel=7)
     taken = set()
     for shape in SHAPES:
         for op in (WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX):
@@ -275,8 +280,11 @@ def test_random_commands_cover_both_ways() -> None:
             for _ in range(8):
                 c = random_reduction(rng, config, op)
                 fits = c["kernel_w"] * c["kernel_h"] <= config.window_width
-                taken.add((op, "fast" if is_fast(c, config) else fits))
-    assert taken == {(op, way) for op in list(WindowOp)[:3] for way in ("fast", True, False)}
+                by_columns = max(c["kernel_w"], c["kernel_h"]) > 5
+                fast = "columns" if by_columns else "square"
+                taken.add((op, fast if is_fast(c, config) else fits))
+    ways = ("square", "columns", True, False)
+    assert taken == {(op, way) for op in list(WindowOp)[:3] for way in ways}
 
 
 def square(size: int, **values: int) -> dict[str, int]:
@@ -297,16 +305,22 @@ def test_fast_rate(op: WindowOp) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel_w, kernel_h, parts", [(5, 5, 3), (4, 4, 3), (5, 3, 2), (5, 1, 2), (2, 5, 2)]
+    "kernel_w, kernel_h, parts",
+    [
+        *((5, 5, 3), (4, 4, 3), (5, 3, 2), (5, 1, 2), (2, 5, 2)),
+        # By columns, a cycle for each.
+        *((7, 7, 7), (6, 6, 6), (7, 5, 7), (5, 7, 5), (1, 7, 1), (6, 2, 6), (3, 6, 3)),
+    ],
 )
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 def test_large_kernel_rate(kernel_w: int, kernel_h: int, parts: int, stride: int) -> None:
     """One word of the padded region a cycle, and further parts of the window for every output."""
     out_w, out_h = 6, 5
     sizes = {"kernel_w": kernel_w, "kernel_h": kernel_h, "out_w": out_w, "out_h": out_h}
     strides = {"stride_x": min(stride, kernel_w), "stride_y": min(stride, kernel_h)}
     command = square(14, op=WindowOp.DEPTHWISE, **sizes, **strides)
-    (cycles,) = run(shape_of(4, 4), [command])
+    config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
+    (cycles,) = run(config, [command])
     width, height = (
         (n - 1) * s + k
         for n, s, k in zip((out_w, out_h), strides.values(), (kernel_w, kernel_h), strict=True)
@@ -322,6 +336,36 @@ def test_small_window(op: WindowOp) -> None:
     (fast,) = run(config, [square(8, op=op)])
     (general,) = run(config, [square(8, op=op, kernel_w=5, kernel_h=5)])
     assert fast < 150 and general > 25 * 64
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"out_w": 1, "out_h": 1},
+        {"out_w": 3, "out_h": 3, "stride_x": 5},
+        {"out_w": 3, "out_h": 3, "stride_y": 5},
+        {"kernel_h": 1},
+    ],
+)
+def test_columns_that_do_not_pay(values: dict[str, int]) -> None:
+    """Kernels for which going by columns would be no gain take a cycle a tap."""
+    config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
+    command = square(8, op=WindowOp.MAX, **{"kernel_w": 7, "kernel_h": 7} | values)
+    taps = command["kernel_w"] * command["kernel_h"] * command["out_w"] * command["out_h"]
+    (cycles,) = run(config, [command])
+    assert taps < cycles <= taps + 25
+
+
+def test_square_and_columns_take_turns() -> None:
+    """Weights, ones and windows of one way leave nothing behind for the other."""
+    config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
+    sizes = [(7, 7), (3, 3), (6, 7), (7, 3), (5, 5), (2, 6), (9, 9), (7, 2)]
+    ops = [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.DEPTHWISE, WindowOp.MAX]
+    commands = [
+        square(8, op=ops[i % 4], kernel_w=w, kernel_h=h, out=OUT + 100 * i, blocks=1 + i % 2)
+        for i, (h, w) in enumerate(sizes * 2)
+    ]
+    run(config, commands, seed=3, read_stall=0.2, write_stall=0.3)
 
 
 @pytest.mark.parametrize("window_width, tap", [(128, 1), (16, 2)])

@@ -40,7 +40,8 @@ MEMORIES = {
     "scratchpad.bank_": "scratchpad",
     "accumulators.column_": "accumulator",
     "weight_buffer": "weight",
-    "lines": "line",
+    "reduce.lines": "line",
+    "reduce.kernel": "kernel",
     ".words.": "queue",
     "prefetch": "fetch",
 }

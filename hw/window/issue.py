@@ -294,7 +294,7 @@ class TokenIssue(wiring.Component):
 
     def _issue_word(self, m: Module) -> None:
         """Issue the word that the walk is at."""
-        following, walk, newest = self._following, self._walk, self.config.window_kernel - 1
+        following, walk = self._following, self._walk
         m.d.comb += [
             self._push.eq(1),
             walk.step.eq(self._free),
@@ -302,15 +302,17 @@ class TokenIssue(wiring.Component):
             following.read.eq(walk.limit != 0),
             following.addr.eq(walk.addr),
             following.emits.eq(Mux(self._im2col, following.segment.emit, walk.mac & walk.last)),
-            following.pixel.index.eq(
-                Mux(self._im2col, walk.line, self._index + walk.column - newest)
-            ),
-            following.pixel.column.eq(walk.column),
+            following.pixel.index.eq(Mux(self._im2col, walk.line, self._index)),
             following.pixel.mac.eq(walk.mac),
             following.pixel.part.eq(walk.part),
             following.pixel.first.eq(walk.first),
             following.pixel.last.eq(walk.last),
         ]
+        if self.config.window_by_columns:
+            with m.If(walk.current.columns):
+                newest = self.config.window_kernel - 1
+                m.d.comb += following.pixel.index.eq(self._index + walk.column - newest)
+            m.d.comb += following.pixel.column.eq(walk.column)
         self._describe_segment(m)
 
     def _describe_segment(self, m: Module) -> None:

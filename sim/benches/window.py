@@ -82,7 +82,8 @@ def _kind(c: Command) -> str:
 
 @cocotb.test()
 async def window_random(dut: Handle) -> None:
-    """Covers every operation on all ways of the fast and on the general path, with refused reads and writes."""
+    """Covers every operation on the fast path, by squares and columns, and on the general path, with
+    refused reads and writes."""
     bench = await Bench.started(dut)
     model = Model(bench.rng)
     model.fill_parameters(bench.rng, TENSORS, CONFIG.window_param_words, CONFIG.rows, 34)

@@ -19,9 +19,11 @@ from systole.hw.bus.interfaces import (
 from systole.hw.window.im2col import Collector
 from systole.hw.window.issue import Kind, TokenIssue, token_layout
 from systole.hw.window.lines import WindowReduce, window_positions
+from systole.hw.window.walk import spans
 from systole.hw.window.writeback import WriteBack
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.params import PARAM_BYTES
+from systole.isa.timing import FAST_DILATION
 
 
 class WindowEngine(wiring.Component):
@@ -137,15 +139,28 @@ class WindowEngine(wiring.Component):
         width, height = config.window_square, config.window_kernel
         kernel_x, kernel_y = Signal(width), Signal(height)
         used = Signal(window_positions(config))
-        for kernel, size in ((kernel_x, current.cmd.kernel_w), (kernel_y, current.cmd.kernel_h)):
+        axes = zip((kernel_x, kernel_y), spans(current, config), ("x", "y"), strict=True)
+        for kernel, size, axis in axes:
             inside = [current.fast & (size > n) for n in range(len(kernel) - 1, 0, -1)]
-            if config.window_by_columns and kernel is kernel_x:
+            if config.window_by_columns:
+                taps = self._taps(current.cmd[f"dilation_{axis}"])[-len(inside) :]
+                inside = [is_in & tap for is_in, tap in zip(inside, taps, strict=True)]
+            if config.window_by_columns and axis == "x":
                 inside = [is_in & ~current.columns for is_in in inside]
             m.d.comb += kernel.eq(Cat(*inside, 1))
         older, newer = kernel_y[:-width], kernel_y[-width:]
         square = (row & column for row in newer for column in kernel_x)
         m.d.comb += used.eq(Cat(*square, older))
         return used
+
+    def _taps(self, dilation: Value) -> list[Value]:
+        """Whether a tap may lie so many positions before the newest, farthest first."""
+        distances = range(self.config.window_kernel - 1, 0, -1)
+        dilations = range(1, FAST_DILATION + 1)
+        return [
+            Cat(dilation == d for d in dilations if distance % d == 0).any()
+            for distance in distances
+        ]
 
     def _reduce_word(self, m: Module) -> None:
         """Stages 2 to 6: sums of products, or maxima."""

@@ -25,6 +25,7 @@ from systole.isa.timing import (
     window_by_columns,
     window_columns_pay,
     window_line_fits,
+    window_span,
 )
 
 COORDINATE_BITS = 26
@@ -53,6 +54,8 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "wide": 1,  # kernels of more than 3 columns or rows, fast
             "tall": 1,
             "columns": 1,  # the kernel is reduced by columns, fast
+            "span_x": 3,  # columns and rows of the window, fast; of dilated kernels, too
+            "span_y": 3,
             "x0": column,
             "stride_x": column,
             "dilation_x": column,
@@ -62,6 +65,13 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "dilation_rows": ADDRESS_BITS,
         }
     )
+
+
+def spans(command: data.View, config: Config) -> tuple[Value, Value]:
+    """Columns and rows from a kernel's first to its last tap (fast)."""
+    if config.window_by_columns:
+        return command.span_x, command.span_y
+    return command.cmd.kernel_w, command.cmd.kernel_h
 
 
 class WalkSetup(wiring.Component):
@@ -141,11 +151,12 @@ class WalkSetup(wiring.Component):
         x0 = cmd.x0 + self._offset * self.config.rows
         dividends = (x0, cmd.stride_x, cmd.dilation_x, cmd.in_w)
 
-        def last(count: Value, stride: Value, kernel: Value) -> Value:
+        def last(count: Value, stride: Value, span: Value) -> Value:
             """Last index of the input under ``count`` outputs, for strides up to 7."""
             steps = count - 1
-            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), kernel - 1)
+            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), span - 1)
 
+        span_x, span_y = self._spans
         m.d.sync += [
             self._addend.eq(cmd.src_pitch),
             self._factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
@@ -158,8 +169,8 @@ class WalkSetup(wiring.Component):
             *(q.eq(d) for q, d in zip(self._quotients, dividends, strict=True)),
             *(r.eq(0) for r in self._remainders),
             self._divide_left.eq(Mux(self._im2col, DIVIDEND_BITS, 0)),
-            prepared.last_px.eq(last(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
-            prepared.last_py.eq(last(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
+            prepared.last_px.eq(last(cmd.out_w, cmd.stride_x, span_x)),
+            prepared.last_py.eq(last(cmd.out_h, cmd.stride_y, span_y)),
         ]
 
     def _multiply(self, m: Module) -> None:
@@ -192,10 +203,18 @@ class WalkSetup(wiring.Component):
     def _choose_path(self, m: Module) -> None:
         config, prepared, cmd = self.config, self.prepared, self.prepared.cmd
         x_is_fast = window_axis_is_fast(
-            config, kernel=cmd.kernel_w, stride=cmd.stride_x, dilation=cmd.dilation_x
+            config,
+            kernel=cmd.kernel_w,
+            stride=cmd.stride_x,
+            dilation=cmd.dilation_x,
+            last=cmd.out_w - 1,
         )
         y_is_fast = window_axis_is_fast(
-            config, kernel=cmd.kernel_h, stride=cmd.stride_y, dilation=cmd.dilation_y
+            config,
+            kernel=cmd.kernel_h,
+            stride=cmd.stride_y,
+            dilation=cmd.dilation_y,
+            last=cmd.out_h - 1,
         )
         fits = window_line_fits(config, prepared.last_px)
         pays: Value = Const(1)
@@ -210,9 +229,20 @@ class WalkSetup(wiring.Component):
         m.d.sync += prepared.fast.eq(~self._im2col & x_is_fast & y_is_fast & fits & pays)
 
     @property
-    def _by_columns(self) -> Value:
+    def _spans(self) -> tuple[Value, Value]:
+        """Columns and rows from the first to the last tap, for dilations of the fast path."""
         cmd = self.prepared.cmd
-        return window_by_columns(kernel_h=cmd.kernel_h, kernel_w=cmd.kernel_w)
+        if not self.config.window_by_columns:
+            return cmd.kernel_w, cmd.kernel_h
+        return (
+            window_span(kernel=cmd.kernel_w, dilation=cmd.dilation_x),
+            window_span(kernel=cmd.kernel_h, dilation=cmd.dilation_y),
+        )
+
+    @property
+    def _by_columns(self) -> Value:
+        span_x, span_y = self._spans
+        return window_by_columns(span_h=span_y, span_w=span_x)
 
     def _finish_columns(self, m: Module) -> None:
         """Columns as words and bytes: divided for IM2COL, as they are for the others."""
@@ -231,16 +261,20 @@ class WalkSetup(wiring.Component):
     def _finish_rows(self, m: Module) -> None:
         prepared, cmd = self.prepared, self.prepared.cmd
         y0_rows, stride_rows, dilation_rows = self._products
-        square = prepared.fast
+        square, (span_x, span_y) = prepared.fast, self._spans
         if self.config.window_by_columns:
             square = prepared.fast & ~self._by_columns
-            m.d.sync += prepared.columns.eq(prepared.fast & self._by_columns)
+            m.d.sync += [
+                prepared.columns.eq(prepared.fast & self._by_columns),
+                prepared.span_x.eq(span_x),
+                prepared.span_y.eq(span_y),
+            ]
         m.d.sync += [
             prepared.first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)),
             prepared.stride_rows.eq(stride_rows),
             prepared.dilation_rows.eq(dilation_rows),
-            prepared.wide.eq(square & (cmd.kernel_w > CORNER)),
-            prepared.tall.eq(square & (cmd.kernel_h > CORNER)),
+            prepared.wide.eq(square & (span_x > CORNER)),
+            prepared.tall.eq(square & (span_y > CORNER)),
         ]
 
 
@@ -360,8 +394,8 @@ class TapWalk(wiring.Component):
         self._find_next(m)
         if self.config.window_by_columns:
             with m.If(self.step):
-                newest = self.config.window_kernel - 1
-                m.d.sync += self.column.eq(Mux(self._more, self.column - 1, newest))
+                newest, step = self.config.window_kernel - 1, self.current.cmd.dilation_x
+                m.d.sync += self.column.eq(Mux(self._more, self.column - step, newest))
         with m.If(self.step):
             m.d.sync += [
                 self.first.eq(self.last),
@@ -435,7 +469,7 @@ class TapWalk(wiring.Component):
                     | (current.tall & (self.part != 2))
                     | (
                         current.columns
-                        & (self.column + current.cmd.kernel_w != self.config.window_kernel)
+                        & (self.column + current.span_x != self.config.window_kernel)
                     )
                 )
             ),
@@ -543,12 +577,13 @@ class TapWalk(wiring.Component):
     def _next_row(self, m: Module) -> None:
         """The next row of pixels (fast: of words), of this block or the next."""
         current, cmd = self.current, self.current.cmd
+        span_x, span_y = spans(current, self.config)
         _, _, ox_count, oy_count = self._counts(current)
         wait = self._row_wait
         m.d.sync += [
             self._ox_left.eq(ox_count),
             *(c.eq(current.x0) for c in (self._pixel_x, self._tap_x, self._x)),
-            self._column_wait.eq(cmd.kernel_w - 1),
+            self._column_wait.eq(span_x - 1),
         ]
         self._drop_words(m)
         with m.If(self._oy_left != 0):
@@ -566,12 +601,13 @@ class TapWalk(wiring.Component):
                     r.eq(self._next_block_row)
                     for r in (self._block_row, self._pixel_row, self._row)
                 ),
-                wait.eq(cmd.kernel_h - 1),
+                wait.eq(span_y - 1),
             ]
 
     def _begin(self, m: Module) -> None:
         """The first step of the command that has been prepared."""
         new = self.prepared
+        span_x, span_y = spans(new, self.config)
         lefts = (self._kx_left, self._ky_left, self._ox_left, self._oy_left)
         m.d.sync += [
             self.current.eq(new),
@@ -580,8 +616,8 @@ class TapWalk(wiring.Component):
             *(r.eq(new.first_row) for r in (self._block_row, self._pixel_row, self._row)),
             self._left.eq(new.cmd.run),
             *(left.eq(n) for left, n in zip(lefts, self._counts(new), strict=True)),
-            self._column_wait.eq(new.cmd.kernel_w - 1),
-            self._row_wait.eq(new.cmd.kernel_h - 1),
+            self._column_wait.eq(span_x - 1),
+            self._row_wait.eq(span_y - 1),
             self.first.eq(1),
             self._run_starts.eq(1),
         ]

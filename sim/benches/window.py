@@ -82,7 +82,7 @@ def _kind(c: Command) -> str:
 
 @cocotb.test()
 async def window_random(dut: Handle) -> None:
-    """Covers every operation on the fast path, by squares and columns, and on the general path, with
+    """Covers every operation on the fast path, by squares and columns, and on the general one, with
     refused reads and writes."""
     bench = await Bench.started(dut)
     model = Model(bench.rng)

@@ -77,11 +77,13 @@ class Config:
     window: bool = True
     """The window engine (depthwise convolution, pooling, im2col) exists."""
     window_width: int = 256
-    """Words of the window engine's line buffer: the widest row its fast path can hold."""
+    """Words of the window engine's line buffer: the widest row its fast path can hold. Wider images
+    are cut into columns."""
     window_kernel: int = 7
     """Kernel height and width up to which the window engine's fast path goes. 3: a line buffer
     and a window smaller by more than half; larger kernels take a cycle a tap. 7: nearly twice the
-    line buffer; kernels of more than 5 rows or columns take a cycle for each of their columns."""
+    line buffer; kernels of more than 5 rows or columns take a cycle for each of their columns, and
+    those dilated by 2 or 3 that span no more than 7 are as fast."""
     trace: bool = True
     """The trace unit exists."""
 

@@ -288,7 +288,8 @@ class TapWalk(wiring.Component):
     * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
       marks those that complete an output's window. Each of these has a step for each ``part`` of
       the window that the kernel needs (:func:`~systole.isa.timing.window_part_positions`), only the
-      first with the word. Which commands take this path: :class:`~systole.isa.timing.WindowShape`.
+      first with the word; by columns, for each ``column`` that has taps. Which commands take this
+      path: :class:`~systole.isa.timing.WindowShape`.
     * IM2COL: for every output and tap its run, in *segments* of ``rows`` bytes from the run's
       start; ``count`` bytes from ``byte`` of a word, which go on in the next word when it ends.
       The last two words are held; ``fetch`` says that the step brings one more. The segment's first
@@ -337,7 +338,7 @@ class TapWalk(wiring.Component):
                 "count": Out(range(rows + 1)),  # bytes of the segment (IM2COL)
                 "mac": Out(1),  # goes into an output
                 "part": Out(2),  # of the window (fast); but for 0, it comes without a word
-                "column": Out(3, init=config.window_kernel - 1),  # of the window, if by columns
+                "column": Out(3),  # of the window, if by columns
                 "first": Out(1),  # first step of an output (fast: of a word)
                 "last": Out(1),  # last step of an output (fast: of a word)
                 "row_end": Out(1),  # last word of the region's row (fast)
@@ -371,6 +372,7 @@ class TapWalk(wiring.Component):
         self._column_wait = Signal(3)
         self._row_wait = Signal(3)
         self._more = Signal()  # the window has another part
+        self._column = Signal(3, init=config.window_kernel - 1)
         # IM2COL: the newest word held, and how many are.
         held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
         self._holds, self._pixel_holds, self._next_holds = (
@@ -386,7 +388,10 @@ class TapWalk(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.d.comb += self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL)
+        m.d.comb += [
+            self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL),
+            self.column.eq(self._column),
+        ]
         self._find_word(m)
         self._find_segment(m)
         self._find_ends(m)
@@ -395,7 +400,7 @@ class TapWalk(wiring.Component):
         if self.config.window_by_columns:
             with m.If(self.step):
                 newest, step = self.config.window_kernel - 1, self.current.cmd.dilation_x
-                m.d.sync += self.column.eq(Mux(self._more, self.column - step, newest))
+                m.d.sync += self._column.eq(Mux(self._more, self._column - step, newest))
         with m.If(self.step):
             m.d.sync += [
                 self.first.eq(self.last),
@@ -469,7 +474,7 @@ class TapWalk(wiring.Component):
                     | (current.tall & (self.part != 2))
                     | (
                         current.columns
-                        & (self.column + current.span_x != self.config.window_kernel)
+                        & (self._column + current.span_x != self.config.window_kernel)
                     )
                 )
             ),

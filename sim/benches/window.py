@@ -101,4 +101,4 @@ async def window_random(dut: Handle) -> None:
     await bench.run(read, write, driver, until=driver.done, timeout=60_000)
     assert read.refused > 20 and write.refused > 20
     kinds = Counter(_kind(c) for c in commands)
-    assert len(kinds) >= 8, kinds
+    assert len(kinds) >= 6 and any("columns" in kind for kind in kinds), kinds

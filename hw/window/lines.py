@@ -183,7 +183,7 @@ class WindowReduce(wiring.Component):
     def _keep_lines(self, m: Module) -> None:
         """The line memory: rows before, taps' weights, or words lent out."""
         bits, depth = 8 * self.config.rows, self.config.window_width
-        count = self.config.window_lines
+        count = self.config.window_square - 1
         lines: memory.Memory = memory.Memory(shape=count * bits, depth=depth, init=[])
         m.submodules.lines = lines
         read, write = lines.read_port(), lines.write_port()
@@ -200,6 +200,26 @@ class WindowReduce(wiring.Component):
             ),
             write.data.eq(Mux(self.keep, self.held, Cat(self.word, *self._before[:-1]))),
             self.kept.eq(read.data),
+        ]
+        if self.config.window_by_columns:
+            self._keep_older_lines(m, read.addr, write.addr)
+
+    def _keep_older_lines(self, m: Module, read_addr: Value, write_addr: Value) -> None:
+        """The rows that only columns reach, in a memory of their own: others leave it alone."""
+        bits, newer = 8 * self.config.rows, len(self._before)
+        count = self.config.window_lines - newer
+        lines: memory.Memory = memory.Memory(
+            shape=count * bits, depth=self.config.window_width, init=[]
+        )
+        m.submodules.older_lines = lines
+        read, write = lines.read_port(), lines.write_port()
+        self._before += [read.data.word_select(y, bits) for y in range(count)]
+        m.d.comb += [
+            read.en.eq(self.en & self.issue & self.columns),
+            read.addr.eq(read_addr),
+            write.en.eq(self._shift & self.columns),
+            write.addr.eq(write_addr),
+            write.data.eq(Cat(*self._before[newer - 1 : -1])),
         ]
 
     def _shift_window(self, m: Module) -> None:

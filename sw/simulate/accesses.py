@@ -42,8 +42,11 @@ class Accesses:
     table_writes: int = 0
     """Words of POST's table memory."""
     line_reads: int = 0
-    """Words of WINDOW's line memory: ``window_lines`` times ``rows`` bytes."""
+    """Words of WINDOW's line memory: ``window_square - 1`` times ``rows`` bytes."""
     line_writes: int = 0
+    older_line_reads: int = 0
+    """Words of the line memory that only kernels by columns use: the other ``window_lines``."""
+    older_line_writes: int = 0
     kernel_reads: int = 0
     """Words of WINDOW's memory of weights: ``window_kernel`` times ``rows`` bytes."""
     kernel_writes: int = 0
@@ -164,6 +167,8 @@ def _window(c: Mapping[str, int], config: Config) -> Accesses:
         scratchpad_writes=results * config.word_groups,
         line_reads=words + columns,
         line_writes=words if fast else stored,
+        older_line_reads=words + columns if by_columns else 0,
+        older_line_writes=words if by_columns else 0,
         kernel_reads=recalled,
         kernel_writes=c["blocks"] * shape.taps if recalled else 0,
     )

@@ -117,13 +117,14 @@ def _parsed(name: str, values: Mapping[str, Any]) -> EnergyTable:
 def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, float]:
     """The energy of counted accesses by part, in pJ."""
     rows, cols = 8 * config.rows, 8 * config.cols
-    lines, column = (n * config.rows for n in (config.window_lines, config.window_kernel))
+    newer, column = (n * config.rows for n in (config.window_square - 1, config.window_kernel))
+    older = config.window_lines * config.rows - newer
     bank = table.access(config.scratchpad_bytes / config.banks, rows)
     # Each column and half has a memory of its own.
     sums = config.cols * table.access(4 * config.acc_half, 32)
     weights = table.access(config.weight_bytes, cols)
     lookup = table.access(TABLE_BYTES, 8 * min(config.rows, TABLE_WIDTH))
-    line = table.access(lines * config.window_width, 8 * lines)
+    line, older_line = (table.access(n * config.window_width, 8 * n) for n in (newer, older))
     kernel = table.access(KERNEL_WORDS * column, 8 * column)
     words = max(command.words for command in COMMANDS.values())
     queue = table.access(8 * words * (config.queue_depth + 1), 64)
@@ -132,6 +133,7 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
         "array": counts.macs * table.mac,
         "window": counts.window_macs * table.mac
         + (counts.line_reads + counts.line_writes) * line
+        + (counts.older_line_reads + counts.older_line_writes) * older_line
         + (counts.kernel_reads + counts.kernel_writes / config.window_kernel) * kernel,
         "post": counts.requantised * table.requantise
         + counts.combined * table.combine

@@ -41,6 +41,7 @@ MEMORIES = {
     "accumulators.column_": "accumulator",
     "weight_buffer": "weight",
     "reduce.lines": "line",
+    "reduce.older_lines": "older_line",
     "reduce.kernel": "kernel",
     ".words.": "queue",
     "prefetch": "fetch",

@@ -32,6 +32,10 @@ def largest_divisor(n: int, at_most: int) -> int:
     return max(d for d in range(1, at_most + 1) if n % d == 0)
 
 
+LARGEST_SQUARE = 5
+"""Rows and columns of the largest window that the window engine holds in registers."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One accelerator. All sizes in bytes; ``rows``/``cols`` need not be equal or powers of two.
@@ -73,10 +77,13 @@ class Config:
     window: bool = True
     """The window engine (depthwise convolution, pooling, im2col) exists."""
     window_width: int = 256
-    """Words of the window engine's line buffer: the widest row its fast path can hold."""
-    window_kernel: int = 5
+    """Words of the window engine's line buffer: the widest row its fast path can hold. Wider images
+    are cut into columns."""
+    window_kernel: int = 7
     """Kernel height and width up to which the window engine's fast path goes. 3: a line buffer
-    and a window smaller by more than half; larger kernels take a cycle a tap."""
+    and a window smaller by more than half; larger kernels take a cycle a tap. 7: nearly twice the
+    line buffer; kernels of more than 5 rows or columns take a cycle for each of their columns, and
+    those dilated by 2 or 3 that span no more than 7 are as fast."""
     trace: bool = True
     """The trace unit exists."""
 
@@ -121,7 +128,7 @@ class Config:
             "window_width",
             "must be a power of two, 16..4096",
         )
-        need(self.window_kernel in (3, 5), "window_kernel", "must be 3 or 5")
+        need(self.window_kernel in (3, 5, 7), "window_kernel", "must be 3, 5 or 7")
         words = self.scratchpad_words
         need(
             self.scratchpad_bytes == words * self.rows and words % self.banks == 0,
@@ -208,6 +215,23 @@ class Config:
     def acc_half(self) -> int:
         """Accumulator words in one half."""
         return self.acc_words // 2
+
+    @property
+    def window_square(self) -> int:
+        """Rows and columns of the window that the window engine holds in registers. A larger kernel
+        on the fast path is reduced a column a cycle."""
+        return min(self.window_kernel, LARGEST_SQUARE)
+
+    @property
+    def window_by_columns(self) -> bool:
+        """The window engine's fast path takes kernels that its registers do not hold."""
+        return self.window_kernel > self.window_square
+
+    @property
+    def window_lines(self) -> int:
+        """Rows in the window engine's line buffer: all but the newest of a window in registers;
+        where columns are read again, that one, too."""
+        return self.window_kernel if self.window_by_columns else self.window_kernel - 1
 
     @property
     def beat_bytes(self) -> int:

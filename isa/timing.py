@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from systole.isa.commands import COMMANDS, TABLE_BYTES, Opcode, PostOp, PostSource, WindowOp
-from systole.isa.config import Config
+from systole.isa.config import LARGEST_SQUARE, Config
 
 # Units that engines share -----------------------------------------------------------------------
 
@@ -159,6 +159,13 @@ WINDOW_MACS = 9
 """Multipliers of a lane: the most window positions reduced in a cycle."""
 CORNER = 3
 """Height and width of the part of a window that is reduced in the cycle of its newest word."""
+KERNEL_WORDS = 8
+"""Words of the memory of a kernel's weights, one for each of its columns."""
+FAST_DILATION = 3
+"""Largest dilation of the fast path, where kernels are reduced by columns; of two bits."""
+COLUMN_STRIDE = 4
+"""Largest stride of a kernel that is reduced by columns. With a larger one a cycle for each word of
+the input and each column soon is more than one for each tap."""
 
 
 def window_set_up_bits(c: Mapping[str, int]) -> int:
@@ -168,10 +175,25 @@ def window_set_up_bits(c: Mapping[str, int]) -> int:
     return max(bits, DIVIDEND_BITS) if c["op"] == WindowOp.IM2COL else bits
 
 
-def window_axis_is_fast(config: Config, *, kernel: Any, stride: Any, dilation: Any) -> Any:
+def window_span(*, kernel: Any, dilation: Any) -> Any:
+    """Input positions from the first to the last tap of an axis, for dilations of the fast path.
+    Takes ints or hardware values."""
+    return (kernel - 1) * (dilation & FAST_DILATION) + 1
+
+
+def window_axis_is_fast(
+    config: Config, *, kernel: Any, stride: Any, dilation: Any, last: Any
+) -> Any:
     """Whether an axis of a window suits the fast path: every word of the input is read once, in
-    raster order. Takes ints or hardware values. See :meth:`WindowShape.is_fast`."""
-    return (kernel <= config.window_kernel) & ((dilation == 1) | (kernel == 1)) & (stride <= kernel)
+    raster order. ``last``: its last output, from 0. Takes ints or hardware values. See
+    :meth:`WindowShape.is_fast`."""
+    undilated = (dilation == 1) | (kernel == 1)
+    if not config.window_by_columns:
+        return (kernel <= config.window_kernel) & undilated & (stride <= kernel)
+    span = window_span(kernel=kernel, dilation=dilation)
+    # Fewer outputs lie apart from each other: each would read words of its own.
+    close = undilated | ((dilation <= FAST_DILATION) & (last >= dilation))
+    return (span <= config.window_kernel) & close & (stride <= kernel)
 
 
 def window_line_fits(config: Config, last_column: Any) -> Any:
@@ -180,16 +202,24 @@ def window_line_fits(config: Config, last_column: Any) -> Any:
     return (last_column != 0) & (last_column < config.window_width)
 
 
-def window_further_parts(kernel: tuple[int, int]) -> int:
-    """Cycles of the fast path for each output of a ``kernel`` (height, width) beside the cycle of
-    its newest word: one for what the kernel is wider than ``CORNER``, one for what it is higher."""
-    return sum(size > CORNER for size in kernel)
+def window_by_columns(*, span_h: Any, span_w: Any) -> Any:
+    """Whether a kernel of these spans is reduced a column a cycle on the fast path: the window in
+    registers is too small for it. Takes ints or hardware values."""
+    return (span_h > LARGEST_SQUARE) | (span_w > LARGEST_SQUARE)
+
+
+def window_columns_pay(*, kernel_h: Any, stride_y: Any, stride_x: Any, rows: Any, cols: Any) -> Any:
+    """Whether a kernel that is reduced by columns suits the fast path, beside what every kernel
+    must: otherwise the path of a tap a cycle is as quick. ``rows`` and ``cols`` are those of the
+    output, counted from 0. Takes ints or hardware values."""
+    strides = (stride_y <= COLUMN_STRIDE) & (stride_x <= COLUMN_STRIDE)
+    return (kernel_h > 1) & strides & ((rows != 0) | (cols != 0))
 
 
 def window_part_positions(size: int) -> list[list[tuple[int, int]]]:
     """The positions (y, x) of a window of ``size`` x ``size`` that are reduced together, a list for
     each cycle, each at most ``WINDOW_MACS`` long: the newest corner, then what wider kernels have
-    besides, then what higher ones have. ``size`` is 3 or 5."""
+    besides, then what higher ones have. ``size`` is 3 or 5; larger kernels go by columns."""
     old, corner = range(size - CORNER), range(size - CORNER, size)
     parts = [[(y, x) for y in corner for x in corner]]
     if size > CORNER:
@@ -199,6 +229,13 @@ def window_part_positions(size: int) -> list[list[tuple[int, int]]]:
         parts.append(wide + rest[:spare])
         parts.append([(y, x) for y in old for x in corner] + rest[spare:])
     return parts
+
+
+def window_modes(config: Config) -> tuple[str, ...]:
+    """Fields of a WINDOW command that must be the same, as must its path, for it to follow another
+    before that one's pipeline is empty."""
+    dilations = ("dilation_x", "dilation_y") if config.window_by_columns else ()
+    return ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h", *dilations)
 
 
 def im2col_keeps_words(config: Config, *, kernel_w: Any, kernel_h: Any) -> Any:
@@ -239,21 +276,67 @@ class WindowShape:
 
     @property
     def region(self) -> tuple[int, int]:
-        """Rows and columns of the padded input under an undilated window."""
+        """Rows and columns of the padded input under the window."""
         height, width = (
-            (n - 1) * stride + kernel
-            for n, stride, kernel in zip(self.out, self.stride, self.kernel, strict=True)
+            (n - 1) * stride + span
+            for n, stride, span in zip(self.out, self.stride, self.span, strict=True)
+        )
+        return height, width
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Rows and columns from the first to the last tap."""
+        height, width = (
+            (kernel - 1) * dilation + 1
+            for kernel, dilation in zip(self.kernel, self.dilation, strict=True)
         )
         return height, width
 
     def is_fast(self, config: Config) -> bool:
         """Whether WINDOW takes its fast path: no axis has a kernel above ``window_kernel``, a
         stride above its kernel or a dilation, and a row of the region takes 2..``window_width``
-        words. Otherwise it reads a word for every tap of every output."""
-        axes = zip(self.kernel, self.stride, self.dilation, strict=True)
-        return window_line_fits(config, self.region[1] - 1) and all(
-            window_axis_is_fast(config, kernel=kernel, stride=stride, dilation=dilation)
-            for kernel, stride, dilation in axes
+        words. With ``window_kernel`` 7, a kernel may be dilated up to ``FAST_DILATION`` if it spans
+        no more and there are more outputs than that; one that is reduced by columns must be worth
+        it (:func:`window_columns_pay`). Otherwise WINDOW reads a word for every tap of every
+        output."""
+        axes = zip(self.kernel, self.stride, self.dilation, self.out, strict=True)
+        return (
+            window_line_fits(config, self.region[1] - 1)
+            and all(
+                window_axis_is_fast(
+                    config, kernel=kernel, stride=stride, dilation=dilation, last=out - 1
+                )
+                for kernel, stride, dilation, out in axes
+            )
+            and (not self.by_columns or self._columns_pay)
+        )
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether the fast path reduces the kernel a column a cycle."""
+        height, width = self.span
+        return bool(window_by_columns(span_h=height, span_w=width))
+
+    @property
+    def further_parts(self) -> int:
+        """Cycles of the fast path for each output beside the cycle of its newest word: one for what
+        the window is wider than ``CORNER``, one for what it is higher; by columns, one for each of
+        the kernel's columns but the newest."""
+        if self.by_columns:
+            return self.kernel[1] - 1
+        return sum(size > CORNER for size in self.span)
+
+    @property
+    def _columns_pay(self) -> bool:
+        (stride_y, stride_x), (rows, cols) = self.stride, self.out
+        return bool(
+            window_columns_pay(
+                kernel_h=self.kernel[0],
+                stride_y=stride_y,
+                stride_x=stride_x,
+                rows=rows - 1,
+                cols=cols - 1,
+            )
         )
 
     def rereads_weights(self, config: Config) -> bool:
@@ -264,7 +347,7 @@ class WindowShape:
     def block_words(self, config: Config) -> int:
         """Tokens of the walk over one channel block: source words and further parts."""
         if self.is_fast(config):
-            return math.prod(self.region) + window_further_parts(self.kernel) * self.pixels
+            return math.prod(self.region) + self.further_parts * self.pixels
         return self.pixels * self.taps
 
     def block_tokens(self, config: Config, op: int) -> int:

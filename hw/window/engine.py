@@ -18,10 +18,12 @@ from systole.hw.bus.interfaces import (
 )
 from systole.hw.window.im2col import Collector
 from systole.hw.window.issue import Kind, TokenIssue, token_layout
-from systole.hw.window.lines import WindowReduce
+from systole.hw.window.lines import WindowReduce, window_positions
+from systole.hw.window.walk import spans
 from systole.hw.window.writeback import WriteBack
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.params import PARAM_BYTES
+from systole.isa.timing import FAST_DILATION
 
 
 class WindowEngine(wiring.Component):
@@ -131,22 +133,39 @@ class WindowEngine(wiring.Component):
         return self._token_valid & (self._token.kind == kind)
 
     def _positions(self, m: Module) -> Signal:
-        """The window positions in use, a bit each: the kernel in the corner of the newest word."""
-        current, width = self._issue.current, self.config.window_kernel
-        kernel_x, kernel_y = Signal(width), Signal(width)
-        used = Signal(width * width)
-        for kernel, size in ((kernel_x, current.cmd.kernel_w), (kernel_y, current.cmd.kernel_h)):
-            inside = (current.fast & (size > n) for n in range(width - 1, 0, -1))
+        """The window positions in use, a bit each: the kernel in the corner of the newest word; by
+        columns, its newest column."""
+        current, config = self._issue.current, self.config
+        width, height = config.window_square, config.window_kernel
+        kernel_x, kernel_y = Signal(width), Signal(height)
+        used = Signal(window_positions(config))
+        axes = zip((kernel_x, kernel_y), spans(current, config), ("x", "y"), strict=True)
+        for kernel, size, axis in axes:
+            inside = [current.fast & (size > n) for n in range(len(kernel) - 1, 0, -1)]
+            if config.window_by_columns:
+                taps = self._taps(current.cmd[f"dilation_{axis}"])[-len(inside) :]
+                inside = [is_in & tap for is_in, tap in zip(inside, taps, strict=True)]
+            if config.window_by_columns and axis == "x":
+                inside = [is_in & ~current.columns for is_in in inside]
             m.d.comb += kernel.eq(Cat(*inside, 1))
-        m.d.comb += used.eq(
-            Cat(kernel_y[y] & kernel_x[x] for y in range(width) for x in range(width))
-        )
+        older, newer = kernel_y[:-width], kernel_y[-width:]
+        square = (row & column for row in newer for column in kernel_x)
+        m.d.comb += used.eq(Cat(*square, older))
         return used
+
+    def _taps(self, dilation: Value) -> list[Value]:
+        """Whether a tap may lie so many positions before the newest, farthest first."""
+        distances = range(self.config.window_kernel - 1, 0, -1)
+        dilations = range(1, FAST_DILATION + 1)
+        return [
+            Cat(dilation == d for d in dilations if distance % d == 0).any()
+            for distance in distances
+        ]
 
     def _reduce_word(self, m: Module) -> None:
         """Stages 2 to 6: sums of products, or maxima."""
         reduce, issue, token = self._reduce, self._issue, self._issue.tokens.payload
-        op = issue.current.cmd.op
+        op, columns = issue.current.cmd.op, issue.current.columns
         depthwise, maximum = Signal(), Signal()
         used = self._positions(m)
         m.d.comb += [
@@ -162,10 +181,15 @@ class WindowEngine(wiring.Component):
             reduce.issue.eq(
                 self._take
                 & (
-                    ((token.kind == Kind.PIXEL) & (token.pixel.part == 0))
+                    ((token.kind == Kind.PIXEL) & ((token.pixel.part == 0) | columns))
                     | (token.kind == Kind.SEGMENT)
                 )
             ),
+            reduce.columns.eq(columns),
+            reduce.recall.eq(
+                self._take & columns & depthwise & (token.kind == Kind.PIXEL) & token.pixel.mac
+            ),
+            reduce.column.eq(token.pixel.column),
             reduce.index.eq(token.pixel.index),
             reduce.pixel_valid.eq(self._arrives(Kind.PIXEL)),
             reduce.pixel.eq(self._token.pixel),

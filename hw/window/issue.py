@@ -12,13 +12,11 @@ from systole.hw.bus.interfaces import (
 )
 from systole.hw.window.im2col import segment_layout
 from systole.hw.window.lines import INDEX_BITS, pixel_layout, weight_layout
-from systole.hw.window.walk import TapWalk, WalkSetup, prepared_layout
+from systole.hw.window.walk import TapWalk, WalkSetup, prepared_layout, spans
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.commands import ADDRESS_BITS
 from systole.isa.params import PARAM_BYTES
-
-MODES = ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h")
-"""Fields that must be the same for a command to follow another without draining the pipeline."""
+from systole.isa.timing import window_modes
 
 
 class Kind(enum.Enum, shape=2):
@@ -65,8 +63,8 @@ class TokenIssue(wiring.Component):
     * ``command``: one is prepared while the one before is at work.
     * ``tokens``: in order.
     * ``current``: the command whose tokens are issued. It changes one cycle after the last token of
-      the command before it was offered, but only if the two agree in ``MODES`` and path, or if
-      ``drained`` was high: no result was under way.
+      the command before it was offered, but only if the two agree in path and
+      :func:`~systole.isa.timing.window_modes`, or if ``drained`` was high: no result was under way.
     * ``begun``: pulses in the first cycle of ``current``. ``clear_weights``: and the window's
       weights do not belong to results under way.
     * ``stored``: the weights of ``current`` go into the line memory.
@@ -185,13 +183,14 @@ class TokenIssue(wiring.Component):
     def _compare_modes(self, m: Module) -> None:
         """Find whether the next command may follow the current one at once."""
         prepared, current = self._setup.prepared, self.current
-        equal = Signal(len(MODES) + 1)
+        modes = window_modes(self.config)
+        equal = Signal(len(modes) + 1)
         fresh = Signal()  # the command began with an empty pipeline
         with m.If(self._setup.ready):
             m.d.comb += equal.eq(
                 Cat(
                     prepared.fast == current.fast,
-                    *(prepared.cmd[f] == current.cmd[f] for f in MODES),
+                    *(prepared.cmd[f] == current.cmd[f] for f in modes),
                 )
             )
         m.d.comb += [
@@ -213,8 +212,7 @@ class TokenIssue(wiring.Component):
         """The window's column and row of the first tap."""
         width = self.config.window_kernel
         column, row = (
-            Mux(command.fast, width - size, width - 1)[:3]
-            for size in (command.cmd.kernel_w, command.cmd.kernel_h)
+            Mux(command.fast, width - size, width - 1)[:3] for size in spans(command, self.config)
         )
         return column, row
 
@@ -264,11 +262,15 @@ class TokenIssue(wiring.Component):
     def _next_weight(self, m: Module) -> None:
         """Go on to the next tap's weights, or to the parameters."""
         column, row = self._corner(self._walk.current)
+        step_x: Value | int = 1
+        step_y: Value | int = 1
+        if self.config.window_by_columns:
+            step_x, step_y = self.current.cmd.dilation_x, self.current.cmd.dilation_y
         m.d.sync += self._index.eq(self._index + 1)
         with m.If(self._slot_x == self.config.window_kernel - 1):
-            m.d.sync += [self._slot_x.eq(column), self._slot_y.eq(self._slot_y + 1)]
+            m.d.sync += [self._slot_x.eq(column), self._slot_y.eq(self._slot_y + step_y)]
         with m.Else():
-            m.d.sync += self._slot_x.eq(self._slot_x + 1)
+            m.d.sync += self._slot_x.eq(self._slot_x + step_x)
         with m.If(self._index == self._walk.current.taps - 1):
             m.d.sync += [self._index.eq(0), self._slot_y.eq(row)]
             m.next = "PARAMETERS"
@@ -308,6 +310,11 @@ class TokenIssue(wiring.Component):
             following.pixel.first.eq(walk.first),
             following.pixel.last.eq(walk.last),
         ]
+        if self.config.window_by_columns:
+            with m.If(walk.current.columns):
+                newest = self.config.window_kernel - 1
+                m.d.comb += following.pixel.index.eq(self._index + walk.column - newest)
+            m.d.comb += following.pixel.column.eq(walk.column)
         self._describe_segment(m)
 
     def _describe_segment(self, m: Module) -> None:

@@ -10,7 +10,13 @@ from amaranth.lib.wiring import In, Out
 
 from systole.isa import Config
 from systole.isa.config import bits_for
-from systole.isa.timing import REDUCE_LATENCY, WINDOW_MACS, window_part_positions
+from systole.isa.timing import (
+    CORNER,
+    KERNEL_WORDS,
+    REDUCE_LATENCY,
+    WINDOW_MACS,
+    window_part_positions,
+)
 
 INDEX_BITS = 12
 """Index of a position in a row of the region, or of a tap."""
@@ -19,8 +25,11 @@ INDEX_BITS = 12
 def pixel_layout() -> data.StructLayout:
     """What to do with a word: ``index`` is its column in the region's row (fast) or its tap
     (general); ``mac``: reduce ``part`` of the window it completes; ``first``/``last`` of an output.
-    Parts but 0 come without a word."""
-    return data.StructLayout({"index": INDEX_BITS, "mac": 1, "part": 2, "first": 1, "last": 1})
+    Parts but 0 come without a word. By columns, each is a ``column`` of the window, ``index`` the
+    region's column that lies in it."""
+    return data.StructLayout(
+        {"index": INDEX_BITS, "mac": 1, "part": 2, "column": 3, "first": 1, "last": 1}
+    )
 
 
 def weight_layout() -> data.StructLayout:
@@ -30,11 +39,17 @@ def weight_layout() -> data.StructLayout:
 
 
 class Operand(NamedTuple):
-    """A window position of the part at hand: its word, its weights, and whether it is used."""
+    """A position of the window, or one of the part at hand: its word, its weights, and whether it
+    is used."""
 
-    word: Signal
-    weight: Signal
-    used: Signal
+    word: Value
+    weight: Value
+    used: Value
+
+
+def window_positions(config: Config) -> int:
+    """Positions of the window in registers: a square, and what a longer column has besides."""
+    return config.window_square**2 + config.window_kernel - config.window_square
 
 
 class WindowReduce(wiring.Component):
@@ -43,14 +58,19 @@ class WindowReduce(wiring.Component):
     Two ways, by ``fast``:
 
     * Fast: words come in raster order. A line memory keeps the rows before, a window of
-      ``window_kernel`` squared the last columns; newest word at its last position. Small kernels
+      ``window_square`` squared the last columns; newest word at its last position. Small kernels
       lie in that corner. One output for every word with ``mac`` and the parts that follow it.
+    * Fast with ``columns``, for larger kernels: of the window there is only one column, as high as
+      ``window_kernel``, with each part another: the newest comes with the word, older ones from the
+      line memory. Their weights are kept in a memory of their own: ``recall`` with ``issue`` reads
+      those of ``column``; without it the column's weights stay as they are (SUM).
     * General: a word is one tap; only the last position works, with the tap's weights from the line
       memory (``stored``) or as loaded just before.
 
     Parts and taps add up from ``first`` to ``last``. The window's weights are kept between
-    commands' words: ``clear`` sets those that ``ones`` (bit ``window_kernel`` * y + x) marks to 1
-    and the others to 0. ``used`` marks the positions that take part in MAX.
+    commands' words: ``clear`` sets those that ``ones`` (bit ``window_square`` * y + x, then the
+    rows by which a column is longer) marks to 1 and the others to 0. ``used`` marks the positions
+    that take part in MAX, and the rows of a column whose weights are read.
 
     ``issue`` with ``en`` announces the word of the next ``en`` cycle, a pixel at ``index``, for the
     line memory to be read. In that cycle ``word`` comes with ``pixel_valid`` or ``weight_valid``.
@@ -68,6 +88,7 @@ class WindowReduce(wiring.Component):
 
     en: Signal
     fast: Signal
+    columns: Signal
     maximum: Signal
     stored: Signal
     used: Signal
@@ -75,6 +96,8 @@ class WindowReduce(wiring.Component):
     ones: Signal
     issue: Signal
     index: Signal
+    recall: Signal
+    column: Signal
     pixel_valid: Signal
     pixel: data.View
     weight_valid: Signal
@@ -89,11 +112,12 @@ class WindowReduce(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         word = 8 * config.rows
-        positions = config.window_kernel**2
+        positions = window_positions(config)
         super().__init__(
             {
                 "en": In(1),
                 "fast": In(1),
+                "columns": In(1),
                 "maximum": In(1),
                 "stored": In(1),
                 "used": In(positions),
@@ -101,6 +125,8 @@ class WindowReduce(wiring.Component):
                 "ones": In(positions),
                 "issue": In(1),
                 "index": In(INDEX_BITS),
+                "recall": In(1),
+                "column": In(3),
                 "pixel_valid": In(1),
                 "pixel": In(pixel_layout()),
                 "weight_valid": In(1),
@@ -113,16 +139,19 @@ class WindowReduce(wiring.Component):
                 "acc": Out(32 * config.rows),
             }
         )
-        size, bits = config.window_kernel, 8 * config.rows
+        size = config.window_square
         self._parts = window_part_positions(size)
-        # By row and column.
+        # By row and column; and the rows of a column that are older than the square's.
         self._window, self._weights = (
-            [
-                [Signal(bits, name=f"{name}_{y}{x}", reset_less=True) for x in range(size)]
-                for y in range(size)
-            ]
+            [[self._register(f"{name}_{y}{x}") for x in range(size)] for y in range(size)]
             for name in ("window", "weights")
         )
+        self._older, self._older_weights = (
+            [self._register(f"{name}{y}") for y in range(config.window_kernel - size)]
+            for name in ("older", "older_weights")
+        )
+        # The column's weights, oldest row first.
+        self._recalled: list[Value] = []
         self._shift = Signal()  # a word enters the line memory and the window
         # The newest words of the rows before at the column at hand, newest row first.
         self._before: list[Value] = []
@@ -131,13 +160,20 @@ class WindowReduce(wiring.Component):
         self._does = [Signal(name=f"does{n}") for n in range(2, self.LATENCY + 1)]
         self._first = Signal(self.LATENCY - 1)
         self._last = Signal(self.LATENCY)
-        self._part = Signal(range(len(self._parts)))
+        self._part = Signal(range(len(self._parts) + config.window_by_columns))
+
+    def _register(self, name: str) -> Signal:
+        """A register of a word."""
+        return Signal(8 * self.config.rows, name=name, reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         self._keep_lines(m)
         self._shift_window(m)
         self._load_weights(m)
+        if self.config.window_by_columns:
+            self._keep_weights(m)
+            self._take_column(m)
         self._advance(m)
         operands = self._choose_operands(m)
         for lane in range(self.config.rows):
@@ -147,7 +183,7 @@ class WindowReduce(wiring.Component):
     def _keep_lines(self, m: Module) -> None:
         """The line memory: rows before, taps' weights, or words lent out."""
         bits, depth = 8 * self.config.rows, self.config.window_width
-        count = self.config.window_kernel - 1
+        count = self.config.window_square - 1
         lines: memory.Memory = memory.Memory(shape=count * bits, depth=depth, init=[])
         m.submodules.lines = lines
         read, write = lines.read_port(), lines.write_port()
@@ -165,28 +201,96 @@ class WindowReduce(wiring.Component):
             write.data.eq(Mux(self.keep, self.held, Cat(self.word, *self._before[:-1]))),
             self.kept.eq(read.data),
         ]
+        if self.config.window_by_columns:
+            self._keep_older_lines(m, read.addr, write.addr)
+
+    def _keep_older_lines(self, m: Module, read_addr: Value, write_addr: Value) -> None:
+        """The rows that only columns reach, in a memory of their own: others leave it alone."""
+        bits, newer = 8 * self.config.rows, len(self._before)
+        count = self.config.window_lines - newer
+        lines: memory.Memory = memory.Memory(
+            shape=count * bits, depth=self.config.window_width, init=[]
+        )
+        m.submodules.older_lines = lines
+        read, write = lines.read_port(), lines.write_port()
+        self._before += [read.data.word_select(y, bits) for y in range(count)]
+        m.d.comb += [
+            read.en.eq(self.en & self.issue & self.columns),
+            read.addr.eq(read_addr),
+            write.en.eq(self._shift & self.columns),
+            write.addr.eq(write_addr),
+            write.data.eq(Cat(*self._before[newer - 1 : -1])),
+        ]
 
     def _shift_window(self, m: Module) -> None:
         """Stage 1: a new column enters the window."""
         with m.If(self._shift):
-            column = (*reversed(self._before), self.word)
+            size = self.config.window_square
+            column = (*reversed(self._before[: size - 1]), self.word)
             for line, new in zip(self._window, column, strict=True):
                 m.d.sync += [a.eq(b) for a, b in zip(line, (*line[1:], new), strict=True)]
 
     def _load_weights(self, m: Module) -> None:
         """Stage 1: weights enter the window; those that are stored with the word of their tap."""
-        size = self.config.window_kernel
+        size = self.config.window_square
+        # A kernel's place is counted in the largest window.
+        outside = self.config.window_kernel - size
         positions = [(y, x) for y in range(size) for x in range(size)]
+        registers = [self._weights[y][x] for y, x in positions]
         with m.If(self.clear):
-            for y, x in positions:
-                one = Cat(self.ones[size * y + x], *([0] * 7))
-                m.d.sync += self._weights[y][x].eq(one.replicate(self.config.rows))
-        with m.If(self.en & self.weight_valid & ~self.weight.store):
-            for y, x in positions:
-                with m.If((self.weight.y == y) & (self.weight.x == x)):
-                    m.d.sync += self._weights[y][x].eq(self.word)
+            for weight, one in zip([*registers, *self._older_weights], self.ones, strict=True):
+                m.d.sync += weight.eq(Cat(one, *([0] * 7)).replicate(self.config.rows))
+        with m.If(self.en & self.weight_valid & ~self.weight.store & ~self.columns):
+            for (y, x), weight in zip(positions, registers, strict=True):
+                with m.If((self.weight.y == y + outside) & (self.weight.x == x + outside)):
+                    m.d.sync += weight.eq(self.word)
         with m.If(self._shift & self.stored):
             m.d.sync += self._weights[-1][-1].eq(self._before[0])
+
+    def _keep_weights(self, m: Module) -> None:
+        """The memory of the weights of a kernel that is reduced by columns, a word for each."""
+        bits, height = 8 * self.config.rows, self.config.window_kernel
+        weights: memory.Memory = memory.Memory(shape=height * bits, depth=KERNEL_WORDS, init=[])
+        m.submodules.kernel = weights
+        read, write = weights.read_port(), weights.write_port(granularity=bits)
+        stores = self.en & self.weight_valid & ~self.weight.store & self.columns
+        m.d.comb += [
+            read.en.eq(self.en & self.issue & self.recall),
+            read.addr.eq(self.column),
+            write.en.eq(Cat(stores & (self.weight.y == y) for y in range(height))),
+            write.addr.eq(self.weight.x),
+            write.data.eq(self.word.replicate(height)),
+        ]
+        self._recalled = [read.data.word_select(y, bits) for y in range(height)]
+
+    def _column_positions(self) -> list[Operand]:
+        """The positions of a column, oldest row first: registers and whether they are used."""
+        size = self.config.window_square
+        square = zip(self._window, self._weights, strict=True)
+        newer = [
+            Operand(line[-1], weights[-1], self.used[size * y + size - 1])
+            for y, (line, weights) in enumerate(square)
+        ]
+        older = zip(self._older, self._older_weights, self.used[size**2 :], strict=True)
+        return [*(Operand(*each) for each in older), *newer]
+
+    def _take_column(self, m: Module) -> None:
+        """Stage 1: a column takes the place of the one before, and so do its weights."""
+        newest = self.pixel.part == 0
+        lines = [
+            Mux(newest, new, line)
+            for new, line in zip((self.word, *self._before), self._before, strict=False)
+        ]
+        recalled = Signal()  # what was read one cycle ago
+        with m.If(self.en):
+            m.d.sync += recalled.eq(self.issue & self.recall)
+        positions = self._column_positions()
+        with m.If(self.en & self.columns & self.pixel_valid):
+            for position, line in zip(positions, reversed(lines), strict=True):
+                m.d.sync += position.word.eq(line)
+        with m.If(self.en & recalled):
+            for position, weight in zip(positions, self._recalled, strict=True):
+                m.d.sync += position.weight.eq(weight & position.used.replicate(len(weight)))
 
     def _advance(self, m: Module) -> None:
         """What goes along with the words through the stages."""
@@ -200,6 +304,9 @@ class WindowReduce(wiring.Component):
                 self._last.eq(Cat(self.pixel.last, self._last)),
                 self._part.eq(self.pixel.part),
             ]
+            if self.config.window_by_columns:
+                with m.If(self.columns):
+                    m.d.sync += self._part.eq(len(self._parts))
         m.d.comb += [
             self.o_valid.eq(valid[-1]),
             *(has.eq(v) for has, v in zip(self._has, valid[:-1], strict=True)),
@@ -208,24 +315,49 @@ class WindowReduce(wiring.Component):
 
     def _choose_operands(self, m: Module) -> list[Operand]:
         """The positions of the part at hand. Those that no multiplier is left for are not used."""
-        size, bits = self.config.window_kernel, 8 * self.config.rows
+        bits = 8 * self.config.rows
+        parts = self._positions_of_parts()
         operands = []
         for n in range(WINDOW_MACS):
             word = Signal(bits, name=f"operand{n}")
             weight = Signal(bits, name=f"weight{n}")
             used = Signal(name=f"takes{n}")
             with m.Switch(self._part):
-                for part, positions in enumerate(self._parts):
+                for part, positions in enumerate(parts):
                     with m.Case(part):
                         if n < len(positions):
-                            y, x = positions[n]
                             m.d.comb += [
-                                word.eq(self._window[y][x]),
-                                weight.eq(self._weights[y][x]),
-                                used.eq(self.used[size * y + x]),
+                                word.eq(positions[n].word),
+                                weight.eq(positions[n].weight),
+                                used.eq(positions[n].used),
                             ]
             operands.append(Operand(word, weight, used))
         return operands
+
+    def _positions_of_parts(self) -> list[list[Operand]]:
+        """The positions of every part; the last is a column.
+
+        Its newer rows and those of the corner share multipliers. The corner's other positions are
+        not used then, and take the other rows' place or keep theirs."""
+        size = self.config.window_square
+        parts = [
+            [
+                Operand(self._window[y][x], self._weights[y][x], self.used[size * y + x])
+                for y, x in positions
+            ]
+            for positions in self._parts
+        ]
+        if self.config.window_by_columns:
+            corner = self._parts[0]
+            rows = iter(self._column_positions()[:-CORNER])
+            # The older rows first, then what is left of the corner.
+            parts.append(
+                [
+                    position if x == size - 1 else next(rows, position)
+                    for position, (_, x) in zip(parts[0], corner, strict=True)
+                ]
+            )
+        return parts
 
     def _reduce_lane(self, m: Module, lane: int, operands: list[Operand]) -> None:
         """Stages 2 to 5 of a lane."""

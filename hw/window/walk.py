@@ -7,7 +7,7 @@ the command before is still walked.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -22,7 +22,10 @@ from systole.isa.timing import (
     DIVIDEND_BITS,
     im2col_keeps_words,
     window_axis_is_fast,
+    window_by_columns,
+    window_columns_pay,
     window_line_fits,
+    window_span,
 )
 
 COORDINATE_BITS = 26
@@ -50,6 +53,9 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "last_py": REGION_BITS,
             "wide": 1,  # kernels of more than 3 columns or rows, fast
             "tall": 1,
+            "columns": 1,  # the kernel is reduced by columns, fast
+            "span_x": 3,  # columns and rows of the window, fast; of dilated kernels, too
+            "span_y": 3,
             "x0": column,
             "stride_x": column,
             "dilation_x": column,
@@ -59,6 +65,13 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "dilation_rows": ADDRESS_BITS,
         }
     )
+
+
+def spans(command: data.View, config: Config) -> tuple[Value, Value]:
+    """Columns and rows from a kernel's first to its last tap (fast)."""
+    if config.window_by_columns:
+        return command.span_x, command.span_y
+    return command.cmd.kernel_w, command.cmd.kernel_h
 
 
 class WalkSetup(wiring.Component):
@@ -138,11 +151,12 @@ class WalkSetup(wiring.Component):
         x0 = cmd.x0 + self._offset * self.config.rows
         dividends = (x0, cmd.stride_x, cmd.dilation_x, cmd.in_w)
 
-        def last(count: Value, stride: Value, kernel: Value) -> Value:
+        def last(count: Value, stride: Value, span: Value) -> Value:
             """Last index of the input under ``count`` outputs, for strides up to 7."""
             steps = count - 1
-            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), kernel - 1)
+            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), span - 1)
 
+        span_x, span_y = self._spans
         m.d.sync += [
             self._addend.eq(cmd.src_pitch),
             self._factors[0].eq(Mux(cmd.y0[-1], -cmd.y0, cmd.y0)),
@@ -155,8 +169,8 @@ class WalkSetup(wiring.Component):
             *(q.eq(d) for q, d in zip(self._quotients, dividends, strict=True)),
             *(r.eq(0) for r in self._remainders),
             self._divide_left.eq(Mux(self._im2col, DIVIDEND_BITS, 0)),
-            prepared.last_px.eq(last(cmd.out_w, cmd.stride_x, cmd.kernel_w)),
-            prepared.last_py.eq(last(cmd.out_h, cmd.stride_y, cmd.kernel_h)),
+            prepared.last_px.eq(last(cmd.out_w, cmd.stride_x, span_x)),
+            prepared.last_py.eq(last(cmd.out_h, cmd.stride_y, span_y)),
         ]
 
     def _multiply(self, m: Module) -> None:
@@ -189,13 +203,46 @@ class WalkSetup(wiring.Component):
     def _choose_path(self, m: Module) -> None:
         config, prepared, cmd = self.config, self.prepared, self.prepared.cmd
         x_is_fast = window_axis_is_fast(
-            config, kernel=cmd.kernel_w, stride=cmd.stride_x, dilation=cmd.dilation_x
+            config,
+            kernel=cmd.kernel_w,
+            stride=cmd.stride_x,
+            dilation=cmd.dilation_x,
+            last=cmd.out_w - 1,
         )
         y_is_fast = window_axis_is_fast(
-            config, kernel=cmd.kernel_h, stride=cmd.stride_y, dilation=cmd.dilation_y
+            config,
+            kernel=cmd.kernel_h,
+            stride=cmd.stride_y,
+            dilation=cmd.dilation_y,
+            last=cmd.out_h - 1,
         )
         fits = window_line_fits(config, prepared.last_px)
-        m.d.sync += prepared.fast.eq(~self._im2col & x_is_fast & y_is_fast & fits)
+        pays: Value = Const(1)
+        if config.window_by_columns:
+            pays = ~self._by_columns | window_columns_pay(
+                kernel_h=cmd.kernel_h,
+                stride_y=cmd.stride_y,
+                stride_x=cmd.stride_x,
+                rows=cmd.out_h - 1,
+                cols=cmd.out_w - 1,
+            )
+        m.d.sync += prepared.fast.eq(~self._im2col & x_is_fast & y_is_fast & fits & pays)
+
+    @property
+    def _spans(self) -> tuple[Value, Value]:
+        """Columns and rows from the first to the last tap, for dilations of the fast path."""
+        cmd = self.prepared.cmd
+        if not self.config.window_by_columns:
+            return cmd.kernel_w, cmd.kernel_h
+        return (
+            window_span(kernel=cmd.kernel_w, dilation=cmd.dilation_x),
+            window_span(kernel=cmd.kernel_h, dilation=cmd.dilation_y),
+        )
+
+    @property
+    def _by_columns(self) -> Value:
+        span_x, span_y = self._spans
+        return window_by_columns(span_h=span_y, span_w=span_x)
 
     def _finish_columns(self, m: Module) -> None:
         """Columns as words and bytes: divided for IM2COL, as they are for the others."""
@@ -214,12 +261,20 @@ class WalkSetup(wiring.Component):
     def _finish_rows(self, m: Module) -> None:
         prepared, cmd = self.prepared, self.prepared.cmd
         y0_rows, stride_rows, dilation_rows = self._products
+        square, (span_x, span_y) = prepared.fast, self._spans
+        if self.config.window_by_columns:
+            square = prepared.fast & ~self._by_columns
+            m.d.sync += [
+                prepared.columns.eq(prepared.fast & self._by_columns),
+                prepared.span_x.eq(span_x),
+                prepared.span_y.eq(span_y),
+            ]
         m.d.sync += [
             prepared.first_row.eq(Mux(cmd.y0[-1], cmd.src - y0_rows, cmd.src + y0_rows)),
             prepared.stride_rows.eq(stride_rows),
             prepared.dilation_rows.eq(dilation_rows),
-            prepared.wide.eq(prepared.fast & (cmd.kernel_w > CORNER)),
-            prepared.tall.eq(prepared.fast & (cmd.kernel_h > CORNER)),
+            prepared.wide.eq(square & (span_x > CORNER)),
+            prepared.tall.eq(square & (span_y > CORNER)),
         ]
 
 
@@ -233,7 +288,8 @@ class TapWalk(wiring.Component):
     * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
       marks those that complete an output's window. Each of these has a step for each ``part`` of
       the window that the kernel needs (:func:`~systole.isa.timing.window_part_positions`), only the
-      first with the word. Which commands take this path: :class:`~systole.isa.timing.WindowShape`.
+      first with the word; by columns, for each ``column`` that has taps. Which commands take this
+      path: :class:`~systole.isa.timing.WindowShape`.
     * IM2COL: for every output and tap its run, in *segments* of ``rows`` bytes from the run's
       start; ``count`` bytes from ``byte`` of a word, which go on in the next word when it ends.
       The last two words are held; ``fetch`` says that the step brings one more. The segment's first
@@ -257,6 +313,7 @@ class TapWalk(wiring.Component):
     count: Signal
     mac: Signal
     part: Signal
+    column: Signal
     first: Signal
     last: Signal
     row_end: Signal
@@ -280,7 +337,8 @@ class TapWalk(wiring.Component):
                 "byte": Out(range(rows)),  # first byte of the segment
                 "count": Out(range(rows + 1)),  # bytes of the segment (IM2COL)
                 "mac": Out(1),  # goes into an output
-                "part": Out(2),  # of the window (fast)
+                "part": Out(2),  # of the window (fast); but for 0, it comes without a word
+                "column": Out(3),  # of the window, if by columns
                 "first": Out(1),  # first step of an output (fast: of a word)
                 "last": Out(1),  # last step of an output (fast: of a word)
                 "row_end": Out(1),  # last word of the region's row (fast)
@@ -314,6 +372,7 @@ class TapWalk(wiring.Component):
         self._column_wait = Signal(3)
         self._row_wait = Signal(3)
         self._more = Signal()  # the window has another part
+        self._column = Signal(3, init=config.window_kernel - 1)
         # IM2COL: the newest word held, and how many are.
         held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
         self._holds, self._pixel_holds, self._next_holds = (
@@ -329,12 +388,19 @@ class TapWalk(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.d.comb += self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL)
+        m.d.comb += [
+            self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL),
+            self.column.eq(self._column),
+        ]
         self._find_word(m)
         self._find_segment(m)
         self._find_ends(m)
         self._find_limit(m)
         self._find_next(m)
+        if self.config.window_by_columns:
+            with m.If(self.step):
+                newest, step = self.config.window_kernel - 1, self.current.cmd.dilation_x
+                m.d.sync += self._column.eq(Mux(self._more, self._column - step, newest))
         with m.If(self.step):
             m.d.sync += [
                 self.first.eq(self.last),
@@ -402,7 +468,15 @@ class TapWalk(wiring.Component):
         m.d.comb += [
             self.mac.eq(~current.fast | ((self._column_wait == 0) & (self._row_wait == 0))),
             self._more.eq(
-                self.mac & ((current.wide & (self.part == 0)) | (current.tall & (self.part != 2)))
+                self.mac
+                & (
+                    (current.wide & (self.part == 0))
+                    | (current.tall & (self.part != 2))
+                    | (
+                        current.columns
+                        & (self._column + current.span_x != self.config.window_kernel)
+                    )
+                )
             ),
             self._segment_end.eq(
                 Mux(self._im2col, ~self._prefetch & (self._left <= self.config.rows), ~self._more)
@@ -508,12 +582,13 @@ class TapWalk(wiring.Component):
     def _next_row(self, m: Module) -> None:
         """The next row of pixels (fast: of words), of this block or the next."""
         current, cmd = self.current, self.current.cmd
+        span_x, span_y = spans(current, self.config)
         _, _, ox_count, oy_count = self._counts(current)
         wait = self._row_wait
         m.d.sync += [
             self._ox_left.eq(ox_count),
             *(c.eq(current.x0) for c in (self._pixel_x, self._tap_x, self._x)),
-            self._column_wait.eq(cmd.kernel_w - 1),
+            self._column_wait.eq(span_x - 1),
         ]
         self._drop_words(m)
         with m.If(self._oy_left != 0):
@@ -531,12 +606,13 @@ class TapWalk(wiring.Component):
                     r.eq(self._next_block_row)
                     for r in (self._block_row, self._pixel_row, self._row)
                 ),
-                wait.eq(cmd.kernel_h - 1),
+                wait.eq(span_y - 1),
             ]
 
     def _begin(self, m: Module) -> None:
         """The first step of the command that has been prepared."""
         new = self.prepared
+        span_x, span_y = spans(new, self.config)
         lefts = (self._kx_left, self._ky_left, self._ox_left, self._oy_left)
         m.d.sync += [
             self.current.eq(new),
@@ -545,8 +621,8 @@ class TapWalk(wiring.Component):
             *(r.eq(new.first_row) for r in (self._block_row, self._pixel_row, self._row)),
             self._left.eq(new.cmd.run),
             *(left.eq(n) for left, n in zip(lefts, self._counts(new), strict=True)),
-            self._column_wait.eq(new.cmd.kernel_w - 1),
-            self._row_wait.eq(new.cmd.kernel_h - 1),
+            self._column_wait.eq(span_x - 1),
+            self._row_wait.eq(span_y - 1),
             self.first.eq(1),
             self._run_starts.eq(1),
         ]

@@ -7,6 +7,7 @@ counts its cycles at work and, where that matters, a fixed overhead."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -24,7 +25,6 @@ from systole.sw.compiler.stageplan import EARLY_REGION, StagePlan
 from systole.sw.compiler.stages import (
     ArrayStage,
     Fold,
-    Source,
     Stage,
     VectorStage,
     WindowStage,
@@ -57,8 +57,27 @@ def table_share(config: Config) -> float:
 
 
 def window_cycles(shape: WindowShape, op: WindowOp, blocks: int, config: Config) -> int:
-    """WINDOW's cycles for a region of ``blocks`` channel blocks, a command for each."""
-    return blocks * (shape.block_tokens(config, op) + WINDOW_COMMAND)
+    """WINDOW's cycles for a region of ``blocks`` channel blocks, a command for each and for each of
+    :func:`window_columns`."""
+    pieces = (
+        dataclasses.replace(shape, out=(shape.out[0], w)) for _, w in window_columns(shape, config)
+    )
+    return blocks * sum(piece.block_tokens(config, op) + WINDOW_COMMAND for piece in pieces)
+
+
+def window_columns(shape: WindowShape, config: Config) -> list[tuple[int, int]]:
+    """The columns of a WINDOW command's output in pieces (start, length), so narrow that each takes
+    the fast path; all in one where that is no gain."""
+    height, width = shape.out
+    most = (config.window_width - shape.kernel[1]) // shape.stride[1] + 1
+    if width <= most or most < 1:
+        return [(0, width)]
+    pieces = cuts(width, most)
+    words = sum(
+        dataclasses.replace(shape, out=(height, w)).block_words(config) + shape.taps
+        for _, w in pieces
+    )
+    return pieces if words < shape.block_words(config) else [(0, width)]
 
 
 # Whole images, before they are cut into regions --------------------------------------------------
@@ -95,7 +114,7 @@ def work(stage: Stage, plan: StagePlan, on_chip: set[str], config: Config) -> Co
         elif isinstance(stage, VectorStage):
             out[Engine.POST] += _vector(stage, region, config)
         elif isinstance(stage, WindowStage):
-            shape = _window_shape(stage.sources[0], region)
+            shape = window_shape(stage, region)
             out[Engine.WINDOW] += window_cycles(shape, stage.window_op, stage.groups, config)
         else:
             # A byte at a time.
@@ -151,8 +170,9 @@ def _vector(stage: VectorStage, region: Region, config: Config) -> int:
     return reads * stage.blocks * config.word_groups
 
 
-def _window_shape(source: Source, region: Region) -> WindowShape:
-    (g,) = source.geometries
+def window_shape(stage: WindowStage, region: Region) -> WindowShape:
+    """The window that a stage slides over a region."""
+    (g,) = stage.sources[0].geometries
     return WindowShape(
         kernel=g.kernel, stride=g.strides, dilation=g.dilations, out=(region.h, region.w)
     )

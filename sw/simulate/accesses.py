@@ -42,8 +42,15 @@ class Accesses:
     table_writes: int = 0
     """Words of POST's table memory."""
     line_reads: int = 0
-    """Words of WINDOW's line memory: ``window_kernel - 1`` times ``rows`` bytes."""
+    """Words of WINDOW's line memory: ``window_square - 1`` times ``rows`` bytes."""
     line_writes: int = 0
+    older_line_reads: int = 0
+    """Words of the line memory that only kernels by columns use: the other ``window_lines``."""
+    older_line_writes: int = 0
+    kernel_reads: int = 0
+    """Words of WINDOW's memory of weights: ``window_kernel`` times ``rows`` bytes."""
+    kernel_writes: int = 0
+    """``rows`` bytes each."""
     queue_reads: int = 0
     """Words of the commands as they are in the program, from their engines' queues."""
     queue_writes: int = 0
@@ -144,18 +151,26 @@ def _window(c: Mapping[str, int], config: Config) -> Accesses:
     results = c["blocks"] * shape.pixels
     words = c["blocks"] * (shape.region[0] * shape.region[1] if fast else shape.pixels * shape.taps)
     read = c["blocks"] * (_region_inside(c, shape) if fast else _taps_inside(c))
-    stored = 0
+    # By columns, a column of a window but the newest is read again.
+    by_columns = fast and shape.by_columns
+    columns = results * (shape.kernel[1] - 1) if by_columns else 0
+    stored = recalled = 0
     if c["op"] == WindowOp.DEPTHWISE:
         again = shape.rereads_weights(config)
         read += c["blocks"] * shape.taps * (shape.pixels if again else 1)
         stored = 0 if fast or again else c["blocks"] * shape.taps
+        recalled = results + columns if by_columns else 0
     return Accesses(
         window_macs=0 if maximum else results * shape.taps * config.rows,
         requantised=0 if maximum else results * config.rows,
         scratchpad_reads=read + (0 if maximum else c["blocks"] * config.window_param_words),
         scratchpad_writes=results * config.word_groups,
-        line_reads=words,
+        line_reads=words + columns,
         line_writes=words if fast else stored,
+        older_line_reads=words + columns if by_columns else 0,
+        older_line_writes=words if by_columns else 0,
+        kernel_reads=recalled,
+        kernel_writes=c["blocks"] * shape.taps if recalled else 0,
     )
 
 

@@ -255,6 +255,33 @@ def random_joins(seed: int, *, ops: int = 12, window: bool = True):
     return b.graph(outputs), {p.tensor: b.values[p.tensor] for p in b.inputs}, b.values
 
 
+def random_windows(seed: int, *, ops: int = 4, most: int = 20):
+    """Depthwise convolutions and pools one behind the other, of windows up to 7 x 7 on images of at
+    most ``most`` rows and columns; as :func:`random_graph`."""
+    rng = np.random.default_rng(seed)
+    b = GraphBuilder(rng)
+    channels = int(rng.integers(1, 40))
+    x = b.input((int(rng.integers(1, 3)), channels, *map(int, rng.integers(1, most + 1, 2))))
+    while len(b.ops) < ops:
+        kind = str(rng.choice(["conv", "conv", "max", "average"]))
+        large = rng.integers(2)
+        kernel = tuple(map(int, rng.integers(5 if large else 1, 8, 2)))
+        strides = tuple(map(int, rng.integers(1, 4, 2)))
+        dilations = (1, 1)
+        if kind == "conv" and not large:
+            dilations = tuple(int(rng.integers(1, 4)) if k < 4 else 1 for k in kernel)
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
+        pads = tuple(int(rng.integers(0, r)) for r in (*reach, *reach))
+        _, _, h, w = b.tensors[x].shape
+        if h + pads[0] + pads[2] < reach[0] or w + pads[1] + pads[3] < reach[1]:
+            continue
+        if kind == "conv":
+            x = b.conv(x, channels, kernel, strides, pads, dilations, channels)
+        else:
+            x = b.pool(x, kind, kernel, strides, pads)
+    return b.graph([x]), {p.tensor: b.values[p.tensor] for p in b.inputs}, b.values
+
+
 def _random_join(b: GraphBuilder, rng, x: str, window: bool) -> None:
     _, c, h, w = b.tensors[x].shape
     near = [t for t in b.tensors if b.tensors[t].shape[2:] == (h, w)]

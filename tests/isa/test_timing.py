@@ -38,10 +38,21 @@ def shape(kernel: int = 3, stride: int = 1, dilation: int = 1, out: int = 16) ->
     [
         (True, {}),
         (True, {"kernel": 5}),
-        (False, {"kernel": 6}),
+        (True, {"kernel": 6}),
+        (True, {"kernel": 7}),
+        (False, {"kernel": 8}),
+        (True, {"kernel": 7, "stride": 4}),
+        # By columns, a cycle for each word and column would be more than one for each tap.
+        (False, {"kernel": 7, "stride": 5}),
+        (False, {"kernel": 7, "out": 1}),
         (True, {"stride": 3}),
         (False, {"stride": 4}),
-        (False, {"dilation": 2}),
+        (True, {"dilation": 2}),
+        (True, {"dilation": 3}),
+        (False, {"dilation": 4}),
+        (False, {"kernel": 2, "dilation": 4}),  # more than FAST_DILATION
+        (False, {"dilation": 2, "out": 2}),  # outputs that lie apart from each other
+        (True, {"dilation": 2, "out": 3}),
         (True, {"kernel": 1, "dilation": 2}),  # of one tap, a dilation says nothing
         (True, {"out": 254}),
         (False, {"out": 255}),  # a padded row of 257 words
@@ -49,12 +60,22 @@ def shape(kernel: int = 3, stride: int = 1, dilation: int = 1, out: int = 16) ->
     ],
 )
 def test_fast_path(fast: bool, fields: dict[str, int]) -> None:
-    assert shape(**fields).is_fast(CONFIG) is fast
+    config = dataclasses.replace(CONFIG, window_kernel=7)
+    assert shape(**fields).is_fast(config) is fast
+    limited = dataclasses.replace(CONFIG, window_kernel=5)
+    undilated = fields.get("dilation", 1) == 1 or fields.get("kernel") == 1
+    assert shape(**fields).is_fast(limited) is (fast and fields.get("kernel", 3) <= 5 and undilated)
+
+
+def test_a_row_of_columns_is_no_gain() -> None:
+    config = dataclasses.replace(CONFIG, window_kernel=7)
+    for kernel, fast in (((1, 7), False), ((2, 7), True), ((7, 1), True)):
+        assert dataclasses.replace(shape(), kernel=kernel).is_fast(config) is fast
 
 
 def test_fast_path_needs_both_axes() -> None:
     for axis in (0, 1):
-        kernel = (3, 6) if axis else (6, 3)
+        kernel = (3, 8) if axis else (8, 3)
         assert not dataclasses.replace(shape(), kernel=kernel).is_fast(CONFIG)
     assert not shape(kernel=5).is_fast(dataclasses.replace(CONFIG, window_kernel=3))
 
@@ -65,8 +86,18 @@ def test_tokens_of_a_block() -> None:
     assert shape().block_tokens(CONFIG, WindowOp.DEPTHWISE) == 18 * 18 + 9 + 8
     # 5 x 5: two further parts for each output.
     assert shape(kernel=5).block_tokens(CONFIG, WindowOp.MAX) == 20 * 20 + 2 * 16 * 16
+    # 7 x 7: by columns, six further ones.
+    config = dataclasses.replace(CONFIG, window_kernel=7)
+    assert shape(kernel=7).block_tokens(config, WindowOp.MAX) == 22 * 22 + 6 * 16 * 16
+    assert (
+        shape(kernel=7).block_tokens(dataclasses.replace(CONFIG, window_kernel=5), WindowOp.MAX)
+        == 49 * 16 * 16
+    )
     # The general path: a token for each tap; with too many taps, another for its weights.
-    assert shape(dilation=2).block_tokens(CONFIG, WindowOp.DEPTHWISE) == 9 * 16 * 16 + 9 + 8
+    assert shape(dilation=4).block_tokens(CONFIG, WindowOp.DEPTHWISE) == 9 * 16 * 16 + 9 + 8
+    # Dilated: as a kernel that spans as much; by columns, only those of the kernel.
+    assert shape(dilation=2).block_tokens(CONFIG, WindowOp.MAX) == 20 * 20 + 2 * 16 * 16
+    assert shape(dilation=3).block_tokens(CONFIG, WindowOp.MAX) == 22 * 22 + 2 * 16 * 16
     assert shape(kernel=17).block_tokens(CONFIG, WindowOp.DEPTHWISE) == 2 * 289 * 16 * 16 + 8
 
 
@@ -74,7 +105,7 @@ def test_window_shape_of_command() -> None:
     fields = dict(kernel_h=1, kernel_w=2, stride_y=3, stride_x=4, dilation_y=5, dilation_x=6)
     expected = WindowShape(kernel=(1, 2), stride=(3, 4), dilation=(5, 6), out=(7, 8))
     assert WindowShape.of_command({**fields, "out_h": 7, "out_w": 8}) == expected
-    assert expected.region == (19, 30) and expected.pixels == 56 and expected.taps == 2
+    assert expected.region == (19, 35) and expected.pixels == 56 and expected.taps == 2
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -86,7 +117,8 @@ def test_window_parts_cover_every_position_once(size: int) -> None:
         # A kernel lies in the newest corner; parts without any of its positions are skipped.
         used = set(itertools.product(range(size - height, size), range(size - width, size)))
         needed = [p for p in parts if used & set(p)]
-        assert len(needed) - 1 == timing.window_further_parts((height, width))
+        kernel = dataclasses.replace(shape(), kernel=(height, width))
+        assert len(needed) - 1 == kernel.further_parts
 
 
 def test_window_set_up() -> None:

@@ -35,7 +35,7 @@ from systole.sw.runtime.execute import compare, execute, load, memory_needed
 from systole.sw.zoo import digits
 from tests.helpers.layer_checks import check_on, load_random_model, prepare, random_layer
 from tests.helpers.product_models import attention_model
-from tests.helpers.random_graphs import GraphBuilder, random_graph, random_joins
+from tests.helpers.random_graphs import GraphBuilder, random_graph, random_joins, random_windows
 from tests.helpers.random_operators import Sketch, makers
 
 MEMORY = 64 << 20
@@ -190,6 +190,16 @@ def test_random_layers(devices, config, first, tmp_path):
 def test_random_graphs(devices, config, first):
     for seed in range(first, first + 8):
         check_graph(devices(config), config, seed)
+
+
+@pytest.mark.parametrize("config", BOTH)
+def test_random_windows(devices, config):
+    """Depthwise convolutions and pools of large, strided and dilated windows."""
+    for seed in range(600, 616):
+        graph, inputs, expected = random_windows(seed)
+        device = devices(config)
+        device.set_memory_model(_memory_for(seed))
+        check_on(device, config, graph, inputs, expected, dump=seed % 3 == 0)
 
 
 @pytest.mark.parametrize("config", BOTH)

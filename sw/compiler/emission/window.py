@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from systole.isa import Opcode
+from systole.sw.compiler.costs import window_columns, window_shape
 from systole.sw.compiler.emission import fields
 from systole.sw.compiler.emission.context import EmissionContext, OutputGroup
 from systole.sw.compiler.emission.views import BufferView
@@ -29,7 +30,9 @@ class WindowEmitter:
             word = None
             if params is not None:
                 word = params + number * self.context.config.window_param_words
-            self._command(replace(group, region=part), stage, x, word)
+            for first, w in window_columns(window_shape(stage, part), self.context.config):
+                piece = replace(part, x=part.x + first, w=w)
+                self._command(replace(group, region=piece), stage, x, word)
 
     def _parts(self, group: OutputGroup, stage: WindowStage) -> Iterator[tuple[Region, int]]:
         """Parts of the region, each with the number of its parameter set."""

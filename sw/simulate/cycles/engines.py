@@ -17,7 +17,7 @@ from systole.isa.timing import (
     im2col_keeps_words,
     post_group_reads,
     post_keeps_operand,
-    window_further_parts,
+    window_modes,
     window_set_up_bits,
 )
 
@@ -161,9 +161,8 @@ def window_timing(c: Mapping[str, int], config: Config) -> WindowTiming:
         shape = WindowShape.of_command(c)
         fast = shape.is_fast(config)
         words = c["blocks"] * shape.block_tokens(config, c["op"])
-    names = ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h")
     set_up = WINDOW_SET_UP + window_set_up_bits(c)
-    return WindowTiming(set_up, words, fast, (fast, *(c[n] for n in names)))
+    return WindowTiming(set_up, words, fast, (fast, *(c[n] for n in window_modes(config))))
 
 
 def window_writes(
@@ -176,9 +175,9 @@ def window_writes(
         inner = -(-c["kernel_w"] * c["kernel_h"] * c["run"] // config.rows)
         first, across, down = 0.0, block_words / out_h / out_w, block_words / out_h
     elif window.fast:
-        row = (out_w - 1) * c["stride_x"] + c["kernel_w"]
-        across, down = c["stride_x"], row * c["stride_y"]
-        parts = window_further_parts((c["kernel_h"], c["kernel_w"]))
+        shape = WindowShape.of_command(c)
+        across, down = c["stride_x"], shape.region[1] * c["stride_y"]
+        parts = shape.further_parts
         words = block_words - parts * out_w * out_h
         first = words - 1 - (out_h - 1) * down - (out_w - 1) * across
     else:

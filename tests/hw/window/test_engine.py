@@ -15,9 +15,16 @@ from tests.helpers.simulation import Inputs, simulation
 SOURCE, WEIGHTS, PARAMS, OUT, WORDS = 0, 4096, 8192, 9216, 16384
 """Areas of the scratchpad, in words."""
 BLOCK_PARAMS = 8
+RANDOM = 9
+"""Random commands of a test."""
 
 SHAPES = [(4, 4), (8, 8), (6, 10)]
 LARGE = pytest.param((12, 20), marks=pytest.mark.long)
+
+
+def seed_of(shape: tuple[int, int], op: WindowOp) -> int:
+    """The seed of a test's random commands."""
+    return 100 * shape[0] + op + 1
 
 
 def shape_of(rows: int, cols: int) -> Config:
@@ -166,12 +173,16 @@ def run(
 def random_reduction(rng: np.random.Generator, config: Config, op: WindowOp) -> dict[str, int]:
     """A legal DEPTHWISE, SUM or MAX command of few taps in all."""
 
-    fast = rng.random() < 0.5
+    fast, small = rng.random() < 0.7, rng.random() < 0.5
 
     def axis(most: int) -> tuple[int, int, int, int]:
         if fast:
-            kernel = int(rng.integers(2, 6))
-            return kernel, int(rng.integers(1, kernel + 1)), 1, int(rng.integers(1, 6))
+            kernel = int(rng.integers(2, 4 if small else config.window_kernel + 1))
+            dilation = int(rng.integers(1, (config.window_kernel - 1) // (kernel - 1) + 1))
+            stride = int(rng.integers(1, kernel + 1))
+            # Rows that the line memory holds, or one word more.
+            most = (config.window_width - (kernel - 1) * dilation) // stride + 1
+            return kernel, stride, dilation, int(rng.integers(1, min(most, 6) + 1))
         kernel = int(rng.choice([1, 2, 3, 3, 3, 4, 5, 7, 11]))
         stride = int(rng.integers(1, 5 if rng.random() < 0.5 else 2))
         dilation = int(rng.choice([1, 1, 1, 2, 3]))
@@ -244,39 +255,56 @@ def random_im2col(rng: np.random.Generator, config: Config) -> dict[str, int]:
 
 @pytest.mark.parametrize("shape", [*SHAPES, LARGE])
 @pytest.mark.parametrize("op", list(WindowOp))
-def test_random_commands(shape: tuple[int, int], op: WindowOp) -> None:
-    config = shape_of(*shape)
-    seed = 100 * shape[0] + op
+@pytest.mark.parametrize("kernel", [5, 7])
+def test_random_commands(shape: tuple[int, int], op: WindowOp, kernel: int) -> None:
+    config = dataclasses.replace(shape_of(*shape), window_kernel=kernel)
+    seed = seed_of(shape, op)
     rng = np.random.default_rng(seed)
     if op == WindowOp.IM2COL:
         commands = [random_im2col(rng, config) for _ in range(16)]
     else:
-        commands = [random_reduction(rng, config, op) for _ in range(8)]
+        commands = [random_reduction(rng, config, op) for _ in range(RANDOM)]
     run(config, commands, seed=seed, read_stall=0.2, write_stall=0.3)
 
 
 def is_fast(c: dict[str, int], config: Config) -> bool:
-    """The documented condition of the fast way, for an axis at a time."""
-    width = (c["out_w"] - 1) * c["stride_x"] + c["kernel_w"]
+    """The documented condition of the fast way: for larger windows, then for an axis at a time."""
+    width = (c["out_w"] - 1) * c["stride_x"] + span(c, "w")
+    if max(span(c, "w"), span(c, "h")) > 5 and (
+        c["kernel_h"] == 1 or max(c["stride_x"], c["stride_y"]) > 4 or c["out_w"] == c["out_h"] == 1
+    ):
+        return False
     return 2 <= width <= config.window_width and all(
-        c[f"kernel_{a}"] <= config.window_kernel
+        span(c, a) <= config.window_kernel
         and c[f"stride_{s}"] <= c[f"kernel_{a}"]
-        and (c[f"dilation_{s}"] == 1 or c[f"kernel_{a}"] == 1)
+        and (
+            (c[f"dilation_{s}"] == 1 or c[f"kernel_{a}"] == 1)
+            or (config.window_kernel > 5 and c[f"out_{a}"] > c[f"dilation_{s}"] <= 3)
+        )
         for a, s in ("wx", "hy")
     )
 
 
-def test_random_commands_cover_both_ways() -> None:
-    config = shape_of(4, 4)
+def span(c: dict[str, int], axis: str) -> int:
+    """Positions from the first tap to the last of an axis, ``w`` or ``h``."""
+    return (c[f"kernel_{axis}"] - 1) * c[f"dilation_{'x' if axis == 'w' else 'y'}"] + 1
+
+
+def test_random_commands_cover_all_ways() -> None:
+    config = dataclasses.replace(shape_of(4, 4), window_kernel=7)
     taken = set()
     for shape in SHAPES:
         for op in (WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX):
-            rng = np.random.default_rng(100 * shape[0] + op)
-            for _ in range(8):
+            rng = np.random.default_rng(seed_of(shape, op))
+            for _ in range(RANDOM):
                 c = random_reduction(rng, config, op)
                 fits = c["kernel_w"] * c["kernel_h"] <= config.window_width
-                taken.add((op, "fast" if is_fast(c, config) else fits))
-    assert taken == {(op, way) for op in list(WindowOp)[:3] for way in ("fast", True, False)}
+                fast = "columns" if max(span(c, "w"), span(c, "h")) > 5 else "square"
+                dilated = max(c["dilation_x"], c["dilation_y"]) > 1
+                fast = f"dilated {fast}" if dilated else fast
+                taken.add((op, fast if is_fast(c, config) else fits))
+    ways = ("square", "columns", "dilated square", "dilated columns", True, False)
+    assert taken == {(op, way) for op in list(WindowOp)[:3] for way in ways}
 
 
 def square(size: int, **values: int) -> dict[str, int]:
@@ -297,16 +325,22 @@ def test_fast_rate(op: WindowOp) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel_w, kernel_h, parts", [(5, 5, 3), (4, 4, 3), (5, 3, 2), (5, 1, 2), (2, 5, 2)]
+    "kernel_w, kernel_h, parts",
+    [
+        *((5, 5, 3), (4, 4, 3), (5, 3, 2), (5, 1, 2), (2, 5, 2)),
+        # By columns, a cycle for each.
+        *((7, 7, 7), (6, 6, 6), (7, 5, 7), (5, 7, 5), (1, 7, 1), (6, 2, 6), (3, 6, 3)),
+    ],
 )
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 def test_large_kernel_rate(kernel_w: int, kernel_h: int, parts: int, stride: int) -> None:
     """One word of the padded region a cycle, and further parts of the window for every output."""
     out_w, out_h = 6, 5
     sizes = {"kernel_w": kernel_w, "kernel_h": kernel_h, "out_w": out_w, "out_h": out_h}
     strides = {"stride_x": min(stride, kernel_w), "stride_y": min(stride, kernel_h)}
     command = square(14, op=WindowOp.DEPTHWISE, **sizes, **strides)
-    (cycles,) = run(shape_of(4, 4), [command])
+    config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
+    (cycles,) = run(config, [command])
     width, height = (
         (n - 1) * s + k
         for n, s, k in zip((out_w, out_h), strides.values(), (kernel_w, kernel_h), strict=True)
@@ -316,12 +350,71 @@ def test_large_kernel_rate(kernel_w: int, kernel_h: int, parts: int, stride: int
 
 
 @pytest.mark.parametrize("op", [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX])
+@pytest.mark.parametrize(
+    "kernel, dilation, parts", [((3, 3), (2, 2), 3), ((3, 3), (3, 3), 3), ((2, 4), (3, 2), 4)]
+)
+def test_dilated_rate(
+    op: WindowOp, kernel: tuple[int, int], dilation: tuple[int, int], parts: int
+) -> None:
+    """As fast as an undilated kernel that spans as much; by columns, only the kernel's own."""
+    config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
+    (kernel_h, kernel_w), (dilation_y, dilation_x), out = kernel, dilation, 8
+    sizes = {"kernel_w": kernel_w, "kernel_h": kernel_h, "out_w": out, "out_h": out}
+    command = square(12, op=op, dilation_y=dilation_y, dilation_x=dilation_x, **sizes)
+    (cycles,) = run(config, [command, command | {"out": OUT + 100}])[:1]
+    words = (out - 1 + span(command, "w")) * (out - 1 + span(command, "h"))
+    words += (parts - 1) * out * out
+    overhead = {WindowOp.DEPTHWISE: kernel_h * kernel_w + 8, WindowOp.SUM: 8, WindowOp.MAX: 0}[op]
+    assert words < cycles <= words + overhead + 25
+
+
+@pytest.mark.parametrize("op", [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX])
 def test_small_window(op: WindowOp) -> None:
     """Configured for kernels of 3, larger ones take a cycle a tap."""
     config = dataclasses.replace(shape_of(4, 4), window_kernel=3)
     (fast,) = run(config, [square(8, op=op)])
     (general,) = run(config, [square(8, op=op, kernel_w=5, kernel_h=5)])
     assert fast < 150 and general > 25 * 64
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"out_w": 1, "out_h": 1},
+        {"out_w": 3, "out_h": 3, "stride_x": 5},
+        {"out_w": 3, "out_h": 3, "stride_y": 5},
+        {"kernel_h": 1},
+        # Few outputs lie apart from each other.
+        {"kernel_w": 3, "kernel_h": 3, "dilation_x": 3, "out_w": 3, "out_h": 6},
+        {"kernel_w": 3, "kernel_h": 3, "dilation_y": 2, "out_w": 6, "out_h": 2},
+        {"kernel_w": 2, "kernel_h": 2, "dilation_x": 4, "out_w": 6, "out_h": 6},
+    ],
+)
+def test_columns_that_do_not_pay(values: dict[str, int]) -> None:
+    """Kernels for which the fast way would be no gain take a cycle a tap."""
+    config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
+    command = square(8, op=WindowOp.MAX, **{"kernel_w": 7, "kernel_h": 7} | values)
+    taps = command["kernel_w"] * command["kernel_h"] * command["out_w"] * command["out_h"]
+    (cycles,) = run(config, [command])
+    assert taps < cycles <= taps + 25
+
+
+def test_square_and_columns_take_turns() -> None:
+    """Weights, ones and windows of one way leave nothing behind for the other."""
+    config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
+    sizes = [(7, 7), (3, 3), (6, 7), (7, 3), (5, 5), (2, 6), (9, 9), (3, 2)]
+    ops = [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.DEPTHWISE, WindowOp.MAX]
+    commands = [
+        square(8, op=ops[i % 4], kernel_w=w, kernel_h=h, out=OUT + 100 * i, blocks=1 + i % 2)
+        for i, (h, w) in enumerate(sizes * 2)
+    ]
+    # The same kernel with other dilations: it waits for the results under way.
+    commands += [
+        square(8, op=op, kernel_h=3, dilation_x=d, dilation_y=d, out=OUT + 2000 + 100 * d)
+        for op in ops[1:]
+        for d in (1, 2, 3, 1)
+    ]
+    run(config, commands, seed=3, read_stall=0.2, write_stall=0.3)
 
 
 @pytest.mark.parametrize("window_width, tap", [(128, 1), (16, 2)])

@@ -9,13 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from systole.isa import Config, Engine
-from systole.sw.compiler import Compiler
-from systole.sw.compiler.costs import table_share, work
+from systole.isa import Config, Engine, Opcode
+from systole.isa.timing import WindowShape
+from systole.sw.compiler import Compiler, compile_graph
+from systole.sw.compiler.costs import table_share, window_columns, work
 from systole.sw.compiler.joins import _Joiner
 from systole.sw.compiler.plan import PLAIN
 from systole.sw.ir.graph import Graph
+from systole.sw.simulate.commands import CommandDevice
 from systole.sw.simulate.cycles import busy, predict_layers
+from tests.helpers.layer_checks import check_program
 from tests.helpers.networks import load_network
 from tests.helpers.random_graphs import GraphBuilder
 
@@ -70,6 +73,38 @@ def test_estimates_of_depthwise_convolutions(channels: int, size: int, config: C
         rewrite = joiner._rewrite(set())
         estimate = joiner._cycles(rewrite, rewrite.items[LAYER])
         assert estimate == pytest.approx(cycles, rel=TOLERANCE), case
+
+
+def test_columns_of_wide_images() -> None:
+    """As many pieces as keep the line memory's rows, where that is a gain."""
+
+    def columns(width: int, kernel: int = 3, stride: int = 1, rows: int = 8):
+        shape = WindowShape(
+            kernel=(kernel,) * 2, stride=(stride,) * 2, dilation=(1, 1), out=(rows, width)
+        )
+        return window_columns(shape, Config())
+
+    assert columns(254) == [(0, 254)]
+    assert columns(255) == [(0, 127), (127, 128)]
+    assert columns(128, stride=2) == [(0, 64), (64, 64)]
+    assert columns(600, kernel=5) == [(0, 200), (200, 200), (400, 200)]
+    assert columns(255, kernel=9) == [(0, 255)]  # a cycle a tap, however narrow
+    assert columns(300, kernel=1) == [(0, 300)]  # that is as quick
+    assert columns(300, kernel=2, stride=3) == [(0, 300)]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2), (7, 1)])
+def test_wide_images_stay_on_the_fast_path(kernel: int, stride: int) -> None:
+    config = Config.sized(4, 4, window_width=16)
+    b, pad = GraphBuilder(np.random.default_rng(0)), kernel // 2
+    x = b.input((1, 9, 11, 50))
+    y = b.conv(x, 9, (kernel,) * 2, (stride,) * 2, (pad,) * 4, (1, 1), group=9)
+    graph = b.graph([y])
+    program = compile_graph(graph, config)
+    shapes = [WindowShape.of_command(c) for c in program.decoded() if c["opcode"] == Opcode.WINDOW]
+    assert len(shapes) > 3 and all(shape.is_fast(config) for shape in shapes)
+    with CommandDevice(config, memory_bytes=1 << 20) as device:
+        check_program(device, program, {x: b.values[x]}, b.values)
 
 
 @pytest.mark.parametrize("config", [Config(), Config.sized(8, 8), Config.sized(12, 20)])

@@ -17,7 +17,7 @@ from systole.sw.runtime.driver import Driver
 from systole.sw.runtime.execute import execute, load
 from systole.sw.runtime.program import Program
 from systole.sw.simulate.accesses import fetch_accesses, layer_accesses
-from tests.helpers.random_graphs import random_graph
+from tests.helpers.random_graphs import random_graph, random_windows
 from tests.helpers.random_operators import Sketch, makers
 
 COUNTERS = """
@@ -40,7 +40,9 @@ MEMORIES = {
     "scratchpad.bank_": "scratchpad",
     "accumulators.column_": "accumulator",
     "weight_buffer": "weight",
-    "lines": "line",
+    "reduce.lines": "line",
+    "reduce.older_lines": "older_line",
+    "reduce.kernel": "kernel",
     ".words.": "queue",
     "prefetch": "fetch",
 }
@@ -89,8 +91,8 @@ def check(config: Config, rtl: Path, program: Program, inputs, log: Path) -> Non
 def networks(config: Config):
     """Graphs and their inputs: every operator, and networks of several."""
     for seed in range(4):
-        graph, inputs, _ = random_graph(seed, work=300_000)
-        yield graph, inputs
+        for graph, inputs, _ in (random_graph(seed, work=300_000), random_windows(seed)):
+            yield graph, inputs
     for seed, make in enumerate(makers(config)):
         rng = np.random.default_rng(seed)
         sketch = Sketch(rng)

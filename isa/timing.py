@@ -178,19 +178,19 @@ def window_set_up_bits(c: Mapping[str, int]) -> int:
 def window_span(*, kernel: Any, dilation: Any) -> Any:
     """Input positions from the first to the last tap of an axis, for dilations of the fast path.
     Takes ints or hardware values."""
-    return (kernel - 1) * (dilation & FAST_DILATION) + 1
+    # A product, for which hardware shall not take a multiplier.
+    return 1 + sum(((kernel - 1) & -(dilation >> bit & 1)) << bit for bit in range(2))
 
 
 def window_axis_is_fast(
-    config: Config, *, kernel: Any, stride: Any, dilation: Any, last: Any
+    config: Config, *, kernel: Any, span: Any, stride: Any, dilation: Any, last: Any
 ) -> Any:
     """Whether an axis of a window suits the fast path: every word of the input is read once, in
-    raster order. ``last``: its last output, from 0. Takes ints or hardware values. See
-    :meth:`WindowShape.is_fast`."""
+    raster order. ``span``: as :func:`window_span` gives it. ``last``: its last output, from 0.
+    Takes ints or hardware values. See :meth:`WindowShape.is_fast`."""
     undilated = (dilation == 1) | (kernel == 1)
     if not config.window_by_columns:
         return (kernel <= config.window_kernel) & undilated & (stride <= kernel)
-    span = window_span(kernel=kernel, dilation=dilation)
     # Fewer outputs lie apart from each other: each would read words of its own.
     close = undilated | ((dilation <= FAST_DILATION) & (last >= dilation))
     return (span <= config.window_kernel) & close & (stride <= kernel)
@@ -299,14 +299,14 @@ class WindowShape:
         no more and there are more outputs than that; one that is reduced by columns must be worth
         it (:func:`window_columns_pay`). Otherwise WINDOW reads a word for every tap of every
         output."""
-        axes = zip(self.kernel, self.stride, self.dilation, self.out, strict=True)
+        axes = zip(self.kernel, self.span, self.stride, self.dilation, self.out, strict=True)
         return (
             window_line_fits(config, self.region[1] - 1)
             and all(
                 window_axis_is_fast(
-                    config, kernel=kernel, stride=stride, dilation=dilation, last=out - 1
+                    config, kernel=kernel, span=span, stride=stride, dilation=dilation, last=out - 1
                 )
-                for kernel, stride, dilation, out in axes
+                for kernel, span, stride, dilation, out in axes
             )
             and (not self.by_columns or self._columns_pay)
         )

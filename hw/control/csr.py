@@ -324,9 +324,7 @@ class ControlStatus(wiring.Component):
             place.eq(bus.read_word - COUNTERS_FIRST),
             self.counter_select.eq(place % COUNTERS),
         ]
-        groups = [
-            self._lookup(m, values) for values in (self._values(), self._plain, counters)
-        ]
+        groups = [self._lookup(m, values) for values in (self._values(), self._plain, counters)]
         counter, is_counter = Signal(32, reset_less=True), Signal()
         with m.If(bus.read):
             m.d.sync += [

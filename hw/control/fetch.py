@@ -203,13 +203,12 @@ class Fetch(wiring.Component):
             self._fail(m, Fault.ILLEGAL_COMMAND)
         with m.Elif(full & self._end):
             m.d.sync += [self.ended.eq(1), self._running.eq(0), full.eq(0)]
-        with m.Elif(full):
-            with m.If(self._pushed):
-                m.d.sync += [
-                    self._index.eq(self._index + 1),
-                    full.eq(0),
-                    self._known.eq(self._known | self._target),
-                ]
+        with m.Elif(full), m.If(self._pushed):
+            m.d.sync += [
+                self._index.eq(self._index + 1),
+                full.eq(0),
+                self._known.eq(self._known | self._target),
+            ]
         with m.Elif(~self._some_left):
             self._fail(m, Fault.ILLEGAL_COMMAND)
         with m.Elif(~self._comes & prefetch.over):

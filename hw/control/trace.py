@@ -79,7 +79,6 @@ class Trace(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        engines = range(len(Engine))
 
         # Capture: one entry for a cycle with events.
         sources = data.StructLayout(

@@ -20,6 +20,7 @@ from systole.isa.commands import ADDRESS_BITS
 from systole.isa.timing import (
     CORNER,
     DIVIDEND_BITS,
+    FAST_DILATION,
     im2col_keeps_words,
     window_axis_is_fast,
     window_by_columns,
@@ -97,6 +98,8 @@ class WalkSetup(wiring.Component):
                 "take": In(1),
             }
         )
+        longest = 1 + FAST_DILATION * (1 << len(self.prepared.cmd.kernel_w))
+        self._spans = (Signal(range(longest), name="span_x"), Signal(range(longest), name="span_y"))
         # Products: factors lose a bit a cycle, addends gain one.
         self._addend = Signal(ADDRESS_BITS)
         self._kernel_addend = Signal(12)
@@ -119,6 +122,7 @@ class WalkSetup(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.cmd.ready.eq(1)
                 m.d.sync += cmd.eq(self.cmd.payload)
+                self._measure_spans(m, self.cmd.payload)
                 with m.If(self.cmd.valid):
                     m.next = "START"
             with m.State("START"):
@@ -202,9 +206,11 @@ class WalkSetup(wiring.Component):
 
     def _choose_path(self, m: Module) -> None:
         config, prepared, cmd = self.config, self.prepared, self.prepared.cmd
+        span_x, span_y = self._spans
         x_is_fast = window_axis_is_fast(
             config,
             kernel=cmd.kernel_w,
+            span=span_x,
             stride=cmd.stride_x,
             dilation=cmd.dilation_x,
             last=cmd.out_w - 1,
@@ -212,6 +218,7 @@ class WalkSetup(wiring.Component):
         y_is_fast = window_axis_is_fast(
             config,
             kernel=cmd.kernel_h,
+            span=span_y,
             stride=cmd.stride_y,
             dilation=cmd.dilation_y,
             last=cmd.out_h - 1,
@@ -228,16 +235,15 @@ class WalkSetup(wiring.Component):
             )
         m.d.sync += prepared.fast.eq(~self._im2col & x_is_fast & y_is_fast & fits & pays)
 
-    @property
-    def _spans(self) -> tuple[Value, Value]:
+    def _measure_spans(self, m: Module, cmd: data.View) -> None:
         """Columns and rows from the first to the last tap, for dilations of the fast path."""
-        cmd = self.prepared.cmd
-        if not self.config.window_by_columns:
-            return cmd.kernel_w, cmd.kernel_h
-        return (
-            window_span(kernel=cmd.kernel_w, dilation=cmd.dilation_x),
-            window_span(kernel=cmd.kernel_h, dilation=cmd.dilation_y),
-        )
+        spans = [cmd.kernel_w, cmd.kernel_h]
+        if self.config.window_by_columns:
+            spans = [
+                window_span(kernel=cmd.kernel_w, dilation=cmd.dilation_x),
+                window_span(kernel=cmd.kernel_h, dilation=cmd.dilation_y),
+            ]
+        m.d.sync += [register.eq(span) for register, span in zip(self._spans, spans, strict=True)]
 
     @property
     def _by_columns(self) -> Value:

@@ -164,8 +164,12 @@ class Mover:
         """As :meth:`moved`, by one Select; None if it takes several."""
         sources = [(p.tensor, float(p.scale), self._tensors.shape(p.tensor)) for p in parts]
         whole = OnnxView.contiguous(index.shape)
-        candidates = []
+        candidates: list[tuple[int, OnnxView, moves.Fit]] = []
+        gapless = bool((index >= 0).all())
         for layout in _layouts(whole, plain=plain):
+            least = moves.least_cost(four(layout.shape)) if gapless else 0
+            if candidates and candidates[0][0] <= least:
+                continue
             places = index.reshape(-1)[layout.indices()]
             fit = moves.fit(places, sources)
             if fit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -78,14 +79,15 @@ class Piece:
         return ((self.block * kernel_h + self.ky) * kernel_w + self.kx) * rows
 
 
-def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[Piece]:
+@functools.cache
+def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> tuple[Piece, ...]:
     """The reduction in pieces of at most ``limit`` weight words, at least ``rows``: whole channel
     blocks, or kernel rows of one block where a block is larger, or taps where a row is larger."""
     kh, kw = kernel
     tiles = limit // rows
     if kh * kw <= tiles:
         parts = cuts(blocks, tiles // (kh * kw))
-        return [Piece(block=b, blocks=n, kernel_h=kh, kernel_w=kw) for b, n in parts]
+        return tuple(Piece(block=b, blocks=n, kernel_h=kh, kernel_w=kw) for b, n in parts)
     if kw <= tiles:
         of_block = [
             Piece(block=0, blocks=1, ky=ky, kernel_h=n, kernel_w=kw)
@@ -97,4 +99,4 @@ def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[
             for ky in range(kh)
             for kx, n in cuts(kw, tiles)
         ]
-    return [replace(part, block=b) for b in range(blocks) for part in of_block]
+    return tuple(replace(part, block=b) for b in range(blocks) for part in of_block)

@@ -21,8 +21,8 @@ class Buffer(Generic[Key]):
     last: int
 
 
-def load(buffers: Iterable[Buffer[Key]], stages: int) -> np.ndarray:
-    """Words in use during each of so many stages."""
+def words_in_use(buffers: Iterable[Buffer[Key]], stages: int) -> np.ndarray:
+    """The words that buffers take during each of so many stages."""
     change = np.zeros(stages + 1, np.int64)
     for b in buffers:
         change[b.first] += b.words

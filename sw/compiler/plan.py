@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from systole.isa import Config
-from systole.sw.compiler.packing import Buffer, load, pack
+from systole.sw.compiler.packing import Buffer, pack, words_in_use
 from systole.sw.compiler.regions import Region
 from systole.sw.compiler.stageplan import Role, StageChoices, StagePlan, StagePlanner
 from systole.sw.compiler.stages import ArrayStage, Product, Stage
@@ -215,7 +215,7 @@ class Planner:
         capacity = self.config.scratchpad_words
         resident = {t for t, words in self.words.items() if words <= capacity}
         resident -= self.within | self.streamed
-        used = load(self._lasting_buffers(resident), len(self.stages))
+        used = words_in_use(self._lasting_buffers(resident), len(self.stages))
         while True:
             try:
                 return self._plan_beside(resident, used)
@@ -293,7 +293,7 @@ class Planner:
             if top <= self.config.scratchpad_words:
                 return addresses
         # Fragmentation: give up the costliest tensor of the fullest moment.
-        i = int(np.argmax(load(buffers, len(self.stages))))
+        i = int(np.argmax(words_in_use(buffers, len(self.stages))))
         if not resident:
             raise DoesNotFitError(self.chain[i], self._refusal(i))
         alive = [t for t in resident if self._alive(t, i)]

@@ -116,10 +116,10 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
         bounds: dict[bool, _Bound] = {}
         for most, count in CHANNEL_PICKS:
             for flat, cells, seen, _, _ in forms:
-                if most > 1 and flat not in bounds:
-                    bounds[flat] = _Bound.of(cells)
                 for sy, sx in _steps(cells, most, count):
-                    if most > 1 and bounds[flat].picks((sy, sx)) > MAX_PICKS:
+                    if flat not in bounds and (most, sy, sx) != (1, 1, 1):
+                        bounds[flat] = _Bound.of(cells)
+                    if flat in bounds and bounds[flat].picks((sy, sx)) > MAX_PICKS:
                         continue
                     phases = _phases(cells, (sy, sx), seen, most)
                     if phases is not None:

@@ -52,7 +52,7 @@ def test_no_fit_costs_less_than_the_least(seed, across):
 
 def test_channels_that_take_too_many_places_are_refused_by_the_bound(monkeypatch):
     """Rows and columns exchanged with channels: every element of every channel is a pick of its
-    own. No step is tried with more than one pick for a channel."""
+    own. No step is tried."""
     places = np.arange(28 * 28 * 48).reshape(28, 28, 48)[:8, :8].reshape(64, 48)
     index = places.T.reshape(1, 48, 1, 64)
     tried = []
@@ -64,4 +64,4 @@ def test_channels_that_take_too_many_places_are_refused_by_the_bound(monkeypatch
 
     monkeypatch.setattr(moves, "_phases", recorded)
     assert moves._fit(index, [("x", 1.0, (1, 28, 28, 48))]) is None
-    assert all(most == 1 for _, most in tried)
+    assert not tried

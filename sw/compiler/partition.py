@@ -202,7 +202,10 @@ class _Partitioner:
                 segments.append(self._host_segment(nodes, needed[at], outputs))
             else:
                 key = (tuple(nodes), tuple(needed[at]), tuple(outputs))
-                segments.append(self._accelerator_segment(own, key, compiling=compiling))
+                segment = self._accelerator_segment(own, key, compiling=compiling)
+                if segment is None and compiling:
+                    return None  # The segments behind it will be others.
+                segments.append(segment)
         complete = [segment for segment in segments if segment is not None]
         return complete if len(complete) == len(segments) else None
 

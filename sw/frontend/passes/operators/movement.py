@@ -35,7 +35,9 @@ def move(state: LoweringState, node: Node) -> Value:
     The elements must move in a regular order: the result has at most 64 interleaved phases, and
     consists of at most 256 strided copies. Where rows and columns move independently, or only one
     of them, at most 1024 may move in any order. Where elements move between images, these have at
-    most 4096 channels together."""
+    most 4096 channels together.
+    An Expand or Tile that repeats axes of size 1 in front of an Add, Sub or Mul of two activations
+    moves nothing."""
     return _moved(state, node, [0])[0]
 
 
@@ -62,7 +64,8 @@ def resize(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised, int8 or uint8 activation. The scales or sizes are constant.
     ``mode`` is nearest or linear. ``coordinate_transformation_mode`` is not tf_crop_and_resize.
     In mode nearest, elements must move as those of a Slice: the result has any number of rows and
-    columns up to 1024, or factors that are whole numbers.
+    columns up to 1024, or factors that are whole numbers; from one row and column in front of an
+    Add, Sub or Mul of two activations nothing moves.
     In mode linear, only rows and columns are resized, ``antialias`` and ``exclude_outside`` are 0,
     and the interpolation takes at most 64 phases, 256 taps and weights of 254."""
     mode = node.string("mode", "nearest")

@@ -126,7 +126,7 @@ class _Item:
 
 _Views = dict[_View, np.ndarray]
 """The parts of a tensor, with channels as in :class:`Part`."""
-_PartsKey = tuple[str | int, ...]
+_PartsKey = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class _Joiner:
         rewrite = _Rewrite(dict(self.graph.tensors))
         for layer, op in enumerate(self.graph.ops):
             views = [self._views(rewrite, name) for name in op.inputs]
-            key = (op.output, *map(id, views))
+            key: _PartsKey = (op.output, tuple(map(id, views)))
             if op.output not in virtual:
                 if key not in self._items:
                     reads = tuple(view for parts in views for view in parts)

@@ -206,9 +206,9 @@ def _shift_mask(windows: int, shift: int) -> np.ndarray:
     for i, rows in enumerate(bands):
         for j, columns in enumerate(bands):
             region[rows, columns] = 3 * i + j
-    region = region.reshape(windows, WINDOW, windows, WINDOW).transpose(0, 2, 1, 3)
-    region = region.reshape(windows * windows, 1, WINDOW * WINDOW)
-    mask = np.where(region != region.transpose(0, 2, 1), -100.0, 0.0)
+    by_window = region.reshape(windows, WINDOW, windows, WINDOW).transpose(0, 2, 1, 3)
+    places = by_window.reshape(windows * windows, 1, WINDOW * WINDOW)
+    mask = np.where(places != places.transpose(0, 2, 1), -100.0, 0.0)
     return mask[None, :, None]
 
 
@@ -302,5 +302,5 @@ def _best(net: Net, heat: str, side: int, maps: int) -> tuple[str, str]:
     """Row and column of the greatest element of each of the ``maps`` of ``heat``, int64 (1,
     maps)."""
     best = net("ArgMax", net.reshape(heat, 1, side * side, maps), axis=1, keepdims=0)
-    row = net("Div", best, net.const(np.int64(side)))
-    return row, net("Sub", best, net("Mul", row, net.const(np.int64(side))))
+    row = net("Div", best, net.const(np.array(side)))
+    return row, net("Sub", best, net("Mul", row, net.const(np.array(side))))

@@ -179,7 +179,10 @@ class CommandStream:
                 self._waits.setdefault((e, me), []).append((producer, index))
                 np.maximum(known, self.commands[producer].clock, out=known)
         known[me] = index
-        self.commands.append(Emitted(opcode, me, fields, stage, wait, known.copy()))
+        command = Emitted(
+            opcode=opcode, engine=me, fields=fields, stage=stage, wait=wait, clock=known.copy()
+        )
+        self.commands.append(command)
         self._engine_of.append(int(me))
         for span in reads:
             self._readers[span.memory][me][span.indices()] = index

@@ -17,7 +17,8 @@ def _movement(seed, across):
     places = places[:, :, :: rng.integers(1, 3), :: rng.integers(1, 3)]
     if across:
         places = places.transpose(0, *(1 + rng.permutation(3)))
-    pads = rng.integers(0, 2, (4, 2)) * [[0], [0], [1], [1]]
+    (top, bottom), (left, right) = rng.integers(0, 2, (2, 2)).tolist()
+    pads = ((0, 0), (0, 0), (top, bottom), (left, right))
     return np.pad(places, pads, constant_values=-1), shape
 
 
@@ -32,6 +33,7 @@ def test_no_fit_takes_fewer_picks_than_the_bound(seed, across):
         seen = (*shape[:2], 1, shape[2] * shape[3])
         places = index.reshape(*index.shape[:2], 1, -1)
     cells = moves._cells(places, [seen])
+    assert cells is not None
     assert moves._Bound.of(cells).picks(fit.steps) <= sum(map(len, fit.phases))
 
 

@@ -17,8 +17,9 @@ from systole.isa import Config
 from systole.sw.compiler.emission import EmissionContext, ProgramEmitter, StageConstants
 from systole.sw.compiler.lowering import lower
 from systole.sw.compiler.packing import Buffer, pack
-from systole.sw.compiler.plan import PLAIN, Plan, Planner
+from systole.sw.compiler.plan import PLAIN, ChoicesKey, Plan, Planner
 from systole.sw.compiler.search import Search
+from systole.sw.compiler.stageplan import StageChoices
 from systole.sw.compiler.stages import ArrayStage, Stage
 from systole.sw.compiler.stream import CommandStream
 from systole.sw.compiler.stripes import Schedule
@@ -114,6 +115,7 @@ class Compiler:
         self.graph, self.config = graph, config
         self.stages = self.lowering.stages
         self.constants = Constants(self.stages, graph, config)
+        self._choices: dict[ChoicesKey, StageChoices] = {}
         self._last: tuple[tuple[Schedule, bool], Program] | None = None
 
     def planner(self, schedule: Schedule = PLAIN, *, dump: bool = False) -> Planner:
@@ -122,7 +124,14 @@ class Compiler:
         graph = self.lowering.graph
         if dump:
             stored |= {stage.op.output for stage in self.stages} & graph.tensors.keys()
-        planner = Planner(graph, self.stages, self.config, stored, schedule)
+        planner = Planner(
+            graph=graph,
+            stages=self.stages,
+            config=self.config,
+            stored=stored,
+            schedule=schedule,
+            choices=self._choices,
+        )
         for name in stored - set(planner.words):
             raise ModelError(f"output {name}: is a graph input, nothing computes it")
         return planner

@@ -124,14 +124,28 @@ class _Item:
     """For a window on one part of its input: the part's channels, as in :class:`Part`."""
 
 
+_Views = dict[_View, np.ndarray]
+"""The parts of a tensor, with channels as in :class:`Part`."""
+_PartsKey = tuple[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _PartwiseResult:
+    """What a virtual result consists of: its parts, and the tensors and items for them alone."""
+
+    parts: _Views
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    items: list[_Item] = field(default_factory=list)
+
+
 @dataclass
 class _Rewrite:
     """The graph rewritten for one choice of virtual tensors."""
 
     tensors: dict[str, Tensor]
     items: list[_Item] = field(default_factory=list)
-    parts: dict[str, dict[_View, np.ndarray]] = field(default_factory=dict)
-    """By virtual tensor, its parts, with channels as in :class:`Part`."""
+    parts: dict[str, _Views] = field(default_factory=dict)
+    """By virtual tensor, its parts."""
     names: dict[_View, str] = field(default_factory=dict)
     """The tensors that hold the views that are read."""
     replaced: dict[str, _View] = field(default_factory=dict)
@@ -159,6 +173,15 @@ class _Joiner:
         for op in graph.ops:
             for name in op.inputs:
                 self.readers.setdefault(name, []).append(op)
+        self._plain: dict[str, _Views] = {}
+        """By tensor, its only part where it is not virtual: the tensor itself."""
+        # Most of a rewrite is as in those before. What follows from an operator and the parts of
+        # its inputs is kept by the operator's output and the identity of the parts (which are kept
+        # with it, so that none is given twice).
+        self._items: dict[_PartsKey, tuple[list[_Views], _Item]] = {}
+        self._parts: dict[_PartsKey, tuple[list[_Views], _PartwiseResult]] = {}
+        self._item_cycles: dict[tuple[int, bool], float] = {}
+        """By the identity of an item, and whether its stage writes a view: :meth:`_cycles`."""
 
     def best(self) -> JoinedGraph:
         """Start from as many virtual tensors as possible; give up one at a time while that costs
@@ -237,32 +260,49 @@ class _Joiner:
         """The graph with exactly the tensors ``virtual`` virtual."""
         rewrite = _Rewrite(dict(self.graph.tensors))
         for layer, op in enumerate(self.graph.ops):
+            views = [self._views(rewrite, name) for name in op.inputs]
+            key: _PartsKey = (op.output, tuple(map(id, views)))
             if op.output not in virtual:
-                reads = tuple(v for name in op.inputs for v in self._views(rewrite, name))
-                rewrite.items.append(_Item(layer, op, op.output, reads))
-            elif isinstance(op, Select):
-                rewrite.parts[op.output] = self._picked(rewrite, op)
-            elif isinstance(op, Table):
-                values = np.clip(op.values, op.low, op.high).astype(np.int8)
-                zero = rewrite.tensors[op.output].zero
-                rewrite.parts[op.output] = _functions(self._views(rewrite, op.x), values, zero)
-            elif isinstance(op, Conv | Pool):
-                self._by_part(rewrite, layer, op)
+                if key not in self._items:
+                    reads = tuple(view for parts in views for view in parts)
+                    self._items[key] = views, _Item(layer, op, op.output, reads)
+                rewrite.items.append(self._items[key][1])
+            else:
+                if key not in self._parts:
+                    self._parts[key] = views, self._virtual(rewrite, layer, op)
+                result = self._parts[key][1]
+                rewrite.tensors |= result.tensors
+                rewrite.items += result.items
+                rewrite.parts[op.output] = result.parts
         self._advance(rewrite)
         self._hold(rewrite)
         return rewrite
 
-    def _views(self, rewrite: _Rewrite, name: str) -> dict[_View, np.ndarray]:
+    def _virtual(self, rewrite: _Rewrite, layer: int, op: Op) -> _PartwiseResult:
+        """What a virtual result of ``op`` consists of."""
+        if isinstance(op, Conv | Pool):
+            return self._by_part(rewrite, layer, op)
+        if isinstance(op, Select):
+            return _PartwiseResult(self._picked(rewrite, op))
+        assert isinstance(op, Table)
+        values = np.clip(op.values, op.low, op.high).astype(np.int8)
+        zero = rewrite.tensors[op.output].zero
+        return _PartwiseResult(_functions(self._views(rewrite, op.x), values, zero))
+
+    def _views(self, rewrite: _Rewrite, name: str) -> _Views:
         """The parts of a tensor, with channels as in :class:`Part`: of one that is not virtual, the
         tensor itself."""
         if name in rewrite.parts:
             return rewrite.parts[name]
-        tensor = rewrite.tensors[name]
-        return {_View(name, IDENTITY, tensor.zero): np.arange(tensor.shape[1])}
+        if name not in self._plain:
+            tensor = self.graph.tensors[name]
+            own = np.arange(tensor.shape[1])
+            self._plain[name] = {_View(name, IDENTITY, tensor.zero): own}
+        return self._plain[name]
 
-    def _picked(self, rewrite: _Rewrite, op: Select) -> dict[_View, np.ndarray]:
+    def _picked(self, rewrite: _Rewrite, op: Select) -> _Views:
         """The parts of a virtual Select's result."""
-        parts: dict[_View, np.ndarray] = {}
+        parts: _Views = {}
         zero = rewrite.tensors[op.output].zero
         for pick in op.phases[0]:
             numbers = VALUES.astype(np.int64) - rewrite.tensors[pick.x].zero
@@ -277,23 +317,25 @@ class _Joiner:
                     parts[view] = np.maximum(picked, parts.get(view, -1))
         return parts
 
-    def _by_part(self, rewrite: _Rewrite, layer: int, op: Conv | Pool) -> None:
-        """Add a window operator on each part of its input; its result is virtual."""
+    def _by_part(self, rewrite: _Rewrite, layer: int, op: Conv | Pool) -> _PartwiseResult:
+        """A window operator on each part of its input."""
         result, function = rewrite.tensors[op.output], None
         if isinstance(op, Conv) and op.activation is not None:
             function, zero = op.activation.values, result.zero
             result = dataclasses.replace(result, zero=op.activation.zero)
             op = dataclasses.replace(op, activation=None)
-        own: dict[_View, np.ndarray] = {}
+        own: _Views = {}
+        tensors, items = {}, []
         for value, channels in rewrite.parts[op.x].items():
             count = rewrite.tensors[value.tensor].shape[1]
             shape = (result.shape[0], count, *result.shape[2:])
             for each in _once(channels) if isinstance(op, Conv) else [channels]:
                 name = f"{op.output}:{len(own)}"
-                rewrite.tensors[name] = dataclasses.replace(result, name=name, shape=shape)
-                rewrite.items.append(_Item(layer, op, name, (value,), each))
+                tensors[name] = dataclasses.replace(result, name=name, shape=shape)
+                items.append(_Item(layer, op, name, (value,), each))
                 own[_View(name, IDENTITY, result.zero)] = each
-        rewrite.parts[op.output] = own if function is None else _functions(own, function, zero)
+        parts = own if function is None else _functions(own, function, zero)
+        return _PartwiseResult(parts, tensors, items)
 
     def _advance(self, rewrite: _Rewrite) -> None:
         """Move each window on a part to directly behind the part, so that it runs beside whatever
@@ -440,7 +482,12 @@ class _Joiner:
     def _cost(self, rewrite: _Rewrite) -> float:
         """Estimated cycles of all items and conversions. Operators that take the same whatever is
         virtual count as nothing."""
-        total = sum(STAGE_OVERHEAD + self._cycles(rewrite, item) for item in rewrite.items)
+        total = 0.0
+        for item in rewrite.items:
+            key = (id(item), item.output in rewrite.replaced)
+            if key not in self._item_cycles:
+                self._item_cycles[key] = self._cycles(rewrite, item)
+            total += STAGE_OVERHEAD + self._item_cycles[key]
         for conversions in rewrite.conversions.values():
             for _, view in conversions:
                 total += STAGE_OVERHEAD + self._post_cycles(rewrite, view.tensor, table=True)
@@ -547,11 +594,9 @@ def _once(channels: np.ndarray) -> Iterator[np.ndarray]:
         yield first
 
 
-def _functions(
-    parts: dict[_View, np.ndarray], table: np.ndarray, zero: int
-) -> dict[_View, np.ndarray]:
+def _functions(parts: _Views, table: np.ndarray, zero: int) -> _Views:
     """A function of each of a tensor's parts. Parts that become the same are one."""
-    out: dict[_View, np.ndarray] = {}
+    out: _Views = {}
     for view, channels in parts.items():
         inner = np.frombuffer(view.table, np.int8)
         key = _View(view.tensor, numerics.lookup(inner, table).tobytes(), zero)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import numpy as np
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -18,26 +20,32 @@ class Buffer(Generic[Key]):
     first: int
     last: int
 
-    def alive(self, i: int) -> bool:
-        """It is in use during stage ``i``."""
-        return self.first <= i <= self.last
+
+def words_in_use(buffers: Iterable[Buffer[Key]], stages: int) -> np.ndarray:
+    """The words that buffers take during each of so many stages."""
+    change = np.zeros(stages + 1, np.int64)
+    for b in buffers:
+        change[b.first] += b.words
+        change[b.last + 1] -= b.words
+    return np.cumsum(change[:-1])
 
 
 def pack(buffers: Sequence[Buffer[Key]]) -> tuple[dict[Key, int], int]:
-    """Addresses by key such that buffers alive together do not overlap, and the words needed."""
-    placed: list[tuple[Buffer[Key], int]] = []
+    """Addresses by key such that buffers alive together do not overlap, and the words needed: the
+    largest first, each in the lowest gap that holds it."""
     addresses: dict[Key, int] = {}
     top = 0
-    for b in sorted(buffers, key=lambda b: (-b.words, b.first)):
-        taken = sorted(
-            (at, at + p.words) for p, at in placed if p.first <= b.last and b.first <= p.last
-        )
-        at = 0
-        for start, end in taken:
-            if start - at >= b.words:
-                break
-            at = max(at, end)
-        placed.append((b, at))
+    # Of the buffers placed so far: first and last stage, begin and end.
+    placed = np.zeros((4, len(buffers)), np.int64)
+    for n, b in enumerate(sorted(buffers, key=lambda b: (-b.words, b.first))):
+        first, last, begins, ends = placed[:, :n]
+        together = (first <= b.last) & (b.first <= last)
+        begins, ends = begins[together], ends[together]
+        order = np.argsort(begins, kind="stable")
+        below = np.maximum.accumulate(np.concatenate([[0], ends[order]]))
+        gaps = np.flatnonzero(begins[order] - below[:-1] >= b.words)
+        at = int(below[gaps[0] if len(gaps) else -1])
+        placed[:, n] = b.first, b.last, at, at + b.words
         addresses[b.key] = at
         top = max(top, at + b.words)
     return addresses, top

@@ -158,6 +158,12 @@ def place(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> lis
     return worker.placement.of_nodes()
 
 
+_SegmentKey = tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]
+"""Nodes, inputs and outputs of a segment."""
+_Refusal = tuple[list[int], str]
+"""Nodes that are refused, and why."""
+
+
 class _Partitioner:
     """Builds a model's segments; moves nodes to the host until all segments compile."""
 
@@ -165,18 +171,22 @@ class _Partitioner:
         self.flow, self.config = flow, config
         self.placement = Placement(flow)
         self.compile_seconds = 0.0
-        self._known: dict[tuple[tuple, ...], AcceleratorSegment | tuple[list[int], str]] = {}
-        """Segments, or the nodes refused in them and why, by nodes, inputs and outputs: most stay
-        the same from one attempt to the next."""
+        # Most segments stay the same from one attempt to the next.
+        self._lowered: dict[_SegmentKey, AcceleratorSegment | _Refusal] = {}
+        self._compiled: dict[_SegmentKey, AcceleratorSegment | _Refusal] = {}
 
     def solve(self) -> list[Segment]:
-        """The segments in order of execution."""
-        while (segments := self._try()) is None:
-            pass
-        return segments
+        """The segments in order of execution. Only those of which lowering refuses nothing are
+        compiled: most that it does refuse something of would be compiled in vain."""
+        while True:
+            while self._try(compiling=False) is None:
+                pass
+            segments = self._try(compiling=True)
+            if segments is not None:
+                return segments
 
-    def _try(self) -> list[Segment] | None:
-        """The segments as nodes are placed now; None: some were refused."""
+    def _try(self, *, compiling: bool) -> list[Segment] | None:
+        """The segments as nodes are placed now, compiled or not; None: some were refused."""
         level = self.placement.levels()
         parts = {}
         for at in sorted(set(level.values())):
@@ -191,7 +201,11 @@ class _Partitioner:
             if at % 2:
                 segments.append(self._host_segment(nodes, needed[at], outputs))
             else:
-                segments.append(self._accelerator_segment(own, nodes, needed[at], outputs))
+                key = (tuple(nodes), tuple(needed[at]), tuple(outputs))
+                segment = self._accelerator_segment(own, key, compiling=compiling)
+                if segment is None and compiling:
+                    return None  # The segments behind it will be others.
+                segments.append(segment)
         complete = [segment for segment in segments if segment is not None]
         return complete if len(complete) == len(segments) else None
 
@@ -212,10 +226,11 @@ class _Partitioner:
         return HostSegment(proto, placements)
 
     def _accelerator_segment(
-        self, own: list[int], nodes: list[int], inputs: list[str], outputs: list[str]
+        self, own: list[int], key: _SegmentKey, *, compiling: bool
     ) -> AcceleratorSegment | None:
-        """The segment of ``nodes``: ``own`` and the conversions that it brings along. None if nodes
-        were refused."""
+        """The segment of ``own`` and the conversions that it brings along, compiled or not. None if
+        nodes were refused."""
+        nodes, inputs, _ = key
         for name in inputs:
             why = type_refusal(self.flow.values[name])
             if static_shape(self.flow.values[name]) is None:
@@ -224,19 +239,21 @@ class _Partitioner:
                 readers = [i for i in nodes if name in self.flow.uses[i]]
                 self.placement.refuse(readers, why, own)
                 return None
-        key = (tuple(nodes), tuple(inputs), tuple(outputs))
-        if key not in self._known:
-            self._known[key] = self._build(nodes, inputs, outputs)
-        known = self._known[key]
+        if key not in self._lowered:
+            self._lowered[key] = self._lower(key)
+        known = self._lowered[key]
+        if compiling and isinstance(known, AcceleratorSegment):
+            if key not in self._compiled:
+                self._compiled[key] = self._with_program(nodes, known)
+            known = self._compiled[key]
         if isinstance(known, AcceleratorSegment):
             return known
         self.placement.refuse(*known, own)
         return None
 
-    def _build(
-        self, nodes: list[int], inputs: list[str], outputs: list[str]
-    ) -> AcceleratorSegment | tuple[list[int], str]:
-        """The segment of these nodes, or those of them that are refused and why."""
+    def _lower(self, key: _SegmentKey) -> AcceleratorSegment | _Refusal:
+        """A segment without a program, or what is refused of it."""
+        nodes, inputs, outputs = key
         graph: Graph | None = None
         after: dict[str, Graph] = {}
 
@@ -244,18 +261,31 @@ class _Partitioner:
             after[name] = result
 
         try:
-            walker = Walker(self.flow.extract(nodes, inputs, outputs))
+            walker = Walker(self.flow.extract(list(nodes), list(inputs), list(outputs)))
             graph = walker.walk()
             after["lower"] = graph
             graph = apply_passes(graph, observe)
-            program, schedule = self._compile(graph)
-            return AcceleratorSegment(graph, program, schedule, after, walker.views)
+            return AcceleratorSegment(graph, None, None, after, walker.views)
         except ModelError as e:
-            if e.node in self.flow.producer:
-                culprits = [self.flow.producer[e.node]]
-            else:
-                culprits, e = self._find_culprits(nodes, graph, e)
-            return culprits, self._reason(culprits, e)
+            return self._refusal(nodes, graph, e)
+
+    def _with_program(
+        self, nodes: tuple[int, ...], segment: AcceleratorSegment
+    ) -> AcceleratorSegment | _Refusal:
+        """A segment of these nodes, compiled, or what is refused of it."""
+        try:
+            program, schedule = self._compile(segment.graph)
+            return replace(segment, program=program, schedule=schedule)
+        except ModelError as e:
+            return self._refusal(nodes, segment.graph, e)
+
+    def _refusal(self, nodes: tuple[int, ...], graph: Graph | None, error: ModelError) -> _Refusal:
+        """What an error of a segment of these nodes refuses."""
+        if error.node in self.flow.producer:
+            culprits = [self.flow.producer[error.node]]
+        else:
+            culprits, error = self._find_culprits(list(nodes), graph, error)
+        return culprits, self._reason(culprits, error)
 
     def _reason(self, nodes: list[int], error: ModelError) -> str:
         """The error's sentence without the node's name."""

@@ -9,13 +9,16 @@ lifetimes."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from systole.isa import Config
-from systole.sw.compiler.packing import Buffer, pack
+from systole.sw.compiler.packing import Buffer, pack, words_in_use
 from systole.sw.compiler.regions import Region
-from systole.sw.compiler.stageplan import Role, StagePlan, StagePlanner
+from systole.sw.compiler.stageplan import Role, StageChoices, StagePlan, StagePlanner
 from systole.sw.compiler.stages import ArrayStage, Product, Stage
 from systole.sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
 from systole.sw.ir.graph import Graph, ModelError
@@ -48,6 +51,10 @@ class CopyKey(NamedTuple):
 
 
 BufferKey = TensorKey | FixedKey | CopyKey
+
+ChoicesKey = tuple[Stage, frozenset[str], int | None, bool]
+"""What the plans of a stage in no chain depend on: the stage, its tensors on chip, the limit to its
+regions, and whether they must be decent."""
 
 
 class ChainPlan(NamedTuple):
@@ -105,8 +112,10 @@ class Planner:
         config: Config,
         stored: set[str],
         schedule: Schedule = PLAIN,
+        choices: dict[ChoicesKey, StageChoices] | None = None,
     ):
         """``stored``: tensors that must be in DRAM at the end (they may be resident as well).
+        ``choices``: plans of single stages that are known.
 
         Raises :class:`DoesNotFitError` for a chain of stages that cannot be striped together."""
         self.graph = graph
@@ -117,6 +126,7 @@ class Planner:
         self.stored = stored | weights
         self.chain = [Chain(i, i) for i in range(len(stages))]
         self.regions = dict(schedule.regions)
+        self._choices = {} if choices is None else choices
         for chain in schedule.chains:
             self._fuse(chain)
         self.life: dict[str, tuple[int, int]] = {}
@@ -181,7 +191,14 @@ class Planner:
 
     def scheduled(self, schedule: Schedule) -> Planner:
         """The same with another schedule."""
-        return Planner(self.graph, self._alone, self.config, self.stored, schedule)
+        return Planner(
+            graph=self.graph,
+            stages=self._alone,
+            config=self.config,
+            stored=self.stored,
+            schedule=schedule,
+            choices=self._choices,
+        )
 
     def rows(self, i: int) -> int:
         """Rows of a stage's output in one phase, that may become stripes."""
@@ -198,23 +215,27 @@ class Planner:
         capacity = self.config.scratchpad_words
         resident = {t for t, words in self.words.items() if words <= capacity}
         resident -= self.within | self.streamed
+        used = words_in_use(self._lasting_buffers(resident), len(self.stages))
         while True:
             try:
-                return self._plan_beside(resident)
+                return self._plan_beside(resident, used)
             except _NoRoomError as e:
                 resident = resident - {e.tensor}
+                first, last = self.life[e.tensor]
+                used[first : last + 1] -= self.words[e.tensor]
 
-    def _plan_beside(self, resident: set[str]) -> Plan:
-        """The plan with these tensors resident. Raises :class:`_NoRoomError`."""
-        buffers = self._lasting_buffers(resident)
+    def _plan_beside(self, resident: set[str], used: np.ndarray) -> Plan:
+        """The plan with these tensors resident; ``used``: by stage, the words of
+        :meth:`_lasting_buffers`. Raises :class:`_NoRoomError`."""
         plans: list[StagePlan] = []
         rolls: dict[str, Roll] = {}
         while len(plans) < len(self.stages):
-            own = self._plan_chain(self.chain[len(plans)], resident, buffers)
+            own = self._plan_chain(self.chain[len(plans)], resident, used)
             plans += own.stages
             rolls |= own.rolls
-            for tensor, each in own.rolls.items():
-                buffers.append(Buffer(TensorKey(tensor), each.words, *self.life[tensor]))
+        buffers = self._lasting_buffers(resident)
+        for tensor, each in rolls.items():
+            buffers.append(Buffer(TensorKey(tensor), each.words, *self.life[tensor]))
         for i, p in enumerate(plans):
             first, last = self.chain[i].first, self.chain[i].last
             for role, (words, copies) in p.buffers.items():
@@ -235,6 +256,12 @@ class Planner:
         buffers: list[Buffer[BufferKey]] = [
             Buffer(TensorKey(t), self.words[t], *self.life[t]) for t in sorted(resident)
         ]
+        return buffers + self._fixed_buffers
+
+    @functools.cached_property
+    def _fixed_buffers(self) -> list[Buffer[BufferKey]]:
+        """The buffers of what stages need besides activations."""
+        buffers: list[Buffer[BufferKey]] = []
         for i, stage in enumerate(self.stages):
             if stage.fixed_words:
                 # Loaded while the stage before works.
@@ -242,12 +269,9 @@ class Planner:
                 buffers.append(Buffer(FixedKey(i), stage.fixed_words, max(first - 1, 0), last))
         return buffers
 
-    def _plan_chain(
-        self, chain: Chain, resident: set[str], buffers: list[Buffer[BufferKey]]
-    ) -> ChainPlan:
-        """The plan of a chain beside buffers, decent if that is possible."""
-        used = max(sum(b.words for b in buffers if b.alive(i)) for i in chain.stages)
-        budget = self.config.scratchpad_words - used
+    def _plan_chain(self, chain: Chain, resident: set[str], used: np.ndarray) -> ChainPlan:
+        """The plan of a chain beside ``used`` words by stage, decent if that is possible."""
+        budget = self.config.scratchpad_words - int(used[chain.first : chain.last + 1].max())
         chosen = self._choose(chain, resident, budget, decent=True)
         if chosen is not None:
             return chosen
@@ -269,8 +293,7 @@ class Planner:
             if top <= self.config.scratchpad_words:
                 return addresses
         # Fragmentation: give up the costliest tensor of the fullest moment.
-        load = [sum(b.words for b in buffers if b.alive(i)) for i in range(len(self.stages))]
-        i = max(range(len(load)), key=load.__getitem__)
+        i = int(np.argmax(words_in_use(buffers, len(self.stages))))
         if not resident:
             raise DoesNotFitError(self.chain[i], self._refusal(i))
         alive = [t for t in resident if self._alive(t, i)]
@@ -311,10 +334,19 @@ class Planner:
         if chain.fused:
             striped = self.stripes(chain, resident)
             return striped if striped and striped.words <= budget else None
-        i = chain.first
-        planner = StagePlanner(self.stages[i], self.config, resident | self.within)
-        plan = planner.choose(budget, limit=self.regions.get(i), decent=decent)
+        plan = self._choices_of(chain.first, resident, decent=decent).within(budget)
         return None if plan is None else ChainPlan([plan], {})
+
+    def _choices_of(self, i: int, resident: set[str], *, decent: bool) -> StageChoices:
+        """The plans of a stage that is in no chain."""
+        stage, limit = self.stages[i], self.regions.get(i)
+        own = (stage.op.output, *(s.tensor for s in stage.sources))
+        on_chip = frozenset(t for t in own if t in resident or t in self.within)
+        key = (stage, on_chip, limit, decent)
+        if key not in self._choices:
+            planner = StagePlanner(stage, self.config, on_chip)
+            self._choices[key] = StageChoices(planner.choices(limit=limit, decent=decent))
+        return self._choices[key]
 
     def stripes(self, chain: Chain, resident: set[str]) -> ChainPlan | None:
         """The plan of a fused chain; None: a stripe would be empty."""

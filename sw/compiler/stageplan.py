@@ -77,25 +77,21 @@ class StagePlanner:
         """The plan by given regions, with up to so many copies of each buffer."""
         return StagePlan(regions, self._buffers(regions, copies))
 
-    def choose(self, budget: int, *, limit: int | None, decent: bool) -> StagePlan | None:
-        """The largest regions whose buffers fit in ``budget`` words: doubled, so that loads and
-        stores overlap; else single; else with the reduction split.
+    def choices(self, *, limit: int | None, decent: bool) -> Iterator[StagePlan]:
+        """Plans, the best first: buffers doubled, so that loads and stores overlap, and the largest
+        regions; then single; then with the reduction split.
 
-        ``limit``: outputs per region at most. ``decent``: regions must be decent and doubled. None:
-        nothing fits."""
+        ``limit``: outputs per region at most. ``decent``: regions must be decent and doubled."""
         stage = self.stage
         most = min(limit or self._enough(), stage.h * stage.w)
         enough = min(stage.h * stage.w, DECENT_REGION, most) // 2
         for copies in (2,) if decent else (2, 1):
             for h, w in region_sizes(stage, most):
                 if decent and h * w < enough:
-                    return None
-                plan = self.plan(grid(stage, h, w), copies)
-                if plan.words <= budget:
-                    return plan
+                    return
+                yield self.plan(grid(stage, h, w), copies)
         if isinstance(stage, ArrayStage) and stage.fold is None and stage.product is None:
-            return next((p for p in self._splits(stage) if p.words <= budget), None)
-        return None
+            yield from self._splits(stage)
 
     def _enough(self) -> int:
         """Outputs per region beyond which nothing is gained."""
@@ -186,3 +182,25 @@ class StagePlanner:
             most = max(input_extent(source, r).h for r in regions)
             rows = min(rows, 2 * copies * most)
         return BufferSize(rows * width, 1)
+
+
+class StageChoices:
+    """The plans of one stage, best first (:meth:`StagePlanner.choices`); each is made when it is
+    first needed, and kept."""
+
+    def __init__(self, plans: Iterator[StagePlan]):
+        self._rest = plans
+        self._made: list[tuple[int, StagePlan]] = []
+        """With their words."""
+
+    def within(self, budget: int) -> StagePlan | None:
+        """The first plan whose buffers fit in ``budget`` words; None: none does."""
+        for words, plan in self._made:
+            if words <= budget:
+                return plan
+        for plan in self._rest:
+            words = plan.words
+            self._made.append((words, plan))
+            if words <= budget:
+                return plan
+        return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -77,10 +77,10 @@ class Emitted:
     fields: Mapping[str, int]
     stage: int
     """Number of the stage that it belongs to."""
-    wait: int = 0
-    signal: int = 0
-    clock: np.ndarray = field(default_factory=lambda: np.full(len(Engine), -1))
+    wait: int
+    clock: np.ndarray
     """For each engine, the latest command (stream index) that happens before this one ends."""
+    signal: int = 0
 
 
 class TokenError(ModelError):
@@ -120,18 +120,21 @@ class CommandStream:
         latest: dict[int, int] = {}
 
         def note(commands: np.ndarray) -> None:
-            for c in np.unique(commands):
+            # Mostly they are all the same one.
+            newest = int(np.maximum.reduce(commands, initial=-1))
+            oldest = int(np.minimum.reduce(commands, initial=newest))
+            for c in (newest,) if oldest == newest else np.unique(commands).tolist():
                 if c >= 0:
                     e = self._engine_of[c]
                     if e != me:
-                        latest[e] = max(latest.get(e, -1), int(c))
+                        latest[e] = max(latest.get(e, -1), c)
 
         for span in reads:
             note(self._writer[span.memory][span.indices()])
         for span in writes:
             at = span.indices()
             note(self._writer[span.memory][at])
-            readers = self._readers[span.memory][:, at].max(axis=1, initial=-1)
+            readers = np.maximum.reduce(self._readers[span.memory][:, at], axis=1, initial=-1)
             for e, command in enumerate(readers.tolist()):
                 if e != me and command >= 0:
                     latest[e] = max(latest.get(e, -1), command)
@@ -140,11 +143,11 @@ class CommandStream:
     def _hold_back(self, me: Engine, needed: dict[int, int]) -> None:
         """Where ``me`` may have given AHEAD tokens that nobody has taken, let its next command need
         a taker's: half of them are gone then."""
-        for other in Engine:
-            pairs = self._waits.get((int(me), int(other)))
-            if pairs is None:
-                continue
+        for other in range(len(Engine)):
+            pairs = self._waits.get((me, other), [])
             taken = self._taken.get((me, other), 0)
+            if len(pairs) - taken < AHEAD:
+                continue
             while taken < len(pairs) and pairs[taken][1] <= self._known[me][other]:
                 taken += 1
             self._taken[(me, other)] = taken
@@ -164,20 +167,21 @@ class CommandStream:
     ) -> int:
         """Append a command; its stream index."""
         me = COMMANDS[opcode].engines[0] if engine is None else engine
-        index = len(self.commands)
-        command = Emitted(opcode, me, fields, stage)
+        index, wait = len(self.commands), 0
         known = self._known[me]
         needed = self._dependencies(me, reads, writes)
         self._hold_back(me, needed)
         # Latest first: its clock may imply the others.
         for e, producer in sorted(needed.items(), key=lambda item: -item[1]):
             if producer > known[e]:
-                command.wait |= 1 << e
+                wait |= 1 << e
                 self.commands[producer].signal |= 1 << me
-                self._waits.setdefault((e, int(me)), []).append((producer, index))
+                self._waits.setdefault((e, me), []).append((producer, index))
                 np.maximum(known, self.commands[producer].clock, out=known)
         known[me] = index
-        command.clock = known.copy()
+        command = Emitted(
+            opcode=opcode, engine=me, fields=fields, stage=stage, wait=wait, clock=known.copy()
+        )
         self.commands.append(command)
         self._engine_of.append(int(me))
         for span in reads:

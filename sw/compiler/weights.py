@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,13 +23,16 @@ class WeightRing:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self._next = 0
-        self._held: dict[Hashable, tuple[int, int]] = {}
-        """By piece, its address and its words."""
+        self._at: dict[Hashable, int] = {}
+        """By piece, its address."""
+        # The same pieces in order of addresses; they do not overlap.
+        self._keys: list[Hashable] = []
+        self._begins: list[int] = []
+        self._ends: list[int] = []
 
     def find(self, key: Hashable) -> int | None:
         """Address of the piece, if it is still there."""
-        held = self._held.get(key)
-        return held[0] if held else None
+        return self._at.get(key)
 
     def place(self, pieces: Sequence[tuple[Hashable, int]]) -> int:
         """Make room for pieces, (key, words) each, one behind the other. The address of the
@@ -34,15 +40,17 @@ class WeightRing:
         words = sum(n for _, n in pieces)
         if self._next + words > self.capacity:
             self._next = 0
-        first = at = self._next
-        self._held = {
-            k: (a, n) for k, (a, n) in self._held.items() if a + n <= at or at + words <= a
-        }
-        for key, n in pieces:
-            self._held[key] = (at, n)
-            at += n
-        self._next = at
-        return first
+        begins = list(itertools.accumulate((n for _, n in pieces), initial=self._next))
+        gone = slice(
+            bisect.bisect_right(self._ends, begins[0]), bisect.bisect_left(self._begins, begins[-1])
+        )
+        for key in self._keys[gone]:
+            del self._at[key]
+        keys = [key for key, _ in pieces]
+        self._keys[gone], self._begins[gone], self._ends[gone] = keys, begins[:-1], begins[1:]
+        self._at.update(zip(keys, begins[:-1], strict=True))
+        self._next = begins[-1]
+        return begins[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +79,15 @@ class Piece:
         return ((self.block * kernel_h + self.ky) * kernel_w + self.kx) * rows
 
 
-def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[Piece]:
+@functools.cache
+def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> tuple[Piece, ...]:
     """The reduction in pieces of at most ``limit`` weight words, at least ``rows``: whole channel
     blocks, or kernel rows of one block where a block is larger, or taps where a row is larger."""
     kh, kw = kernel
     tiles = limit // rows
     if kh * kw <= tiles:
         parts = cuts(blocks, tiles // (kh * kw))
-        return [Piece(block=b, blocks=n, kernel_h=kh, kernel_w=kw) for b, n in parts]
+        return tuple(Piece(block=b, blocks=n, kernel_h=kh, kernel_w=kw) for b, n in parts)
     if kw <= tiles:
         of_block = [
             Piece(block=0, blocks=1, ky=ky, kernel_h=n, kernel_w=kw)
@@ -90,4 +99,4 @@ def pieces(blocks: int, kernel: tuple[int, int], rows: int, limit: int) -> list[
             for ky in range(kh)
             for kx, n in cuts(kw, tiles)
         ]
-    return [replace(part, block=b) for b in range(blocks) for part in of_block]
+    return tuple(replace(part, block=b) for b in range(blocks) for part in of_block)

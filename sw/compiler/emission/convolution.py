@@ -68,7 +68,7 @@ class ConvolutionEmitter:
             self._command(each, piece, x, at, accumulate)
             accumulate = True
 
-    def _pieces(self, each: TileRun) -> tuple[bool, list[Piece]]:
+    def _pieces(self, each: TileRun) -> tuple[bool, tuple[Piece, ...]]:
         """Whether the input of a run is awaited block by block, and the run's pieces. The first
         column block of a tile follows its input as that is computed."""
         rows, limit = self.context.config.rows, self.weights.piece_limit
@@ -78,7 +78,7 @@ class ConvolutionEmitter:
             limit = min(limit, max(blocks * each.kernel[0] * each.kernel[1], 1) * rows)
         return eager, pieces(each.weights.blocks, each.kernel, rows, limit)
 
-    def _held_in_a_row(self, each: TileRun, todo: list[Piece]) -> int | None:
+    def _held_in_a_row(self, each: TileRun, todo: tuple[Piece, ...]) -> int | None:
         """Address of a run's pieces, if all of them are in the weight buffer one behind the
         other."""
         rows, first = self.context.config.rows, None
@@ -91,7 +91,7 @@ class ConvolutionEmitter:
             following = at + piece.words(rows)
         return first
 
-    def _wanted(self, each: TileRun, todo: list[Piece]) -> Iterator[WantedPiece]:
+    def _wanted(self, each: TileRun, todo: tuple[Piece, ...]) -> Iterator[WantedPiece]:
         """The pieces of a run, and where the array needs longer for them than the load those of the
         following runs."""
         tile = each.tile

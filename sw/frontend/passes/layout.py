@@ -1,8 +1,9 @@
 """How a value of the model stands on its stored array, through reshapes and transposes.
 
 An ``OnnxView`` is a strided array whose dimensions may each consist of several *atoms* (size,
-stride), outermost first. Strides count elements of a contiguous base array. That closes the pure
-layout operators: a transpose reorders dimensions, a reshape regroups atoms, and no data move.
+stride), outermost first. Strides count elements of a contiguous base array; along an atom of stride
+0 an element repeats. That closes the pure layout operators: a transpose reorders dimensions, a
+reshape regroups atoms, and no data move.
 """
 
 from __future__ import annotations
@@ -91,6 +92,27 @@ class OnnxView:
                 axis = np.add.outer(axis, np.arange(size, dtype=np.int32) * stride).reshape(-1)
             out = np.add.outer(out, axis)
         return out
+
+    def repeated(self, shape: Sequence[int]) -> OnnxView:
+        """The value broadcast to ``shape``: strides of 0 along axes of size 1 that grow. Raises
+        :class:`LayoutError` where it has fewer axes that fit."""
+        added = len(shape) - len(self.shape)
+        own = [(1, ()) for _ in range(added)] + list(zip(self.shape, self.dims, strict=True))
+        if added < 0 or any(size not in (1, s) for (size, _), s in zip(own, shape, strict=True)):
+            raise LayoutError(f"cannot broadcast {list(self.shape)} to {list(shape)}")
+        dims = (dim if size == s else ((s, 0),) for (size, dim), s in zip(own, shape, strict=True))
+        return OnnxView(tuple(shape), tuple(dims))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is broadcast along an axis."""
+        return any(stride == 0 for dim in self.dims for _, stride in dim)
+
+    def once(self) -> OnnxView:
+        """What :meth:`repeated` was given, with all axes of the result."""
+        kept = [all(stride for _, stride in dim) for dim in self.dims]
+        shape = tuple(s if keep else 1 for s, keep in zip(self.shape, kept, strict=True))
+        return OnnxView(shape, tuple(d if k else () for d, k in zip(self.dims, kept, strict=True)))
 
     def rebase(self, stored: OnnxView) -> OnnxView:
         """This view in strides of ``stored`` made contiguous; both are views of the same base."""

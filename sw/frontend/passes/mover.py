@@ -51,15 +51,19 @@ class Mover:
     def plain(self, node: Node, x: Activation) -> Activation:
         """``x`` in a tensor stored in the default layout of ``x``: its own, or one that its
         elements are moved to."""
-        try:
-            view = self._tensors.stored_view(x, default_layout(x.view))
-            layout = default_layout(view)
-            stored = self._tensors.shape(x.tensor)
-            if stored == layout.shape and layout == OnnxView.contiguous(stored):
-                return x
-        except LayoutError:
-            pass
+        if self.is_plain(x):
+            return x
         return self.rearranged(node, x, self._tensors.positions(x))
+
+    def is_plain(self, x: Activation) -> bool:
+        """Whether ``x`` is in a tensor stored in its default layout, which it gets if it has none
+        yet."""
+        try:
+            layout = default_layout(self._tensors.stored_view(x, default_layout(x.view)))
+        except LayoutError:
+            return False
+        stored = self._tensors.shape(x.tensor)
+        return stored == layout.shape and layout == OnnxView.contiguous(stored)
 
     @overload
     def rearranged(self, node: Node, x: Dequantised, index: np.ndarray) -> Dequantised: ...
@@ -164,8 +168,12 @@ class Mover:
         """As :meth:`moved`, by one Select; None if it takes several."""
         sources = [(p.tensor, float(p.scale), self._tensors.shape(p.tensor)) for p in parts]
         whole = OnnxView.contiguous(index.shape)
-        candidates = []
+        candidates: list[tuple[int, OnnxView, moves.Fit]] = []
+        gapless = bool((index >= 0).all())
         for layout in _layouts(whole, plain=plain):
+            least = moves.least_cost(four(layout.shape)) if gapless else 0
+            if candidates and candidates[0][0] <= least:
+                continue
             places = index.reshape(-1)[layout.indices()]
             fit = moves.fit(places, sources)
             if fit:

@@ -5,6 +5,7 @@ Whatever the operator, it is run on positions instead of values; the picks are f
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -112,13 +113,65 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
             cells = _cells(places, shapes)
             if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
                 forms.append((flat, cells, seen, shapes, places.shape))
+        bounds: dict[bool, _Bound] = {}
         for most, count in CHANNEL_PICKS:
             for flat, cells, seen, _, _ in forms:
                 for sy, sx in _steps(cells, most, count):
+                    if flat not in bounds and (most, sy, sx) != (1, 1, 1):
+                        bounds[flat] = _Bound.of(cells)
+                    if flat in bounds and bounds[flat].picks((sy, sx)) > MAX_PICKS:
+                        continue
                     phases = _phases(cells, (sy, sx), seen, most)
                     if phases is not None:
                         return Fit((sy, sx), phases, flat, across_images)
     return None
+
+
+class _Bound(NamedTuple):
+    """What is known of the number of picks that any fit to some cells takes.
+
+    A pick fills a rectangle of the output, the same for every channel: of a channel's row it takes
+    elements of one source, channel and row, of its column those of one source, channel and
+    column."""
+
+    kinds: np.ndarray
+    """By row and column of the output, how many places of sources its channels take. A pick takes
+    one of them."""
+    largest: int
+    """Elements of the largest rectangle that a pick could fill."""
+
+    @staticmethod
+    def of(cells: np.ndarray) -> _Bound:
+        """The bound for ``cells`` (4, C, H, W)."""
+        places = np.sort(_numbered(cells[[0, 2, 3]]), axis=0)
+        kinds = (places[0] > 0) + (np.diff(places, axis=0) > 0).sum(axis=0)
+        across = _most_alike(_numbered(cells[:3]))
+        down = _most_alike(_numbered(cells[[0, 1, 3]]).transpose(0, 2, 1))
+        return _Bound(kinds, max(across * down, 1))
+
+    def picks(self, steps: tuple[int, int]) -> int:
+        """The number of picks of all phases together, at least."""
+        sy, sx = steps
+        phases = [self.kinds[y::sy, x::sx] for y in range(sy) for x in range(sx)]
+        return sum(max(int(k.max()), -(-int(k.sum()) // min(self.largest, k.size))) for k in phases)
+
+
+def _numbered(parts: np.ndarray) -> np.ndarray:
+    """One number for each combination of ``parts`` (count, ...), 0 for none of them (-1)."""
+    highest = parts.reshape(len(parts), -1).max(axis=1)
+    return np.ravel_multi_index(tuple(parts + 1), tuple(highest + 2))
+
+
+def _most_alike(numbers: np.ndarray) -> int:
+    """How often a line, along the last axis, has the same number other than 0, at most."""
+    ordered = np.sort(numbers, axis=-1)
+    length = ordered.shape[-1]
+
+    def have(times: int) -> bool:
+        first, last = ordered[..., : length - times + 1], ordered[..., times - 1 :]
+        return bool(((first == last) & (first > 0)).any())
+
+    return bisect.bisect_left(range(1, length + 1), True, key=lambda times: not have(times))
 
 
 def _seen(shape: Shape, flat: bool, across_images: bool) -> Shape:
@@ -140,6 +193,12 @@ def cost(fit: Fit, shape: Shape) -> int:
             {(o // BLOCK, c // BLOCK) for o, c in zip(outputs, pick.channels[outputs], strict=True)}
         )
     return blocks * size
+
+
+def least_cost(shape: Shape) -> int:
+    """:meth:`cost` of any Select with an output of ``shape`` that has no gaps, at least: one pass
+    over every block of channels."""
+    return -(-shape[1] // BLOCK) * shape[2] * shape[3]
 
 
 def gaps(fit: Fit, index: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
@@ -190,17 +249,31 @@ def _phases(
 
 
 def _steps(cells: np.ndarray, most: int, count: int) -> Iterator[tuple[int, int]]:
-    """Steps to try for ``cells`` (4, C, H, W), of at most ``count`` phases, those of fewest first.
-    With one pick for a channel (``most``), the first row and the first column leave few."""
+    """Steps to try for ``cells`` (4, C, H, W), of at most ``count`` phases with at most ``most``
+    picks for a channel, those of fewest first. The first row and the first column leave few."""
     h, w = (min(s, count) for s in cells.shape[2:])
-    ys, xs = range(1, h + 1), range(1, w + 1)
-    pairs = ((y, x) for y in ys for x in xs if x * y <= count)
+    column, row = cells[:, :, :, 0], cells[:, :, 0, :]
     if most == 1:
-        column, row = cells[:3, :, :, 0], cells[[0, 1, 3], :, 0, :]
-        fitting_y = {y for y in ys if _regular(column, y)}
-        fitting_x = {x for x in xs if _regular(row, x)}
-        pairs = ((y, x) for y, x in pairs if y in fitting_y and x in fitting_x)
+        fitting_y = {y for y in range(1, h + 1) if _regular(column[:3], y)}
+        fitting_x = {x for x in range(1, w + 1) if _regular(row[[0, 1, 3]], x)}
+    else:
+        fitting_y = {y for y in range(1, h + 1) if _few(column[[0, 1, 3]], y, most)}
+        fitting_x = {x for x in range(1, w + 1) if _few(row[:3], x, most)}
+    pairs = ((y, x) for y in fitting_y for x in fitting_x if x * y <= count)
     yield from sorted(pairs, key=lambda s: (s[0] * s[1], s))
+
+
+def _few(line: np.ndarray, step: int, most: int) -> bool:
+    """Whether, for every channel of a ``line`` (source, channel and place across the line;
+    channels; length), elements ``step`` apart differ in these three at most ``most`` times: those
+    of one pick do not differ."""
+    number = _numbered(line)
+    for phase in range(step):
+        part = np.sort(number[:, phase::step], axis=1)
+        kinds = (part[:, 0] > 0) + (np.diff(part, axis=1) > 0).sum(axis=1)
+        if (kinds > most).any():
+            return False
+    return True
 
 
 def _regular(line: np.ndarray, step: int) -> bool:
@@ -225,40 +298,45 @@ def _regular(line: np.ndarray, step: int) -> bool:
 def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
     """Source, channel, row and column of the first image's elements, source -1 for fill, as an
     array (4, C, H, W). None if the images do not all move alike."""
-    ends = np.cumsum([np.prod(s, dtype=np.int64) for s in shapes])
+    images, _, rows, columns = np.array(shapes).T
+    sizes = np.prod(shapes, axis=1, dtype=np.int64)
+    ends, image = np.cumsum(sizes), sizes // images
     which = np.searchsorted(ends, index, side="right")
     which[index < 0] = -1
-    if (which[0] != which).any():
+    own = which[0]
+    valid = own >= 0
+    if (which[1:] != own).any() or (images[own[valid]] != len(index)).any():
         return None
-    first = np.full((4, *index.shape[1:]), -1, np.int32)
-    first[0] = which[0]
-    for s, (n, c, h, w) in enumerate(shapes):
-        chosen = which[0] == s
-        if not chosen.any():
-            continue
-        places = index[:, chosen] - (ends[s] - n * c * h * w)
-        image = np.arange(len(index))[:, None] * (c * h * w)
-        if n != len(index) or (places - image != places[0]).any() or places[0].max() >= c * h * w:
+    places = index - (ends - sizes)[own]
+    for n in range(1, len(index)):
+        if (places[n] - places[0] != n * image[own])[valid].any():
             return None
-        first[1:, chosen] = np.stack(np.unravel_index(places[0], (c, h, w)))
-    return first
+    if (places[0] >= image[own])[valid].any():
+        return None
+    if len({shape[2:] for shape in shapes}) == 1:
+        h, w = shapes[0][2:]
+        line, column = np.divmod(places[0], w)
+        channel, row = np.divmod(line, h)
+    else:
+        line, column = np.divmod(places[0], columns[own])
+        channel, row = np.divmod(line, rows[own])
+    return np.where(valid, np.stack([own, channel, row, column]), -1).astype(np.int32)
 
 
 def _phase(cells: np.ndarray, sources: Sequence[Source], most: int) -> list[Pick] | None:
     """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
     covers: dict[bytes, list[tuple[tuple, int]] | None] = {}
-    for o in range(cells.shape[1]):
-        source, channel, rows, columns = cells[:, o]
-        valid = source >= 0
-        if not valid.any():
-            continue
-        # Channels that differ in nothing but their number are covered alike.
-        first = channel[valid][0]
-        pattern = np.stack([source, np.where(valid, channel - first, 0), rows, columns])
-        key = pattern.tobytes()
+    # Channels that differ in nothing but their number are covered alike.
+    patterns = np.ascontiguousarray(cells.transpose(1, 0, 2, 3))
+    valid = patterns[:, 0] >= 0
+    at = valid.reshape(len(valid), -1).argmax(axis=1)
+    firsts = patterns[:, 1].reshape(len(valid), -1)[np.arange(len(valid)), at]
+    patterns[:, 1] = np.where(valid, patterns[:, 1] - firsts[:, None, None], 0)
+    for o in np.flatnonzero(valid.any(axis=(1, 2))):
+        key, first = patterns[o].tobytes(), firsts[o]
         if key not in covers:
-            covers[key] = _cover(pattern, sources, most)
+            covers[key] = _cover(patterns[o], sources, most)
         cover = covers[key]
         if cover is None or len(groups) > MAX_PICKS:
             return None
@@ -287,7 +365,8 @@ def _cover(
     source, channel, rows, columns = pattern
     left = source >= 0
     # A pick takes elements of one channel only.
-    if len(set(zip(source[left].tolist(), channel[left].tolist(), strict=True))) > most:
+    kinds = source.astype(np.int64) << 32 | (channel + np.abs(channel).max())
+    if len(np.unique(kinds[left])) > most:
         return None
     out: list[tuple[tuple, int]] = []
     while left.any():
@@ -298,16 +377,16 @@ def _cover(
         mine = left & (source == s) & (channel == own)
         height, width = sources[s][2][2:]
         best: tuple[int, tuple, tuple[np.ndarray, ...]] | None = None
+        across = list(_lines(columns[i], mine[i], j, width))
         for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
-            for sx, ox, xs in _lines(columns[i], mine[i], j, width):
-                box = np.ix_(ys, xs)
-                fits = (
+            for sx, ox, xs in across:
+                size, box = len(ys) * len(xs), np.ix_(ys, xs)
+                if (best is None or size > best[0]) and (
                     mine[box].all()
                     and (rows[box] == (ys * sy + oy)[:, None]).all()
                     and (columns[box] == xs * sx + ox).all()
-                )
-                if fits and (best is None or len(ys) * len(xs) > best[0]):
-                    best = (len(ys) * len(xs), (s, (sy, sx), (oy, ox)), box)
+                ):
+                    best = (size, (s, (sy, sx), (oy, ox)), box)
         if best is None:
             return None
         out.append((best[1], own))

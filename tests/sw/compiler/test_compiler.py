@@ -17,7 +17,7 @@ from systole.isa.csr import TOKEN_BITS
 from systole.sw.compiler import compile_graph
 from systole.sw.compiler.emission.fields import CommandFields
 from systole.sw.compiler.lowering import lower
-from systole.sw.compiler.packing import Buffer, pack
+from systole.sw.compiler.packing import Buffer, pack, words_in_use
 from systole.sw.compiler.plan import Planner
 from systole.sw.compiler.regions import cuts
 from systole.sw.compiler.stream import CommandStream, Span, StreamMemory, TokenError, run
@@ -308,6 +308,7 @@ def test_packed_buffers_do_not_overlap(drawn):
             at_a, at_b = addresses[a.key], addresses[b.key]
             assert not together or at_a + a.words <= at_b or at_b + b.words <= at_a
     alive = [sum(b.words for b in buffers if b.first <= t <= b.last) for t in range(20)]
+    assert words_in_use(buffers, 20).tolist() == alive
     assert max(alive) <= top <= sum(b.words for b in buffers)
 
 
@@ -355,6 +356,9 @@ def test_weight_ring_holds_what_it_says(requests):
         at = ring.find(key)
         if at is not None:
             assert memory[at : at + key[1]] == [key] * key[1]
+        elif memory.count(key) == key[1]:
+            # It is whole, so nothing has been loaded in its place.
+            pytest.fail(f"{key} is in the buffer and not found")
 
 
 # Whole graphs -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from systole.isa import Config
+from systole.sw.compiler import Compiler
 from systole.sw.compiler.partition import AcceleratorSegment, HostSegment, partition, place
 from systole.sw.frontend.inputs import random_inputs as random_inputs_of
 from systole.sw.ir.graph import ModelError
@@ -455,3 +456,27 @@ def test_comparison_of_the_hosts_outputs():
     unsigned = np.array([0], np.uint8), np.array([255], np.uint8)
     assert host.compare(*unsigned) == host.Comparison(1, 0, 255)
     assert host.compare(np.array(["a"]), np.array(["b"])) == host.Comparison(1, 0, 1)
+
+
+def test_only_what_lowering_leaves_is_compiled(tmp_path, monkeypatch):
+    """The handlers of two nodes on two branches refuse them, one after the other. What is behind
+    the first is a segment for as long as the second is not refused, but not a program."""
+    net = Net()
+    x = net.x()
+    scales = net.const("scales", np.float32([1, 1, 1, 1]))
+    branches = []
+    for _ in range(2):
+        real = net.real(net.conv(x))
+        resized = net.node("Resize", [real, "", scales], net._next("cubic"), mode="cubic")
+        branches.append(net.conv(net.quantised(resized)))
+    compiled = []
+
+    class Counted(Compiler):
+        def __init__(self, graph, config):
+            compiled.append(graph)
+            super().__init__(graph, config)
+
+    monkeypatch.setattr("systole.sw.compiler.partition.Compiler", Counted)
+    plan = partition(saved(net.done(net.add(*branches), np.int8), tmp_path), CONFIG)
+    assert kinds(plan) == "AHA"
+    assert len(compiled) == 2

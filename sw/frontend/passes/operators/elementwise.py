@@ -9,6 +9,7 @@ from typing import TypeGuard
 
 import numpy as np
 
+from systole.sw.frontend.passes import moves
 from systole.sw.frontend.passes.layout import Atom, LayoutError, OnnxView
 from systole.sw.frontend.passes.operators.constants import KINDS, rescaled, with_constant
 from systole.sw.frontend.passes.operators.functions import (
@@ -32,7 +33,7 @@ from systole.sw.frontend.passes.values import (
     Quantised,
     Value,
 )
-from systole.sw.ir.graph import Binary, BinaryKind, Conv, Shortcut
+from systole.sw.ir.graph import Binary, BinaryKind, Conv, ModelError, Shortcut
 
 MAX_FACTOR = 64 * 127
 """Accumulator units that one step of an activation added to a convolution's sums may count: a pass
@@ -182,6 +183,7 @@ def binary(
     rank = max(len(a.view.shape), len(b.view.shape))
     a, b = (_of_rank(x, rank) for x in (a, b))
     shape = _broadcast(node, a, b)
+    a, b = _once(state, node, a, b, may_be_small=kind != "sub"), _once(state, node, b, a)
     if a.view.shape == b.view.shape:
         a, b = _aligned(state, node, a, b)
     else:
@@ -219,6 +221,23 @@ def _broadcast(node: Node, a: Dequantised, b: Dequantised) -> tuple[int, ...]:
         ) from None
 
 
+def _once(
+    state: LoweringState,
+    node: Node,
+    x: Dequantised,
+    other: Dequantised,
+    *,
+    may_be_small: bool = True,
+) -> Dequantised:
+    """``x`` without repetition, if it is broadcast to the shape of ``other`` and ``may_be_small``
+    in its place; else with its elements repeated in memory."""
+    if not x.view.repeats:
+        return x
+    if may_be_small and other.view.shape == x.view.shape and not other.view.repeats:
+        return replace(x, view=x.view.once())
+    return state.mover.plain(node, x)
+
+
 def _aligned(
     state: LoweringState, node: Node, a: Dequantised, b: Dequantised
 ) -> tuple[Dequantised, Dequantised]:
@@ -233,7 +252,30 @@ def _aligned(
     view_a, view_b = (state.tensors.checked_view(node, x) for x in (a, b))
     if tensors.shape(a.tensor) == tensors.shape(b.tensor) and view_a == view_b:
         return a, b
-    return state.mover.plain(node, a), state.mover.plain(node, b)
+    moved = _moved_to(state, node, a, b)
+    return moved or (state.mover.plain(node, a), state.mover.plain(node, b))
+
+
+def _moved_to(
+    state: LoweringState, node: Node, a: Dequantised, b: Dequantised
+) -> tuple[Dequantised, Dequantised] | None:
+    """The operands with one of them moved to the layout of the other: of the two layouts, the one
+    that fills its words better, and then the default one. None if neither can be moved."""
+
+    def preference(x: Dequantised) -> tuple[int, bool]:
+        least = moves.least_cost(state.tensors.shape(x.tensor))
+        return least, not state.mover.is_plain(x)
+
+    for kept in sorted((a, b), key=preference):
+        other = b if kept is a else a
+        view = state.tensors.checked_view(node, kept)
+        if math.prod(view.shape) != math.prod(state.tensors.shape(kept.tensor)):
+            continue
+        with contextlib.suppress(LayoutError, ModelError):
+            places = _spread(state, kept, other)
+            moved = replace(state.mover.rearranged(node, other, places), view=view)
+            return (kept, moved) if kept is a else (moved, kept)
+    return None
 
 
 def _broadcast_to(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from systole.sw.frontend.passes.evaluate import evaluate
+from systole.sw.frontend.passes.layout import LayoutError
 from systole.sw.frontend.passes.operators.interpolate import linear
 from systole.sw.frontend.passes.operators.registry import MICROSOFT, operator
 from systole.sw.frontend.passes.state import LoweringState
@@ -32,7 +35,9 @@ def move(state: LoweringState, node: Node) -> Value:
     The elements must move in a regular order: the result has at most 64 interleaved phases, and
     consists of at most 256 strided copies. Where rows and columns move independently, or only one
     of them, at most 1024 may move in any order. Where elements move between images, these have at
-    most 4096 channels together."""
+    most 4096 channels together.
+    An Expand or Tile that repeats axes of size 1 in front of an Add, Sub or Mul of two activations
+    moves nothing."""
     return _moved(state, node, [0])[0]
 
 
@@ -59,7 +64,8 @@ def resize(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised, int8 or uint8 activation. The scales or sizes are constant.
     ``mode`` is nearest or linear. ``coordinate_transformation_mode`` is not tf_crop_and_resize.
     In mode nearest, elements must move as those of a Slice: the result has any number of rows and
-    columns up to 1024, or factors that are whole numbers.
+    columns up to 1024, or factors that are whole numbers; from one row and column in front of an
+    Add, Sub or Mul of two activations nothing moves.
     In mode linear, only rows and columns are resized, ``antialias`` and ``exclude_outside`` are 0,
     and the interpolation takes at most 64 phases, 256 taps and weights of 254."""
     mode = node.string("mode", "nearest")
@@ -164,9 +170,45 @@ def _arranged(
             state.tensors.lay_out(others[0])
             state.tensors.lay_out_like(part, others[0])
     orders = _orders(state, node, parts, moving)
+    if len(others) == len(parts) == len(orders) == 1:
+        repeated = _repeated(state, node, parts[0], orders[0])
+        if repeated is not None:
+            return [repeated]
     if not others and len(parts) == 1 and all((index >= 0).all() for index in orders):
         return [state.mover.chosen(node, parts[0].tensor, index) for index in orders]
     return [state.mover.moved(node, parts, index, fill=fill) for index in orders]
+
+
+def _repeated(
+    state: LoweringState, node: Node, part: Dequantised, order: np.ndarray
+) -> Dequantised | None:
+    """``part`` seen as its elements in ``order``, without moving any, if it is only broadcast, and
+    only for arithmetic on two activations, which broadcasts by itself."""
+    if state.tensors.relaid(part.tensor) or not _only_combined(node.raw):
+        return None
+    try:
+        view = part.view.repeated(order.shape)
+    except LayoutError:
+        return None
+    same = view.repeats and np.array_equal(view.indices(), order)
+    return replace(part, view=view) if same else None
+
+
+def _only_combined(raw: ir.Node) -> bool:
+    """Whether the results of a node, quantised and dequantised or not, are only operands of
+    arithmetic on two activations."""
+    users = [use for output in raw.outputs for use in output.uses()]
+    if not users or any(output.is_graph_output() for output in raw.outputs):
+        return False
+    for user, _ in users:
+        if user.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            if not _only_combined(user):
+                return False
+        elif user.op_type not in ("Add", "Sub", "Mul") or any(
+            value is None or value.const_value is not None for value in user.inputs
+        ):
+            return False
+    return True
 
 
 def _orders(

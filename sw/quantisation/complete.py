@@ -111,7 +111,7 @@ class _Parts:
 
     def _constants(self) -> tuple[set[str], set[str]]:
         """Names of the constant values, and of those that a DequantizeLinear makes."""
-        constant, dequantised = set(self.initialisers), set()
+        constant, dequantised = set(self.initialisers), set[str]()
         for node in self.graph.node:
             if any(name and name not in constant for name in node.input):
                 continue
@@ -169,8 +169,10 @@ class _Parts:
         zero = np.zeros(scale.shape, codes.dtype)
         inputs = [stored, self.put(f"{name}_scale", scale), self.put(f"{name}_zero_point", zero)]
         result = self.unused(name + DEQUANTISED)
-        axes = {"axis": axis} if scale.size > 1 else {}
-        self.first.append(helper.make_node("DequantizeLinear", inputs, [result], result, **axes))
+        node = helper.make_node("DequantizeLinear", inputs, [result], result)
+        if scale.size > 1:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.first.append(node)
         return result
 
     def write(self) -> None:

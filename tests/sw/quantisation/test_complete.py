@@ -155,7 +155,7 @@ class Converted(Net):
     """A network with quantisation written out, as PyTorch exports it: uint8 activations."""
 
     def pair(self, x: str, scale: float, zero: int) -> str:
-        names = [self.given(np.float32(scale)), self.given(np.uint8(zero))]
+        names = [self.given(np.array(scale, np.float32)), self.given(np.array(zero, np.uint8))]
         return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *names), *names)
 
     def weights(self, *shape: int) -> str:
@@ -222,9 +222,11 @@ def test_normalisation_is_folded_into_float_layers_only(tmp_path):
 
 def test_what_is_kept_cannot_be_equalised(tmp_path):
     path = partly(tmp_path, "conv")
-    for option in ("equalise", "bias_correction"):
-        options = QuantisationOptions(**{option: True})
-        message = f"--{option.replace('_', '-')} changes weights and biases"
+    for options, option in (
+        (QuantisationOptions(equalise=True), "--equalise"),
+        (QuantisationOptions(bias_correction=True), "--bias-correction"),
+    ):
+        message = f"{option} changes weights and biases"
         with pytest.raises(InputError, match=message):
             quantise_model(path, {"x": X}, options)
 

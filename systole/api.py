@@ -410,7 +410,7 @@ def quantize(
     """Quantise a float32 model to int8 (QDQ form, weights per channel).
 
     Args:
-        model: the float model.
+        model: the float model, or a partly quantised one: what is quantised is kept.
         calibration: sample inputs: a folder of pictures, an ``.npz`` or ``.npy`` file, or arrays by
             input name (one array for a model of one input), samples along the first axis.
         options: how to quantise, and ``dims``: sizes of symbolic dimensions.
@@ -425,7 +425,7 @@ def quantize(
         A :class:`QuantizeResult`: the int8 model, and the :class:`QuantisationReport`.
 
     Raises:
-        ModelError: the model is malformed, not float32, or has unbound dimensions.
+        ModelError: the model is malformed, has unbound dimensions, or nothing left to quantise.
         InputError: samples, labels or options do not fit.
 
     >>> import numpy as np, systole

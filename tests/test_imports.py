@@ -35,7 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sw.runtime": BASE,
     "sw.simulate": (*BASE, "sw.runtime"),
     "sw.compiler": (*BASE, "sw.golden", "sw.frontend", "sw.runtime", "sw.simulate"),
-    "sw.quantisation": (*BASE, "sw.golden", "sw.frontend"),
+    "sw.quantisation": (*BASE, "sw.golden", "sw.frontend", "sw.compiler"),
     "sw.zoo": (*BASE, "sw.golden", "sw.frontend"),
     "sw.report": (
         *(*BASE, "sw.frontend", "sw.runtime", "sw.simulate", "sw.compiler"),

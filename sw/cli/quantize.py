@@ -76,7 +76,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="float32 ONNX model")],
+    model: Annotated[Path, typer.Argument(help="ONNX model, float or partly quantised")],
     calibrate: Annotated[
         Path, typer.Option(help="folder of pictures, or .npz/.npy with samples along axis 0")
     ],
@@ -110,7 +110,8 @@ def main(
     rows: Annotated[int, typer.Option(min=0, help="layers to print")] = 12,
     json_file: JsonOption = None,
 ) -> None:
-    """Quantise a float ONNX model to int8 (QDQ, weights per channel) and report what it cost."""
+    """Quantise a float ONNX model to int8 (QDQ, weights per channel), or what of a partly quantised
+    one is still float, and report what it cost."""
     with one_line_errors():
         check_outputs(output, json_file)
         quantised, report = api.quantize(

@@ -190,16 +190,26 @@ def _dead_channels(model: onnx.ModelProto) -> dict[str, list[dict]]:
         name = node.input[1]
         w = numpy_helper.to_array(arrays[name])
         axis = 1 if node.op_type == "Gemm" and not attribute(node, "transB", 0) else 0
-        peaks = np.abs(np.moveaxis(w, axis, 0)).reshape(w.shape[axis], -1).max(axis=1)
+        peaks = channel_peaks(w, axis)
         if uses[name] > 1 or (peaks > 0).all():
             continue
         # Shape () as onnxruntime's own ranges have.
-        usual = np.array(np.median(peaks[peaks > 0]) if peaks.any() else 1.0, np.float32)
         overrides[name] = [
             {"axis": axis, "rmin": -peak, "rmax": peak}
-            for peak in (np.array(p or usual, np.float32) for p in peaks)
+            for peak in (np.array(p, np.float32) for p in without_dead(peaks))
         ]
     return overrides
+
+
+def channel_peaks(w: np.ndarray, axis: int) -> np.ndarray:
+    """The largest magnitude of each channel along ``axis``."""
+    return np.abs(np.moveaxis(w, axis, 0)).reshape(w.shape[axis], -1).max(axis=1)
+
+
+def without_dead(peaks: np.ndarray) -> np.ndarray:
+    """Peaks of channels, those of zeros replaced by the median of the others; 1 if all are."""
+    usual = np.median(peaks[peaks > 0]) if peaks.any() else 1.0
+    return np.where(peaks > 0, peaks, peaks.dtype.type(usual))
 
 
 @contextmanager

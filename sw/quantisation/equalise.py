@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from systole.sw.quantisation.calibrate import channel_peaks
 from systole.sw.quantisation.fold import Weights, attribute
 from systole.sw.quantisation.prepare import exposed
 from systole.sw.quantisation.samples import Feeds
@@ -94,8 +95,7 @@ def _channel_peaks(
     peaks: dict[str, np.ndarray] = {}
     for feeds in samples:
         for name, array in zip(tensors, run(feeds), strict=True):
-            peak = np.abs(np.moveaxis(array, 1, 0)).reshape(array.shape[1], -1).max(axis=1)
-            peaks[name] = np.maximum(peaks.get(name, 0), peak)
+            peaks[name] = np.maximum(peaks.get(name, 0), channel_peaks(array, 1))
     return peaks
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,9 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return default
 
 
-def fold(model: onnx.ModelProto) -> None:
-    """Changes ``model`` in place; its function stays the same up to rounding."""
+def fold(model: onnx.ModelProto, kept: Collection[str] = ()) -> None:
+    """Changes ``model`` in place, but for the nodes whose first outputs are ``kept``; its function
+    stays the same up to rounding."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
@@ -68,7 +70,7 @@ def fold(model: onnx.ModelProto) -> None:
     before: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}
     # By tensor: the Conv or Gemm that its only reader may go into, and the node that makes it.
     gone = []
-    for node in model.graph.node:
+    for node in [n for n in model.graph.node if n.output[0] not in kept]:
         rank = len(shapes.get(node.input[0], ())) if node.input else 0
         if node.op_type == "MatMul" and rank == 2 and _is_matrix(weights, node):
             node.op_type = "Gemm"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.frontend.inputs import InputError
 from systole.sw.quantisation.prepare import exposed
 from systole.sw.quantisation.samples import Feeds
@@ -39,6 +40,8 @@ def layer_noise(
     producers = {name: node for node in quantised.graph.node for name in node.output}
     pairs = {}
     for node in model.graph.node:
+        if node.op_type in CONVERSIONS:
+            continue
         for tensor in node.output:
             seen = tensor + DEQUANTISED
             seen = seen if seen in producers else tensor
@@ -55,7 +58,7 @@ def layer_noise(
     result = []
     for tensor, seen in pairs.items():
         node = producers[seen]
-        while node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in producers:
+        while node.op_type in CONVERSIONS and node.input[0] in producers:
             node = producers[node.input[0]]
         ratio = _decibels(signal[tensor], noise[tensor])
         result.append(LayerNoise(node.name, node.op_type, tensor, ratio))

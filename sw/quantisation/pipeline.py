@@ -12,10 +12,17 @@ import onnx
 from systole.sw.frontend.inputs import InputError
 from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.quantisation.calibrate import METHODS, activation_ranges, to_qdq
+from systole.sw.quantisation.complete import complete, fold_rest
 from systole.sw.quantisation.correct import add_biases, correct_biases
 from systole.sw.quantisation.equalise import equalise
 from systole.sw.quantisation.floating import finite_masks, floating_nodes, masking_nodes
-from systole.sw.quantisation.prepare import input_shapes, input_types, prepare, session
+from systole.sw.quantisation.prepare import (
+    input_shapes,
+    input_types,
+    is_quantised,
+    prepare,
+    session,
+)
 from systole.sw.quantisation.samples import ArraySamples, Feeds
 
 CORRECTION_SAMPLES = 64
@@ -57,11 +64,15 @@ def quantise_model(
 def quantise(
     model: onnx.ModelProto, samples: Sequence[Feeds], options: QuantisationOptions
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Quantise a ``model`` from :func:`prepare`, which is left as it is. Returned are the float
-    model that was quantised (with equalised weights if ``options`` ask for them) and the int8 one.
-    Raises as :func:`quantise_model` does."""
+    """Quantise a ``model`` from :func:`prepare`, or what of it is still float. It is left as it is.
+    Returned are the model that was quantised (with equalised weights if ``options`` ask for them)
+    and the int8 one. Raises as :func:`quantise_model` does."""
     original, model = model, onnx.ModelProto()
     model.CopyFrom(original)
+    partly = is_quantised(model)
+    if partly:
+        _check_keeps(options)
+        fold_rest(model)
     excluded = excluded_nodes(model, options.exclude)
     if options.bias_correction:
         add_biases(model)
@@ -69,7 +80,10 @@ def quantise(
         equalise(model, samples)
     ranges = activation_ranges(finite_masks(model), samples, options.method, options.percentile)
     excluded |= floating_nodes(model) | {node.name for node in masking_nodes(model, ranges)}
-    quantised = to_qdq(model, ranges, excluded)
+    if partly:
+        quantised = complete(model, ranges, samples[0], excluded)
+    else:
+        quantised = to_qdq(model, ranges, excluded)
     if options.bias_correction:
         few = [samples[i] for i in range(0, len(samples), -(-len(samples) // CORRECTION_SAMPLES))]
         correct_biases(model, quantised, few)
@@ -78,16 +92,24 @@ def quantise(
     return model, quantised
 
 
+def _check_keeps(options: QuantisationOptions) -> None:
+    """Raises :class:`InputError` for what would change the quantised part of a model."""
+    for option in ("equalise", "bias_correction"):
+        if getattr(options, option):
+            raise InputError(
+                f"--{option.replace('_', '-')} changes weights and biases, and the model is partly "
+                "quantised: what is quantised is kept"
+            )
+
+
 def _check_runs(quantised: onnx.ModelProto, sample: Feeds) -> None:
-    """Raises :class:`ModelError` if onnxruntime's quantiser made something that does not run."""
+    """Raises :class:`ModelError` if what quantising made does not run."""
     try:
         onnx.checker.check_model(quantised)
         session(quantised).run(None, dict(sample))
     except Exception as e:  # onnxruntime's errors have no class of their own in common
         reason = first_line(e)
-        raise ModelError(
-            f"onnxruntime's quantiser made a model that does not run: {reason}"
-        ) from None
+        raise ModelError(f"quantising made a model that does not run: {reason}") from None
 
 
 def excluded_nodes(model: onnx.ModelProto, exclude: Sequence[str]) -> set[str]:

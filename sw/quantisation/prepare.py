@@ -1,9 +1,10 @@
 """A float ONNX file made ready to quantise.
 
-1. Read; refuse what is quantised already. float16 and bfloat16 become float32.
+1. Read; refuse what is quantised at run time. float16 and bfloat16 become float32.
 2. Bind the open dimensions of the inputs; bring the opset to 13, the first with per-channel QDQ.
 3. onnxruntime's basic graph optimisations, offline: constants folded, Identity and Dropout gone.
 4. :func:`sw.quantisation.fold.fold`: batch normalisation and other affine steps into the weights.
+   A model that is partly quantised is left as it is by steps 3 and 4.
 5. Infer shapes, as onnxruntime sees them; name every node; give every layer a bias of its own.
 """
 
@@ -100,22 +101,23 @@ def prepare(
     inputs = [i for i in model.graph.input if i.name not in initialisers]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    _check_not_quantised(model, path)
+    _check_static(model, path)
     _to_float32(model)
     _check_types(model, path)
     bind_dimensions(model.graph.input, dims or {}, image_size)
     model.ir_version = max(model.ir_version, IR_VERSION)
     model = _upgrade(model, path)
-    model = _optimise(model, path)
-    fold(model)
+    if not is_quantised(model):
+        model = _optimise(model, path)
+        fold(model)
     del model.graph.value_info[:]
-    _infer_shapes(model)
+    _infer_shapes(model, path)
     _name_nodes(model.graph)
     _unshare_biases(model.graph)
     return model
 
 
-def _check_not_quantised(model: onnx.ModelProto, path: Path) -> None:
+def _check_static(model: onnx.ModelProto, path: Path) -> None:
     for node in model.graph.node:
         kind = node.op_type
         if kind == "DynamicQuantizeLinear":
@@ -123,10 +125,25 @@ def _check_not_quantised(model: onnx.ModelProto, path: Path) -> None:
                 f"{path} is quantised at run time: it holds {kind} {node.name!r}, whose scales "
                 "depend on the input; quantise the float model it was made of instead"
             )
-        if kind in ("QuantizeLinear", "DequantizeLinear", "QGemm") or (
-            kind.startswith("QLinear") or kind.endswith("Integer")
-        ):
-            raise ModelError(f"{path} is quantised already: it holds {kind} {node.name!r}")
+        if kind.endswith("Integer"):
+            raise ModelError(
+                f"{path} is quantised already: it holds {kind} {node.name!r}, whose results have "
+                "no scale; quantise the float model it was made of instead"
+            )
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Whether part of a model, or all of it, is quantised."""
+    return first_quantised(model) is not None
+
+
+def first_quantised(model: onnx.ModelProto) -> onnx.NodeProto | None:
+    """The first node that converts from or to quantised numbers, or computes with them."""
+    for node in model.graph.node:
+        kind = node.op_type
+        if kind in ("QuantizeLinear", "DequantizeLinear", "QGemm") or kind.startswith("QLinear"):
+            return node
+    return None
 
 
 def _to_float32(model: onnx.ModelProto) -> None:
@@ -207,24 +224,30 @@ def _optimise(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     return optimised
 
 
-def _infer_shapes(model: onnx.ModelProto) -> None:
+def _infer_shapes(model: onnx.ModelProto, path: Path) -> None:
     """Writes the type and shape of every value into the model, in place: onnxruntime's, which knows
     the operators of its own domains too."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
-    own = {value.name for value in model.graph.output}
+    own = {value.name: value for value in model.graph.output}
     exposed.graph.output.extend(
         onnx.ValueInfoProto(name=name)
         for node in model.graph.node
         for name in node.output
         if name and name not in own
     )
-    for value in session(exposed).get_outputs():
-        if value.name not in own and value.type.startswith("tensor("):
+    try:
+        values = session(exposed).get_outputs()
+    except Exception as e:
+        raise ModelError(f"{path}: onnxruntime cannot run it: {first_line(e)}") from None
+    for value in values:
+        if value.type.startswith("tensor("):
             element = TensorProto.DataType.Value(value.type[7:-1].upper())
-            model.graph.value_info.append(
-                helper.make_tensor_value_info(value.name, element, value.shape)
-            )
+            info = helper.make_tensor_value_info(value.name, element, value.shape)
+            if value.name in own:
+                own[value.name].CopyFrom(info)
+            else:
+                model.graph.value_info.append(info)
 
 
 def _unshare_biases(graph: onnx.GraphProto) -> None:

@@ -18,7 +18,7 @@ from systole.sw.frontend.passes.layout import LayoutError, OnnxView, output_perm
 from systole.sw.frontend.passes.operators import OPERATORS
 from systole.sw.frontend.passes.readers import order_of_axes
 from systole.sw.frontend.passes.state import LoweringState
-from systole.sw.frontend.passes.values import Const, Dequantised, Node, Quantised, RealInput
+from systole.sw.frontend.passes.values import ADVICE, Const, Dequantised, Node, Quantised, RealInput
 from systole.sw.ir.graph import Graph, ModelError, Port
 
 PortType = Literal["float32", "int8", "uint8"]
@@ -99,7 +99,7 @@ class Walker:
         if not isinstance(value, Quantised | Dequantised):
             raise ModelError(
                 f"output {name!r} is not quantised: only an int8 or uint8 tensor or the "
-                "DequantizeLinear of one can be returned"
+                f"DequantizeLinear of one can be returned ({ADVICE})"
             )
         try:
             perm = output_perm(value.view)

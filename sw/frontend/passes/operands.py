@@ -14,6 +14,7 @@ from systole.sw.frontend.passes.quantiser import Quantiser
 from systole.sw.frontend.passes.results import ResultTable
 from systole.sw.frontend.passes.tensors import TensorTable
 from systole.sw.frontend.passes.values import (
+    ADVICE,
     Affine,
     Computed,
     Const,
@@ -71,7 +72,7 @@ class Operands:
                 return early
             raise node.fail(
                 f"operand {node.input(index)!r} is float32: a QuantizeLinear and "
-                "DequantizeLinear are needed before it (quantise the model first)"
+                f"DequantizeLinear are needed before it ({ADVICE})"
             )
         raise node.fail(f"operand {index} must be a dequantised activation")
 

@@ -14,6 +14,7 @@ from systole.sw.frontend.passes.layout import LayoutError
 from systole.sw.frontend.passes.mover import Mover
 from systole.sw.frontend.passes.tensors import TensorTable
 from systole.sw.frontend.passes.values import (
+    ADVICE,
     Affine,
     Computed,
     Dequantised,
@@ -217,7 +218,7 @@ class Quantiser:
             raise node.fail(
                 f"its operand is {f.op_types[-1]} of the unquantised result of {f.x.op.op_type} "
                 f"{f.x.op.name!r}, which int8 does not represent closely enough: a QuantizeLinear "
-                "and DequantizeLinear are needed between these"
+                f"and DequantizeLinear are needed between these ({ADVICE})"
             )
         if len(found) == 1:
             self._emit_piece(node, f, found[0], node.output, quant)

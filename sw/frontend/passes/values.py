@@ -25,6 +25,9 @@ import onnx_ir as ir
 from systole.sw.frontend.passes.layout import OnnxView, Shape
 from systole.sw.ir.graph import ModelError, Op
 
+ADVICE = "python -m sw.quantize quantises float operators that int8 serves"
+"""What to do about a float value that int8 could stand for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Const:

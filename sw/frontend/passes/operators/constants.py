@@ -14,6 +14,7 @@ from systole.sw.frontend.passes.layout import LayoutError, OnnxView, default_lay
 from systole.sw.frontend.passes.operators.products import bias
 from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import (
+    ADVICE,
     Affine,
     Const,
     Dequantised,
@@ -134,7 +135,9 @@ def _pending(
     if op_type == "Sub" and not first:
         return _add_bias(node, x, Const(np.asarray(-real, np.float32)))
     if op_type == "Sub":
-        raise node.fail("its operand is float32: a QuantizeLinear and DequantizeLinear are needed")
+        raise node.fail(
+            f"its operand is float32: a QuantizeLinear and DequantizeLinear are needed ({ADVICE})"
+        )
     factor = real if op_type == "Mul" else 1 / real
     return _times(x, factor) or _scaled(node, x, Const(np.asarray(factor, np.float32)))
 

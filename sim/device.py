@@ -75,7 +75,9 @@ class RtlDevice(Device):
     ``systole`` to simulate instead of the one generated from ``config``. ``plusargs``: arguments
     for it. ``patience``: wall-clock seconds without a sign of life after which the simulator counts
     as hung.
-    ``python_clock``: Verilator only, clocked from Python, to compare speeds.
+    ``python_clock``: Verilator only, clocked from Python, to compare speeds. ``start_seed``:
+    registers and memories have no value before the reset; in Verilator they are at random, by this
+    seed (1 and up), in Icarus unknown.
 
     Raises :class:`DeviceError`, with the tail of the simulator's log, when the simulator cannot be
     had, ends, hangs, or reports a failed assertion; the device is closed then.
@@ -93,6 +95,7 @@ class RtlDevice(Device):
         plusargs: Sequence[str] = (),
         patience: float = 600.0,
         python_clock: bool = False,
+        start_seed: int | None = None,
     ):
         self.config = config
         self.memory_bytes = memory_bytes
@@ -101,8 +104,16 @@ class RtlDevice(Device):
         self._python_clock = python_clock
         self._plusargs = plusargs
         self._process: subprocess.Popen[bytes] | None = None
+        if start_seed is not None and simulator == "verilator":
+            random = ["+verilator+rand+reset+2", f"+verilator+seed+{start_seed}"]
+            self._plusargs = [*plusargs, *random]
         built = build(
-            simulator, config, waves=waves is not None, rtl=rtl, python_clock=python_clock
+            simulator,
+            config,
+            waves=waves is not None,
+            rtl=rtl,
+            python_clock=python_clock,
+            undefined=start_seed is not None,
         )
         self._resources = contextlib.ExitStack()
         try:

@@ -16,7 +16,7 @@ CYCLES = {
     "mobilenetv1": 2_286_525,
     "mobilenetv2": 1_310_549,
     "squeezenet": 1_423_922,
-    "yolov3-tiny": 10_981_436,
+    "yolov3-tiny": 10_981_435,
     "mobilenetv3-small": 474_737,
     "unet-small": 1_320_018,
     "resnet50": 16_232_425,

@@ -231,9 +231,7 @@ def generate_blocks(config: Config) -> Path:
     )
 
 
-def _generated(
-    design: str, config: Config, emit: Callable[[Path], object], *variant: str
-) -> Path:
+def _generated(design: str, config: Config, emit: Callable[[Path], object], *variant: str) -> Path:
     """``design.sv`` in the cache, written by ``emit(directory)`` on first use."""
     from systole.hw.verilog import GenerateError
 

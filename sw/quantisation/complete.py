@@ -306,8 +306,8 @@ class _Grid:
             return self.scalings[node.input[0]]
         low, high = (np.array(v, np.float32) for v in self._ranges[name])
         limits = np.iinfo(self._type)
-        ends = (np.array(end, self._type) for end in (limits.min, limits.max))
-        zero, scale = compute_scale_zp(low, high, *ends)
+        least, most = (np.array(end, self._type) for end in (limits.min, limits.max))
+        zero, scale = compute_scale_zp(low, high, least, most)
         return Scaling(
             self._parts.put(f"{name}_scale", np.array(scale, np.float32)),
             self._parts.put(f"{name}_zero_point", np.array(zero, self._type)),

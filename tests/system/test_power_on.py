@@ -1,7 +1,7 @@
 """The RTL from power on: before the reset nothing has a value that it could rely on.
 
-Verilator starts every register and memory at random, by a seed; Icarus, with its four states, starts
-them unknown, so that one run stands for all values wherever it ends with known ones."""
+Verilator starts every register and memory at random, by a seed; Icarus, with its four states,
+starts them unknown, so that one run stands for all values wherever it ends with known ones."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class _Bound(NamedTuple):
 def _numbered(parts: np.ndarray) -> np.ndarray:
     """One number for each combination of ``parts`` (count, ...), 0 for none of them (-1)."""
     highest = parts.reshape(len(parts), -1).max(axis=1)
-    return np.ravel_multi_index(tuple(parts + 1), tuple(highest + 2))
+    return np.asarray(np.ravel_multi_index(tuple(parts + 1), tuple(highest + 2)))
 
 
 def _most_alike(numbers: np.ndarray) -> int:

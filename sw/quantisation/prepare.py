@@ -17,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from systole.sw.frontend.passes.read import check_not_random
 from systole.sw.ir.dimensions import bind_dimensions
 from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.ir.model_file import load_proto
@@ -102,6 +105,7 @@ def prepare(
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     _check_static(model, path)
+    _check_not_random(model)
     _to_float32(model)
     _check_types(model, path)
     bind_dimensions(model.graph.input, dims or {}, image_size)
@@ -130,6 +134,11 @@ def _check_static(model: onnx.ModelProto, path: Path) -> None:
                 f"{path} is quantised already: it holds {kind} {node.name!r}, whose results have "
                 "no scale; quantise the float model it was made of instead"
             )
+
+
+def _check_not_random(model: onnx.ModelProto) -> None:
+    lifted = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    check_not_random(lifted(onnx_ir.from_proto(model)).model)
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:

@@ -67,8 +67,7 @@ def read(path: str | os.PathLike, dims: Mapping[str, int] | None = None) -> ir.M
         _fold(model, path)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
-    for node in model.graph.all_nodes():
-        _check_not_random(node)
+    check_not_random(model)
     return model
 
 
@@ -166,10 +165,15 @@ def _check_defined(graph: ir.Graph) -> None:
             raise ModelError(f"output {value.name!r} is defined by no node, input or initialiser")
 
 
+def check_not_random(model: ir.Model) -> None:
+    """Raises :class:`ModelError` for a node that computes something else with every run. Constants
+    must be initialisers."""
+    for node in model.graph.all_nodes():
+        if node.domain in ("", "ai.onnx"):
+            _check_not_random(node)
+
+
 def _check_not_random(node: ir.Node) -> None:
-    """Raises :class:`ModelError` for a node that computes something else with every run."""
-    if node.domain not in ("", "ai.onnx"):
-        return
     why = None
     if node.op_type in RANDOM:
         why = "its result is random"

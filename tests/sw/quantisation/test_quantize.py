@@ -131,6 +131,14 @@ def test_batch_norm_and_constants_fold(tmp_path, pictures):
     np.testing.assert_allclose(outputs(model, pictures), outputs(path, pictures), atol=1e-4)
 
 
+def test_random_results_are_refused(tmp_path):
+    """onnxruntime's optimiser would leave the Dropout out, whatever its mode."""
+    net = Builder((1, 3, 8, 8)).conv(8, 3)
+    net.add("Dropout", np.array(0.5, np.float32), np.array(True))
+    with pytest.raises(ModelError, match=r"Dropout .*: training_mode is not false: its result is"):
+        prepare(net.save(tmp_path / "net.onnx"))
+
+
 def test_batch_norm_folds_past_reshape_and_gemm_factors(tmp_path):
     net = Builder((1, 4, 6, 1)).conv(5, 4, 1)
     net.add("Reshape", np.array([1, 5, 6])).norm(5).add("Reshape", np.array([1, 30]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -43,6 +45,13 @@ def _fill(m: Module, name: str, value: Value) -> Value:
 def _ones(count: Value, most: int) -> Value:
     """A number whose lowest ``count`` bits are set, at most ``most`` of them."""
     return (Const((1 << most) - 1, most) << count) >> most
+
+
+def _choose(ways: Sequence[Value], index: Value) -> Value:
+    """``ways[index]``, as a tree of multiplexers: smaller and faster than a one-hot choice."""
+    for bit in index:
+        ways = [Mux(bit, odd, even) for even, odd in zip(ways[::2], ways[1::2], strict=True)]
+    return ways[0]
 
 
 class Requantise(wiring.Component):
@@ -286,24 +295,15 @@ class _Lane:
         moved = self.register("moved_bytes", width)
         dropped, overflow = self.register("drops", 1), self.register("overflows", 1)
         with m.If(self.valid[5]):
-            # The upper half of all shifts starts ``ahead`` bits of the product to the right. The
-            # lower half starts to the left, a bit less far, so that all fits in 64 bits.
-            steps, is_far = self.bytes_to_shift[:-1], self.bytes_to_shift[-1]
-            ahead = (1 << (FINE + len(steps))) - FRACTION
-            near, far = self.register("nearer", 64), self.register("farther", len(product) - ahead)
-            behind = product >> (width - FRACTION)
-            further = Cat(Const(0, FINE), steps)
-            m.d.comb += [
-                near.eq((product << (FRACTION - 1))[:64] >> further),
-                far.eq(product[ahead:] >> further),
-                moved.eq(Mux(is_far, far, Cat(Const(0, 1), near))),
-                overflow.eq(Mux(is_far, far[width:].any(), (behind >> further).any())),
-            ]
-            lost = [
-                product[ahead + (i << FINE) :][: 1 << FINE].any() & (steps > i)
-                for i in range((1 << len(steps)) - 1)
-            ]
-            m.d.comb += dropped.eq(is_far & Cat(product[:ahead].any(), *lost).any())
+            ways = []
+            for i in range(1 << len(self.bytes_to_shift)):
+                first = (i << FINE) - FRACTION  # bit of the product that comes lowest
+                low = max(first, 0)
+                inside = Cat(Const(0, low - first), product[low : first + width])
+                lost = product[:low].any() if low else Const(0)
+                over = product[first + width :].any() if first + width < len(product) else Const(0)
+                ways.append(Cat(inside, Const(0, width - len(inside)), lost, over))
+            m.d.comb += Cat(moved, dropped, overflow).eq(_choose(ways, self.bytes_to_shift))
         with m.If(self.take[5]):
             m.d.sync += [
                 self.moved.eq(moved),

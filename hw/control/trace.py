@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
-from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import (
@@ -79,6 +79,7 @@ class Trace(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        engines = range(len(Engine))
 
         # Capture: one entry for a cycle with events.
         sources = data.StructLayout(
@@ -88,7 +89,7 @@ class Trace(wiring.Component):
                 "starts": data.ArrayLayout(START_EVENT, len(Engine)),
             }
         )
-        m.submodules.captured = captured = SyncFIFO(width=sources.size, depth=SNAPSHOTS)
+        m.submodules.captured = captured = SyncFIFOBuffered(width=sources.size, depth=SNAPSHOTS)
         happened = Signal(2 * len(Engine))
         lost_capture = Signal(range(2 * len(Engine) + 1))
         m.d.comb += [
@@ -99,46 +100,62 @@ class Trace(wiring.Component):
         with m.If(captured.w_en & ~captured.w_rdy):
             m.d.comb += lost_capture.eq(sum(happened[i] for i in range(len(happened))))
 
-        # One event a cycle into the queue. ``pending`` are those of the snapshot not yet taken.
-        snapshot = record(sources, reset_less=True)
-        pending, last, held = Signal.like(happened), Signal(), Signal()
-        moved, load = Signal(), Signal()
-        arriving = data.View(sources, captured.r_data)
-        valid = Cat(e.valid for e in [*arriving.ends, *arriving.starts])
-        left = pending & (pending - 1)
+        # One event a cycle into the queue. ``handled`` are those of the captured cycle already
+        # there.
+        snapshot = data.View(sources, captured.r_data)
+        pending = Signal.like(happened)
+        handled = Signal.like(happened)
+        now = Signal.like(happened)
+        event = record(EVENT)
+        with m.If(captured.r_rdy):
+            m.d.comb += pending.eq(
+                Cat(
+                    *(snapshot.ends[i].valid for i in engines),
+                    *(snapshot.starts[i].valid for i in engines),
+                )
+                & ~handled
+            )
         m.d.comb += [
-            load.eq(captured.r_rdy & (~held | (moved & last))),
-            captured.r_en.eq(load),
+            now.eq(pending & (~pending + 1)),
+            event.cycle.eq(snapshot.cycle),
         ]
-        with m.If(load):
-            m.d.sync += [
-                snapshot.eq(arriving),
-                pending.eq(valid),
-                last.eq((valid & (valid - 1)) == 0),
-                held.eq(1),
-            ]
-        with m.Elif(moved):
-            m.d.sync += [
-                pending.eq(left),
-                last.eq((left & (left - 1)) == 0),
-                held.eq(~last),
-            ]
-        event = self._event(m, snapshot, pending)
+        with m.If(captured.r_rdy):
+            for i in engines:
+                with m.If(now[i]):
+                    m.d.comb += [
+                        event.kind.eq(TraceKind.END),
+                        event.engine.eq(i),
+                        event.index.eq(snapshot.ends[i].index),
+                        event.stalled.eq(snapshot.ends[i].stalled),
+                    ]
+                with m.If(now[len(Engine) + i]):
+                    m.d.comb += [
+                        event.kind.eq(TraceKind.START),
+                        event.engine.eq(i),
+                        event.index.eq(snapshot.starts[i].index),
+                        event.waited.eq(snapshot.starts[i].waited),
+                        event.missing.eq(snapshot.starts[i].missing),
+                    ]
         m.submodules.queue = queue = SyncFIFOBuffered(width=EVENT.size, depth=QUEUE)
         places = Signal(32)  # Events that the trace buffer still has room for.
         room = Signal()  # It is not 0.
         lost_buffer = Signal()
         # The event chosen in a cycle before.
-        chosen = record(EVENT, reset_less=True)
-        is_chosen = Signal()
+        chosen, is_chosen = record(EVENT, reset_less=True), Signal()
+        moved = Signal()
         m.d.comb += [
             queue.w_data.eq(chosen),
             queue.w_en.eq(is_chosen & room),
             lost_buffer.eq(is_chosen & ~room),
-            moved.eq(held & (~is_chosen | queue.w_rdy | ~room)),
+            moved.eq(captured.r_rdy & (~is_chosen | queue.w_rdy | ~room)),
+            captured.r_en.eq(moved & (pending == now)),
         ]
         with m.If(moved):
-            m.d.sync += [chosen.eq(event), is_chosen.eq(1)]
+            m.d.sync += [
+                handled.eq(Mux(captured.r_en, 0, handled | now)),
+                chosen.eq(event),
+                is_chosen.eq(1),
+            ]
         with m.Elif(queue.w_rdy | ~room):
             m.d.sync += is_chosen.eq(0)
         with m.If(queue.w_en & queue.w_rdy):
@@ -151,37 +168,12 @@ class Trace(wiring.Component):
 
         writing = self._write(m, queue)
         m.d.comb += self.idle.eq(
-            ~captured.r_rdy & ~held & ~is_chosen & (queue.r_level == 0) & ~writing
+            (captured.r_level == 0) & ~is_chosen & (queue.r_level == 0) & ~writing
         )
         with m.If(self.start):
             m.d.sync += [self.count.eq(0), self.dropped.eq(0)]
             m.d.sync += [places.eq(self.limit), room.eq(self.limit != 0)]
         return m
-
-    def _event(self, m: Module, snapshot: data.View, pending: Signal) -> data.View:
-        """The first event of a snapshot's ``pending`` ones."""
-        event = record(EVENT)
-        m.d.comb += event.cycle.eq(snapshot.cycle)
-        first = Signal.like(pending)
-        m.d.comb += first.eq(pending & -pending)
-        for i in range(len(Engine)):
-            end, start = snapshot.ends[i], snapshot.starts[i]
-            with m.If(first[i]):
-                m.d.comb += [
-                    event.kind.eq(TraceKind.END),
-                    event.engine.eq(i),
-                    event.index.eq(end.index),
-                    event.stalled.eq(end.stalled),
-                ]
-            with m.If(first[len(Engine) + i]):
-                m.d.comb += [
-                    event.kind.eq(TraceKind.START),
-                    event.engine.eq(i),
-                    event.index.eq(start.index),
-                    event.waited.eq(start.waited),
-                    event.missing.eq(start.missing),
-                ]
-        return event
 
     def _write(self, m: Module, queue: SyncFIFOBuffered) -> Signal:
         """The writing side: requests of up to ``GROUP`` events, one at a time. Returns the signal

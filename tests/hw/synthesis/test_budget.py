@@ -24,10 +24,10 @@ BUDGET = {
     "scratchpad": 3688,
     "load": 13570,
     "read-manager": 7526,
-    "fetch": 6886,
+    "fetch": 7180,
     "shell": 14620,
-    "csr": 11197,
-    "trace": 5303,
+    "csr": 12161,
+    "trace": 6190,
 }
 """Gate equivalents of blocks of a 4 x 4 machine with windows of 3 x 3; of one lane where a block
 has lanes."""

@@ -296,7 +296,8 @@ def test_soft_resets_at_any_time(rtl, first):
 @pytest.mark.parametrize("first", blocks(10, 200, 10))
 def test_hard_resets_at_any_time(rtl, first):
     """The reset input, for one cycle or some, in the middle of bursts."""
-    good = busy_program()
+    good, together = busy_program(), set()
+    events = traced(rtl)
     cycles = check_program(rtl, *good)
     for seed in range(first, first + 10):
         rng = np.random.default_rng(seed)
@@ -304,7 +305,9 @@ def test_hard_resets_at_any_time(rtl, first):
         driver.reset = reset
         fault = interrupted(rtl, driver, timeout_cycles=int(rng.integers(1, 9 * cycles // 10)))
         assert fault is not None and fault.name == "TIMEOUT"
+        together |= at_work(events, fault.cycles)
         check_program(rtl, *good)
+    assert together >= AT_WORK
 
 
 def driver_reset(rtl: RtlDevice, cycles: int):

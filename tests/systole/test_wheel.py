@@ -49,7 +49,7 @@ def test_it_holds_all_sources(wheel):
     if listed.returncode:
         pytest.skip("this is no git checkout")
     sources = {f"systole/{name}" for name in listed.stdout.splitlines()}
-    kinds = {".py", ".sv", ".cpp", ".onnx", ".npz", ".toml", ".json"}
+    kinds = {".py", ".sv", ".cpp", ".h", ".onnx", ".npz", ".toml", ".json"}
     assert {Path(name).suffix for name in sources} == kinds
     own = {f"systole/{name}" for name in ("__init__.py", "__main__.py", "api.py", "py.typed")}
     held = {name for name in wheel.namelist() if name.startswith("systole/")}

@@ -399,18 +399,19 @@ def test_columns_that_do_not_pay(values: dict[str, int]) -> None:
     assert taps < cycles <= taps + 25
 
 
-def test_square_and_columns_take_turns() -> None:
+@pytest.mark.parametrize("size", [4, pytest.param(8, marks=pytest.mark.long)])
+def test_square_and_columns_take_turns(size: int) -> None:
     """Weights, ones and windows of one way leave nothing behind for the other."""
     config = Config.sized(4, 4, window_kernel=7, window_width=32, scratchpad_bytes=4 * WORDS)
     sizes = [(7, 7), (3, 3), (6, 7), (7, 3), (5, 5), (2, 6), (9, 9), (3, 2)]
     ops = [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.DEPTHWISE, WindowOp.MAX]
     commands = [
-        square(8, op=ops[i % 4], kernel_w=w, kernel_h=h, out=OUT + 100 * i, blocks=1 + i % 2)
+        square(size, op=ops[i % 4], kernel_w=w, kernel_h=h, out=OUT + 100 * i, blocks=1 + i % 2)
         for i, (h, w) in enumerate(sizes * 2)
     ]
     # The same kernel with other dilations: it waits for the results under way.
     commands += [
-        square(8, op=op, kernel_h=3, dilation_x=d, dilation_y=d, out=OUT + 2000 + 100 * d)
+        square(size, op=op, kernel_h=3, dilation_x=d, dilation_y=d, out=OUT + 2000 + 100 * d)
         for op in ops[1:]
         for d in (1, 2, 3, 1)
     ]

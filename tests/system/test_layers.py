@@ -25,7 +25,7 @@ CONFIGS = [
 """``SMALL`` forces tiling and weight streaming on layers of ordinary size."""
 
 
-@pytest.mark.parametrize("first", fewer_unless_long(range(0, LAYERS, CHUNK), fast=12))
+@pytest.mark.parametrize("first", fewer_unless_long(range(0, LAYERS, CHUNK), fast=10))
 def test_random_layers_on_commands(first, tmp_path):
     for seed in range(first, first + CHUNK):
         config = CONFIGS[seed % len(CONFIGS)]

@@ -230,7 +230,10 @@ def run(
     return out
 
 
-@pytest.mark.parametrize("refuse, hold", [(0.0, 0.0), (0.4, 0.0), (0.1, 0.7)])
+@pytest.mark.parametrize(
+    "refuse, hold",
+    [(0.1, 0.7), *(pytest.param(p, 0.0, marks=pytest.mark.long) for p in (0.4, 0.0))],
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_random_commands(shape: tuple[int, int], refuse: float, hold: float):
     config = Config.sized(*shape)

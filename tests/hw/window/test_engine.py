@@ -255,7 +255,7 @@ def random_im2col(rng: np.random.Generator, config: Config) -> dict[str, int]:
 
 @pytest.mark.parametrize("shape", [*SHAPES, LARGE])
 @pytest.mark.parametrize("op", list(WindowOp))
-@pytest.mark.parametrize("kernel", [5, 7])
+@pytest.mark.parametrize("kernel", [pytest.param(5, marks=pytest.mark.long), 7])
 def test_random_commands(shape: tuple[int, int], op: WindowOp, kernel: int) -> None:
     config = dataclasses.replace(shape_of(*shape), window_kernel=kernel)
     seed = seed_of(shape, op)

@@ -408,7 +408,7 @@ def _graphs_on_commands(first: int, work: int) -> None:
     assert done > CHUNK // 2
 
 
-@pytest.mark.parametrize("first", fewer_unless_long(range(0, 15 * CHUNK, CHUNK), fast=8))
+@pytest.mark.parametrize("first", fewer_unless_long(range(0, 15 * CHUNK, CHUNK), fast=6))
 def test_random_graphs(first):
     _graphs_on_commands(first, 80_000)
 

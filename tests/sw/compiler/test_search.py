@@ -14,6 +14,7 @@ from systole.sw.compiler.plan import PLAIN, DoesNotFitError
 from systole.sw.compiler.search import changes
 from systole.sw.compiler.stripes import Chain, Schedule, _slide, depths, order, row_ends
 from systole.sw.simulate.cycles import predict_layers
+from tests.helpers.marks import fewer_unless_long
 from tests.helpers.random_graphs import GraphBuilder
 
 
@@ -71,7 +72,9 @@ def _cost(compiler: Compiler, schedule: Schedule) -> tuple[int, int]:
     return made.cycles, made.read_bytes + made.write_bytes
 
 
-@pytest.mark.parametrize("name", ["mobilenetv1", "mobilenetv2", "squeezenet"])
+@pytest.mark.parametrize(
+    "name", fewer_unless_long(["mobilenetv2", "mobilenetv1", "squeezenet"], fast=1)
+)
 def test_chains_save_cycles_and_traffic(name):
     config = Config(scratchpad_bytes=64 * 1024)
     compiler = Compiler(load_network(name, size=128), config)

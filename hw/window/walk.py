@@ -206,22 +206,16 @@ class WalkSetup(wiring.Component):
 
     def _choose_path(self, m: Module) -> None:
         config, prepared, cmd = self.config, self.prepared, self.prepared.cmd
-        span_x, span_y = self._spans
-        x_is_fast = window_axis_is_fast(
-            config,
-            kernel=cmd.kernel_w,
-            span=span_x,
-            stride=cmd.stride_x,
-            dilation=cmd.dilation_x,
-            last=cmd.out_w - 1,
-        )
-        y_is_fast = window_axis_is_fast(
-            config,
-            kernel=cmd.kernel_h,
-            span=span_y,
-            stride=cmd.stride_y,
-            dilation=cmd.dilation_y,
-            last=cmd.out_h - 1,
+        x_is_fast, y_is_fast = (
+            window_axis_is_fast(
+                config,
+                kernel=cmd[f"kernel_{size}"],
+                span=span,
+                stride=cmd[f"stride_{axis}"],
+                dilation=cmd[f"dilation_{axis}"],
+                last=cmd[f"out_{size}"] - 1,
+            )
+            for size, axis, span in zip("wh", "xy", self._spans, strict=True)
         )
         fits = window_line_fits(config, prepared.last_px)
         pays: Value = Const(1)

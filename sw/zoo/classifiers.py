@@ -63,19 +63,23 @@ def mobilenetv1(seed: int = 0, size: int = 224) -> onnx.ModelProto:
     return net.classify(mobilenetv1_features(net, net.picture(size), 1, "relu6"), CLASSES)
 
 
+MOBILENETV2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Inverted residuals: expansion, channels, depth, stride."""
+
+
 def mobilenetv2(seed: int = 0, size: int = 224) -> onnx.ModelProto:
     """MobileNetV2 (arXiv 1801.04381): inverted residuals with linear bottlenecks."""
     net = Builder("mobilenetv2", seed, "symmetric")
     x = net.conv(net.picture(size), 32, stride=2, activation="relu6")
-    for expansion, outputs, depth, stride in (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    ):
+    for expansion, outputs, depth, stride in MOBILENETV2:
         for i in range(depth):
             y = x
             if expansion > 1:

@@ -1,11 +1,16 @@
-"""Marks for tests that are too many for every run."""
+"""Marks for tests that are too many for every run, or need what may not be installed."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
+needs_icarus = pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="Icarus Verilog is not installed"
+)
 
 
 def fewer_unless_long(values: Sequence[Any], *, fast: int) -> list[Any]:

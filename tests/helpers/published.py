@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from systole.sw.zoo.classifiers import MOBILENETV2
+
 OPSET = 17
 END = np.iinfo(np.int64).max
 
@@ -217,15 +219,6 @@ def _gelu(net: Net, x: str) -> str:
     return net("Mul", net("Mul", x, one), net.const(0.5))
 
 
-BACKBONE = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-)
-"""Of MobileNetV2: expansion, channels, depth, stride."""
 KEYPOINTS = 17
 
 
@@ -234,7 +227,7 @@ def movenet(size: int = 192) -> onnx.ModelProto:
     heads, and the search for the keypoints of the person nearest to the middle, by gathers."""
     net = Net((1, 3, size, size))
     x, width, levels = net("Clip", net.conv("x", 3, 32, 3, 2), *_six(net)), 32, {}
-    for expansion, outputs, depth, stride in BACKBONE:
+    for expansion, outputs, depth, stride in MOBILENETV2[:-1]:
         for i in range(depth):
             y = _inverted(net, x, width, outputs, expansion, 1 if i else stride)
             x, width = (net("Add", x, y) if i else y), outputs

@@ -9,7 +9,6 @@ test shows the simulator's log.
 from __future__ import annotations
 
 import functools
-import shutil
 
 import pytest
 
@@ -24,10 +23,10 @@ from systole.sim.benches.suite import (
     run_cocotb,
     run_system,
 )
+from tests.helpers.marks import needs_icarus
 
 SEED = 1
 DESIGN = {module: design for design, modules in COCOTB_BENCHES.items() for module in modules}
-ICARUS_MISSING = shutil.which("iverilog") is None
 
 
 def targets(*, long: str) -> list:
@@ -42,7 +41,7 @@ def targets(*, long: str) -> list:
             if simulator == long:
                 marks.append(pytest.mark.long)
             if simulator == "icarus":
-                marks.append(pytest.mark.skipif(ICARUS_MISSING, reason="no Icarus Verilog"))
+                marks.append(needs_icarus)
             parameters.append(pytest.param(target, marks=marks, id=str(target)))
     return parameters
 

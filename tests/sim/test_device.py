@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from systole.sim.build import BuildError, build
 from systole.sim.device import MemoryModel, RtlDevice
 from systole.sw.runtime.device import DeviceError
 from systole.sw.session.backends import open_device
+from tests.helpers.marks import needs_icarus
 from tests.helpers.processes import hear_interrupts
 
 pytestmark = pytest.mark.xdist_group("copier")
@@ -132,9 +132,7 @@ endmodule
 
 SIMULATORS = [
     pytest.param("verilator"),
-    pytest.param(
-        "icarus", marks=pytest.mark.skipif(not shutil.which("iverilog"), reason="no Icarus")
-    ),
+    pytest.param("icarus", marks=needs_icarus),
 ]
 
 

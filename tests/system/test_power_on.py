@@ -6,7 +6,6 @@ starts them unknown, so that one run stands for all values wherever it ends with
 from __future__ import annotations
 
 import functools
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from systole.sw.golden import model as golden
 from systole.sw.runtime.program import Program
 from systole.sw.zoo import digits
 from tests.helpers.layer_checks import check_program
+from tests.helpers.marks import needs_icarus
 from tests.helpers.random_graphs import random_graph
 
 MEMORY = 1 << 20
@@ -79,7 +79,7 @@ def test_random_values_before_the_reset(seed):
 
 
 @pytest.mark.xdist_group("power-on")
-@pytest.mark.skipif(not shutil.which("iverilog"), reason="Icarus Verilog is not installed")
+@needs_icarus
 def test_unknown_values_before_the_reset():
     cases = [random_case(2, SMALL)]
     with RtlDevice(SMALL, memory_bytes=MEMORY) as device:
@@ -98,7 +98,7 @@ def test_random_values_in_other_configurations(name):
 
 @pytest.mark.long
 @pytest.mark.xdist_group("power-on")
-@pytest.mark.skipif(not shutil.which("iverilog"), reason="Icarus Verilog is not installed")
+@needs_icarus
 @pytest.mark.parametrize("seed", range(3, 7))
 def test_unknown_values_with_digits(seed):
     cycles_from_power_on(SMALL, cases_of(seed), simulator="icarus", start_seed=seed)

@@ -8,7 +8,6 @@ built twice at a time."""
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import threading
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from systole.sw.runtime.driver import DeviceFault, Driver
 from systole.sw.runtime.execute import compare, execute, load, memory_needed
 from systole.sw.zoo import digits
 from tests.helpers.layer_checks import check_on, load_random_model, prepare, random_layer
+from tests.helpers.marks import needs_icarus
 from tests.helpers.product_models import attention_model
 from tests.helpers.random_graphs import GraphBuilder, random_graph, random_joins, random_windows
 from tests.helpers.random_operators import Sketch, makers
@@ -192,21 +192,19 @@ def test_random_graphs(devices, config, first):
         check_graph(devices(config), config, seed)
 
 
+@pytest.mark.parametrize(
+    "make, seeds",
+    [
+        # Depthwise convolutions and pools of large, strided and dilated windows.
+        pytest.param(random_windows, range(600, 616), id="windows"),
+        # Concatenations and what reads them.
+        pytest.param(random_joins, range(500, 512), id="joins"),
+    ],
+)
 @pytest.mark.parametrize("config", BOTH)
-def test_random_windows(devices, config):
-    """Depthwise convolutions and pools of large, strided and dilated windows."""
-    for seed in range(600, 616):
-        graph, inputs, expected = random_windows(seed)
-        device = devices(config)
-        device.set_memory_model(_memory_for(seed))
-        check_on(device, config, graph, inputs, expected, dump=seed % 3 == 0)
-
-
-@pytest.mark.parametrize("config", BOTH)
-def test_random_joins(devices, config):
-    """Concatenations and what reads them."""
-    for seed in range(500, 512):
-        graph, inputs, expected = random_joins(seed)
+def test_random_graphs_of_a_kind(devices, config, make, seeds):
+    for seed in seeds:
+        graph, inputs, expected = make(seed)
         device = devices(config)
         device.set_memory_model(_memory_for(seed))
         check_on(device, config, graph, inputs, expected, dump=seed % 3 == 0)
@@ -364,7 +362,7 @@ def test_tracing_costs_no_cycles_without_traffic_to_share(devices, tmp_path):
 
 
 @on("4x4")
-@pytest.mark.skipif(not shutil.which("iverilog"), reason="Icarus Verilog is not installed")
+@needs_icarus
 def test_icarus_agrees_to_the_cycle(devices):
     b = GraphBuilder(np.random.default_rng(1))
     x = b.conv(b.input((1, 3, 4, 4)), 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))

@@ -150,7 +150,10 @@ WINDOW_DEPTH = {
 """Cycles from the last token that WINDOW issues to the end of the command."""
 WINDOW_SET_UP = 4
 """Cycles from the start of a WINDOW command on an idle engine to its first token, beside those of
-:func:`window_set_up_bits`."""
+:func:`window_set_up_bits` and :func:`window_walk_start`."""
+WINDOW_GAP = 2
+"""Cycles between the last token of a WINDOW command and the first of one that follows it before the
+pipeline is empty, beside those of :func:`window_walk_start`."""
 DIVIDEND_BITS = 17
 """Bits of the byte columns that IM2COL divides into words and bytes, one bit a cycle."""
 WINDOW_LEAD = 2
@@ -173,6 +176,12 @@ def window_set_up_bits(c: Mapping[str, int]) -> int:
     factors = (abs(c["y0"]), c["stride_y"], c["dilation_y"], c["kernel_h"])
     bits = max(factors).bit_length()
     return max(bits, DIVIDEND_BITS) if c["op"] == WindowOp.IM2COL else bits
+
+
+def window_walk_start(op: int) -> int:
+    """Cycles until the first word of WINDOW's walk is found. Other operations read their weights or
+    parameters meanwhile."""
+    return int(op in (WindowOp.MAX, WindowOp.IM2COL))
 
 
 def window_span(*, kernel: Any, dilation: Any) -> Any:

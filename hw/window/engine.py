@@ -44,10 +44,11 @@ class WindowEngine(wiring.Component):
     bytes apart and the run no longer than that); one more for every other word to be read, for
     every ``rows`` bytes more, and for a pixel whose last run ends in its next word.
 
-    A command is prepared while the one before is at work and follows it as a block would, after one
-    cycle; only when the pipeline has run dry if it does something else (operation, kernel,
-    requantisation, ``pad`` or way). A word that is still to be written is read when it has been. A
-    command alone takes its tokens' cycles and some 20 for set-up and pipeline (IM2COL: 30).
+    A command is prepared while the one before is at work and follows it as a block would, after two
+    cycles (MAX, IM2COL: three); only when the pipeline has run dry if it does something else
+    (operation, kernel, requantisation, ``pad`` or way). A word that is still to be written is read
+    when it has been. A command alone takes its tokens' cycles and some 20 for set-up and pipeline
+    (IM2COL: 30).
 
     ::
 

@@ -13,6 +13,7 @@ from systole.hw.bus.interfaces import (
 from systole.hw.window.im2col import segment_layout
 from systole.hw.window.lines import INDEX_BITS, pixel_layout, weight_layout
 from systole.hw.window.walk import TapWalk, WalkSetup, prepared_layout, spans
+from systole.hw.window.words import SourceWords
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.commands import ADDRESS_BITS
 from systole.isa.params import PARAM_BYTES
@@ -48,11 +49,11 @@ def token_layout(config: Config) -> data.StructLayout:
 
 
 class TokenIssue(wiring.Component):
-    """Turns WINDOW commands into tokens, one a cycle, and holds the next token until it is taken.
+    """Turns WINDOW commands into tokens, one a cycle, and holds the next two until they are taken.
 
     ::
 
-        command -> WalkSetup -> TapWalk -> states -> tokens
+        command -> WalkSetup -> TapWalk -> SourceWords -> states -> tokens
                    (next one)   (this one)
 
     The states issue, for every channel block, its weights, its parameters, the words of its walk
@@ -62,8 +63,8 @@ class TokenIssue(wiring.Component):
 
     * ``command``: one is prepared while the one before is at work.
     * ``tokens``: in order.
-    * ``current``: the command whose tokens are issued. It changes one cycle after the last token of
-      the command before it was offered, but only if the two agree in path and
+    * ``current``: the command whose tokens are issued. It changes two cycles after the last token
+      of the command before it was taken, but only if the two agree in path and
       :func:`~systole.isa.timing.window_modes`, or if ``drained`` was high: no result was under way.
     * ``begun``: pulses in the first cycle of ``current``. ``clear_weights``: and the window's
       weights do not belong to results under way.
@@ -97,10 +98,11 @@ class TokenIssue(wiring.Component):
         )
         self._setup = WalkSetup(config)
         self._walk = TapWalk(config)
-        # The token register and what goes into it next.
-        self._following = record(token_layout(config))
+        self._words = SourceWords(config)
+        # The token that is issued, and whether there is room for it.
+        self._issued = record(token_layout(config))
         self._push = Signal()
-        self._free = Signal()
+        self._room = Signal()
         # The command at hand.
         self._im2col = Signal()
         self._again = Signal()
@@ -114,55 +116,61 @@ class TokenIssue(wiring.Component):
         self._slot_y = Signal(3)
         self._params_index = Signal(range(PARAM_BYTES))
         self._params_held = Signal()  # parameters wait in the pipeline to be taken over
-        self._weight_first = Signal()  # weights are read again: the tap's come next
+        self._weight_next = Signal()  # weights are read again: the tap's come next
         # IM2COL: bytes of the word being collected before and after the segment.
         self._fill = Signal(range(config.rows))
         self._stop = Signal(range(2 * config.rows))
         self._unrotated = Signal(signed(len(self._fill) + 1))
         self._flush_is_end = Signal()
-        # Whether the next command may follow.
-        self._same = Signal()
-        self._empty = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.setup = setup = self._setup
         m.submodules.walk = walk = self._walk
+        m.submodules.words = words = self._words
         connect(m, flipped(self.command), setup.cmd)
         m.d.comb += [
             walk.prepared.eq(setup.prepared),
             walk.start.eq(setup.take),
+            walk.step.eq(words.takes),
+            words.current.eq(walk.current),
+            words.next_tap.eq(walk.tap),
+            words.start.eq(setup.take),
             self.current.eq(walk.current),
             self._im2col.eq(walk.current.cmd.op == WindowOp.IM2COL),
         ]
         m.d.sync += self.begun.eq(setup.take)
-        self._hold_token(m)
-        self._compare_modes(m)
-        _, stored, again = self._weights_of(walk.current)
-        m.d.comb += [self.stored.eq(stored), self._again.eq(again)]
+        self._hold_tokens(m)
+        may_follow = self._compare_modes(m)
+        _, stored, again = self._weights_of(setup.prepared)
+        with m.If(setup.take):
+            m.d.sync += [
+                self.stored.eq(stored),
+                *(s.eq(again) for s in (self._again, self._weight_next)),
+            ]
         m.d.comb += [
-            self._stop.eq(self._fill + walk.count),
-            self._unrotated.eq(walk.byte - self._fill),
+            self._stop.eq(self._fill + words.tap.bytes),
+            self._unrotated.eq(words.tap.byte - self._fill),
         ]
 
         with m.FSM():
-            with m.State("BEGIN"), m.If(setup.ready & self._free & (self._empty | self._same)):
+            with m.State("BEGIN"), m.If(setup.ready & may_follow):
                 self._take_command(m)
                 self._begin_block(m, setup.prepared)
             with m.State("WEIGHTS"):
                 self._read_weight(m)
-                with m.If(self._free):
+                with m.If(self._room):
                     self._next_weight(m)
             with m.State("PARAMETERS"):
                 self._read_parameters(m)
             with m.State("WALK"):
-                with m.If(self._again & self._weight_first):
+                with m.If(self._weight_next):
                     self._read_weight(m)
-                    with m.If(self._free):
-                        m.d.sync += self._weight_first.eq(0)
-                with m.Else():
+                    with m.If(self._room):
+                        m.d.sync += self._weight_next.eq(0)
+                with m.Elif(words.valid):
                     self._issue_word(m)
-                    with m.If(self._free):
+                    with m.If(self._room & ~words.prefetch):
                         self._advance(m)
                         self._leave_walk(m)
             with m.State("FLUSH"):
@@ -171,35 +179,34 @@ class TokenIssue(wiring.Component):
             m.d.sync += self._params_held.eq(0)
         return m
 
-    def _hold_token(self, m: Module) -> None:
-        """The register of the token on offer."""
+    def _hold_tokens(self, m: Module) -> None:
+        """The token on offer and one behind it, so that whether there is room is a register."""
         tokens = self.tokens
-        m.d.comb += self._free.eq(~tokens.valid | tokens.ready)
-        with m.If(self._free):
-            m.d.sync += tokens.valid.eq(self._push)
-            with m.If(self._push):
-                m.d.sync += tokens.payload.eq(self._following)
+        second, has_second = record(self.tokens.payload.shape(), name="second"), Signal()
+        push = self._push & self._room
+        m.d.comb += self._room.eq(~has_second)
+        with m.If(~tokens.valid | tokens.ready):
+            m.d.sync += [tokens.valid.eq(has_second | push), has_second.eq(0)]
+            with m.If(has_second):
+                m.d.sync += tokens.payload.eq(second)
+            with m.Elif(push):
+                m.d.sync += tokens.payload.eq(self._issued)
+        with m.Elif(push):
+            m.d.sync += [has_second.eq(1), second.eq(self._issued)]
 
-    def _compare_modes(self, m: Module) -> None:
-        """Find whether the next command may follow the current one at once."""
+    def _compare_modes(self, m: Module) -> Value:
+        """Find whether the next command may follow the current one now."""
         prepared, current = self._setup.prepared, self.current
         modes = window_modes(self.config)
-        equal = Signal(len(modes) + 1)
+        same = Signal()
         fresh = Signal()  # the command began with an empty pipeline
-        with m.If(self._setup.ready):
-            m.d.comb += equal.eq(
-                Cat(
-                    prepared.fast == current.fast,
-                    *(prepared.cmd[f] == current.cmd[f] for f in modes),
-                )
-            )
-        m.d.comb += [
-            self._same.eq(equal.all()),
-            self._empty.eq(~self.tokens.valid & self.drained),
-            self.clear_weights.eq(self.begun & fresh),
-        ]
+        with m.If(self._setup.decided):
+            equal = (prepared.cmd[f] == current.cmd[f] for f in modes)
+            m.d.sync += same.eq(Cat(prepared.fast == current.fast, *equal).all())
+        m.d.comb += self.clear_weights.eq(self.begun & fresh)
         with m.If(self._setup.take):
-            m.d.sync += fresh.eq(self._empty)
+            m.d.sync += fresh.eq(self.drained)
+        return ~self.tokens.valid & (self.drained | same)
 
     def _weights_of(self, command: data.View) -> tuple[Value, Value, Value]:
         """Where a command's weights go: into the window, into the line memory, or into the window
@@ -227,7 +234,6 @@ class TokenIssue(wiring.Component):
             self._block_weights.eq(prepared.cmd.weights),
             self._params_addr.eq(prepared.cmd.params),
             self._index.eq(0),
-            self._weight_first.eq(1),
             self._fill.eq(0),
             self._slot_x.eq(column),
             self._slot_y.eq(row),
@@ -245,18 +251,18 @@ class TokenIssue(wiring.Component):
 
     def _read_weight(self, m: Module) -> None:
         """Issue the next word of weights."""
-        following = self._following
+        issued = self._issued
         m.d.comb += [
             self._push.eq(1),
-            following.kind.eq(Kind.WEIGHT),
-            following.read.eq(1),
-            following.addr.eq(self._weight_addr),
-            following.weight.index.eq(self._index),
-            following.weight.store.eq(self.stored),
-            following.weight.x.eq(self._slot_x),
-            following.weight.y.eq(self._slot_y),
+            issued.kind.eq(Kind.WEIGHT),
+            issued.read.eq(1),
+            issued.addr.eq(self._weight_addr),
+            issued.weight.index.eq(self._index),
+            issued.weight.store.eq(self.stored),
+            issued.weight.x.eq(self._slot_x),
+            issued.weight.y.eq(self._slot_y),
         ]
-        with m.If(self._free):
+        with m.If(self._room):
             m.d.sync += self._weight_addr.eq(self._weight_addr + 1)
 
     def _next_weight(self, m: Module) -> None:
@@ -277,15 +283,15 @@ class TokenIssue(wiring.Component):
 
     def _read_parameters(self, m: Module) -> None:
         """Issue the block's parameters, once those of the block before have been taken."""
-        following = self._following
+        issued = self._issued
         m.d.comb += [
             self._push.eq(~self._params_held),
-            following.kind.eq(Kind.PARAMS),
-            following.read.eq(1),
-            following.addr.eq(self._params_addr),
-            following.params.eq(self._params_index),
+            issued.kind.eq(Kind.PARAMS),
+            issued.read.eq(1),
+            issued.addr.eq(self._params_addr),
+            issued.params.eq(self._params_index),
         ]
-        with m.If(self._free & self._push):
+        with m.If(self._room & self._push):
             m.d.sync += [
                 self._params_addr.eq(self._params_addr + 1),
                 self._params_index.eq(self._params_index + 1),
@@ -296,89 +302,89 @@ class TokenIssue(wiring.Component):
 
     def _issue_word(self, m: Module) -> None:
         """Issue the word that the walk is at."""
-        following, walk = self._following, self._walk
+        issued, words, tap = self._issued, self._words, self._words.tap
         m.d.comb += [
             self._push.eq(1),
-            walk.step.eq(self._free),
-            following.kind.eq(Mux(self._im2col, Kind.SEGMENT, Kind.PIXEL)),
-            following.read.eq(walk.limit != 0),
-            following.addr.eq(walk.addr),
-            following.emits.eq(Mux(self._im2col, following.segment.emit, walk.mac & walk.last)),
-            following.pixel.index.eq(Mux(self._im2col, walk.line, self._index)),
-            following.pixel.mac.eq(walk.mac),
-            following.pixel.part.eq(walk.part),
-            following.pixel.first.eq(walk.first),
-            following.pixel.last.eq(walk.last),
+            words.step.eq(self._room),
+            issued.kind.eq(Mux(self._im2col, Kind.SEGMENT, Kind.PIXEL)),
+            issued.read.eq(words.limit != 0),
+            issued.addr.eq(words.addr),
+            issued.emits.eq(Mux(self._im2col, issued.segment.emit, tap.mac & tap.last)),
+            issued.pixel.index.eq(Mux(self._im2col, tap.line, self._index)),
+            issued.pixel.mac.eq(tap.mac),
+            issued.pixel.part.eq(tap.part),
+            issued.pixel.first.eq(words.first),
+            issued.pixel.last.eq(tap.last),
         ]
         if self.config.window_by_columns:
-            with m.If(walk.current.columns):
+            with m.If(self._walk.current.columns):
                 newest = self.config.window_kernel - 1
-                m.d.comb += following.pixel.index.eq(self._index + walk.column - newest)
-            m.d.comb += following.pixel.column.eq(walk.column)
+                m.d.comb += issued.pixel.index.eq(self._index + tap.column - newest)
+            m.d.comb += issued.pixel.column.eq(tap.column)
         self._describe_segment(m)
 
     def _describe_segment(self, m: Module) -> None:
         """The part of a token that says how IM2COL collects the walk's segment."""
-        segment, walk, rows = self._following.segment, self._walk, self.config.rows
-        unrotated = self._unrotated
+        segment, words, rows = self._issued.segment, self._words, self.config.rows
+        unrotated, collects = self._unrotated, ~words.prefetch
         m.d.comb += [
-            segment.reload.eq(walk.reload),
-            segment.fetch.eq(walk.fetch),
-            segment.limit.eq(walk.limit),
-            segment.split.eq(walk.split),
+            segment.reload.eq(words.reload),
+            segment.fetch.eq(words.fetch),
+            segment.limit.eq(words.limit),
+            segment.split.eq(words.split),
             segment.rotate.eq(Mux(unrotated < 0, unrotated + rows, unrotated)),
             segment.fill.eq(self._fill),
-            segment.stop.eq(self._stop),
-            segment.emit.eq(walk.last | (self._stop >= rows)),
-            segment.last.eq(walk.last & (self._stop <= rows)),
+            segment.stop.eq(Mux(collects, self._stop, self._fill)),
+            segment.emit.eq(collects & (words.tap.last | (self._stop >= rows))),
+            segment.last.eq(collects & words.tap.last & (self._stop <= rows)),
         ]
 
     def _advance(self, m: Module) -> None:
         """What changes with every word of the walk: index, bytes collected, weights to read."""
-        walk, fast, rows = self._walk, self.current.fast, self.config.rows
+        tap, fast, rows = self._words.tap, self.current.fast, self.config.rows
         index, fill, stop = self._index, self._fill, self._stop
-        m.d.sync += self._weight_first.eq(1)
-        with m.If(~fast | walk.last):
-            m.d.sync += index.eq(Mux(Mux(fast, walk.row_end, walk.last), 0, index + 1))
+        m.d.sync += self._weight_next.eq(self._again)
+        with m.If(~fast | tap.last):
+            m.d.sync += index.eq(Mux(Mux(fast, tap.row_end, tap.last), 0, index + 1))
         with m.If(stop > rows):
             m.d.sync += fill.eq(stop - rows)
-        with m.Elif(walk.last | (stop == rows)):
+        with m.Elif(tap.last | (stop == rows)):
             m.d.sync += fill.eq(0)
         with m.Else():
             m.d.sync += fill.eq(stop)
         # Weights that are read again: the block's for the next output, too.
-        with m.If(self._again & walk.last):
-            with m.If(walk.block_end):
+        with m.If(self._again & tap.last):
+            with m.If(tap.block_end):
                 m.d.sync += self._block_weights.eq(self._weight_addr)
             with m.Else():
                 m.d.sync += self._weight_addr.eq(self._block_weights)
 
     def _leave_walk(self, m: Module) -> None:
         """Go on to the pixel's last bytes, the next block or the next command, if it is time."""
-        walk = self._walk
-        with m.If(self._im2col & walk.last & (self._stop > self.config.rows)):
-            m.d.sync += self._flush_is_end.eq(walk.block_end)
+        tap = self._words.tap
+        with m.If(self._im2col & tap.last & (self._stop > self.config.rows)):
+            m.d.sync += self._flush_is_end.eq(tap.block_end)
             m.next = "FLUSH"
-        with m.Elif(walk.block_end):
+        with m.Elif(tap.block_end):
             m.d.sync += self._blocks_left.eq(self._blocks_left - 1)
             with m.If(self._blocks_left == 0):
                 m.next = "BEGIN"
             with m.Else():
-                self._begin_block(m, walk.current)
+                self._begin_block(m, self._walk.current)
 
     def _flush(self, m: Module) -> None:
         """IM2COL: issue a token without a word for the pixel's bytes that did not fit."""
-        following, segment = self._following, self._following.segment
+        issued, segment = self._issued, self._issued.segment
         m.d.comb += [
             self._push.eq(1),
-            following.kind.eq(Kind.SEGMENT),
-            following.emits.eq(1),
+            issued.kind.eq(Kind.SEGMENT),
+            issued.emits.eq(1),
             segment.fill.eq(self._fill),
             segment.stop.eq(self._fill),
             segment.emit.eq(1),
             segment.last.eq(1),
         ]
-        with m.If(self._free):
+        with m.If(self._room):
             m.d.sync += self._fill.eq(0)
             with m.If(self._flush_is_end):
                 m.next = "BEGIN"

@@ -1,4 +1,4 @@
-"""The WINDOW engine's address generators: the walk over taps and the walk over outputs.
+"""The WINDOW engine's loops: the walk over taps and the walk over outputs.
 
 Both follow their loop nests with running sums. The products that start them (``y0 * src_pitch`` and
 the like) and IM2COL's divisions of byte columns into words are made bit by bit beforehand, while
@@ -6,6 +6,8 @@ the command before is still walked.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
@@ -15,13 +17,13 @@ from systole.hw.bus.interfaces import (
     command_layout,
     record,
 )
-from systole.isa import Config, Opcode, WindowOp
+from systole.isa import COMMANDS, Config, Opcode, WindowOp
 from systole.isa.commands import ADDRESS_BITS
+from systole.isa.config import bits_for
 from systole.isa.timing import (
     CORNER,
     DIVIDEND_BITS,
     FAST_DILATION,
-    im2col_keeps_words,
     window_axis_is_fast,
     window_by_columns,
     window_columns_pay,
@@ -29,10 +31,15 @@ from systole.isa.timing import (
     window_span,
 )
 
+if TYPE_CHECKING:
+    from amaranth.hdl._ast import Assign
+
 COORDINATE_BITS = 26
 """Holds any ``x0 + ox * stride_x + kx * dilation_x`` of a command."""
 REGION_BITS = 19
 """Holds the last row and column of any region that a fast path's strides and kernels reach."""
+MAX_WIDTH = COMMANDS[Opcode.WINDOW].high("in_w")
+"""Columns of the widest input."""
 OFFSET = 1 << 15
 """The division of columns floors: a multiple of ``rows`` from here on makes every x0 positive."""
 
@@ -68,6 +75,40 @@ def prepared_layout(config: Config) -> data.StructLayout:
     )
 
 
+def word_name(config: Config) -> data.StructLayout:
+    """A word of a row, for IM2COL to know it again. Words outside the row need not be told from
+    each other: they are all pad."""
+    return data.StructLayout({"inside": 1, "low": bits_for(MAX_WIDTH // config.rows + 1)})
+
+
+def tap_layout(config: Config) -> data.StructLayout:
+    """A step of the walk, see :class:`TapWalk`."""
+    return data.StructLayout(
+        {
+            "word": word_name(config),
+            "following": word_name(config),  # the word behind it
+            "byte": range(config.rows),  # first byte of the segment
+            "bytes": range(config.rows + 1),  # of the segment (IM2COL)
+            "spills": 1,  # the segment goes on in the following word
+            # Of the word and of the one behind it: where they lie in the scratchpad, and their
+            # bytes inside the input; those beyond are pad.
+            "addr": ADDRESS_BITS,
+            "limit": range(config.rows + 1),
+            "following_addr": ADDRESS_BITS,
+            "following_limit": range(config.rows + 1),
+            "line": 6,  # of the kernel, counted from its end
+            "mac": 1,  # goes into an output
+            "part": 2,  # of the window (fast); but for 0, it comes without a word
+            "column": 3,  # of the window, if by columns
+            "run_end": 1,  # last step of a tap (fast: of a word)
+            "kernel_row_end": 1,  # last tap of a row of the kernel, but not of the kernel
+            "last": 1,  # last step of an output (fast: of a word)
+            "row_end": 1,  # last word of the region's row (fast)
+            "block_end": 1,  # last word of the block
+        }
+    )
+
+
 def spans(command: data.View, config: Config) -> tuple[Value, Value]:
     """Columns and rows from a kernel's first to its last tap (fast)."""
     if config.window_by_columns:
@@ -80,10 +121,12 @@ class WalkSetup(wiring.Component):
 
     A command is accepted from ``cmd`` when the one before has been taken. As many cycles later as
     the longest of ``|y0|``, ``stride_y``, ``dilation_y``, ``kernel_h`` has bits, plus 3 (IM2COL: 20
-    in all), ``ready`` rises and ``prepared`` holds until ``take``.
+    in all), ``ready`` rises and ``prepared`` holds until ``take``. ``decided`` rises a cycle
+    before: the command's path and fields are there.
     """
 
     cmd: stream.Interface
+    decided: Signal
     ready: Signal
     prepared: data.View
     take: Signal
@@ -93,6 +136,7 @@ class WalkSetup(wiring.Component):
         super().__init__(
             {
                 "cmd": In(stream.Signature(command_layout(Opcode.WINDOW))),
+                "decided": Out(1),
                 "ready": Out(1),
                 "prepared": Out(prepared_layout(config)),
                 "take": In(1),
@@ -136,11 +180,12 @@ class WalkSetup(wiring.Component):
                 with m.If(multiplied & (self._divide_left == 0)):
                     m.next = "FINISH"
             with m.State("FINISH"):
+                m.d.comb += self.decided.eq(1)
                 self._finish_columns(m)
                 self._finish_rows(m)
                 m.next = "READY"
             with m.State("READY"):
-                m.d.comb += self.ready.eq(1)
+                m.d.comb += [self.decided.eq(1), self.ready.eq(1)]
                 with m.If(self.take):
                     m.next = "IDLE"
         return m
@@ -278,11 +323,26 @@ class WalkSetup(wiring.Component):
         ]
 
 
+class _StepsLeft:
+    """The steps of a loop beyond the current one. Whether there are none is a register of its own:
+    many conditions begin with it."""
+
+    def __init__(self, bits: int, name: str):
+        self.left = Signal(bits, name=f"{name}_left")
+        self.none = Signal(name=f"{name}_none")
+
+    def restart(self, steps: Value) -> list[Assign]:
+        return [self.left.eq(steps), self.none.eq(steps == 0)]
+
+    def count_down(self) -> list[Assign]:
+        return [self.left.eq(self.left - 1), self.none.eq(self.left == 1)]
+
+
 class TapWalk(wiring.Component):
-    """Walks over the source words that a WINDOW command reads, one a cycle.
+    """Walks over the taps of a WINDOW command, one a cycle.
 
     ``start`` begins the command in ``prepared``, which then is in ``current``: from the next cycle
-    on the outputs describe the first word; ``step`` goes on to the next.
+    on ``tap`` describes the first; ``step`` goes on to the next.
 
     * General walk (``current.fast`` low): for every block, output and tap (kx innermost) one word.
     * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
@@ -291,58 +351,24 @@ class TapWalk(wiring.Component):
       first with the word; by columns, for each ``column`` that has taps. Which commands take this
       path: :class:`~systole.isa.timing.WindowShape`.
     * IM2COL: for every output and tap its run, in *segments* of ``rows`` bytes from the run's
-      start; ``count`` bytes from ``byte`` of a word, which go on in the next word when it ends.
-      The last two words are held; ``fetch`` says that the step brings one more. The segment's first
-      ``split`` bytes of the word (all, if it lies within the newest word) are from the newest word
-      held (``fetch``: the new one), the others from the one before. A step that only fetches has
-      ``count`` 0. With ``kernel_w`` 1, the words held for every tap ``line`` are those of the same
-      tap of the output before: ``reload`` marks the steps that start from them.
+      start; ``bytes`` bytes from ``byte`` of a word, which go on in the next word if it ``spills``.
     """
 
     prepared: data.View
     current: data.View
     start: Signal
     step: Signal
-    addr: Signal
-    limit: Signal
-    fetch: Signal
-    reload: Signal
-    line: Signal
-    split: Signal
-    byte: Signal
-    count: Signal
-    mac: Signal
-    part: Signal
-    column: Signal
-    first: Signal
-    last: Signal
-    row_end: Signal
-    block_end: Signal
+    tap: data.View
 
     def __init__(self, config: Config):
         self.config = config
-        rows = config.rows
         super().__init__(
             {
                 "prepared": In(prepared_layout(config)),
                 "current": Out(prepared_layout(config)),
                 "start": In(1),
                 "step": In(1),
-                "addr": Out(ADDRESS_BITS),  # scratchpad word, meaningless when limit is 0
-                "limit": Out(range(rows + 1)),  # bytes of the word inside the input; others: pad
-                "fetch": Out(1),  # a word is needed (always but for IM2COL)
-                "reload": Out(1),
-                "line": Out(6),
-                "split": Out(range(rows + 1)),
-                "byte": Out(range(rows)),  # first byte of the segment
-                "count": Out(range(rows + 1)),  # bytes of the segment (IM2COL)
-                "mac": Out(1),  # goes into an output
-                "part": Out(2),  # of the window (fast); but for 0, it comes without a word
-                "column": Out(3),  # of the window, if by columns
-                "first": Out(1),  # first step of an output (fast: of a word)
-                "last": Out(1),  # last step of an output (fast: of a word)
-                "row_end": Out(1),  # last word of the region's row (fast)
-                "block_end": Out(1),  # last word of the block
+                "tap": Out(tap_layout(config)),
             }
         )
         column = column_layout(config)
@@ -359,55 +385,32 @@ class TapWalk(wiring.Component):
         self._next_tap_x, self._next_pixel_x = (
             record(column, name=n) for n in ("next_tap_x", "next_pixel_x")
         )
+        self._following = Signal(COORDINATE_BITS)  # word
         self._next_y = Signal(COORDINATE_BITS)
         self._next_row_addr = Signal(ADDRESS_BITS)
         self._next_block_row = Signal(ADDRESS_BITS)
-        # Steps left of the loops over kx, ky, ox, oy beyond the current one.
         self._left = Signal(8)  # bytes of the run
-        self._kx_left = Signal(6)
-        self._ky_left = Signal(6)
-        self._ox_left = Signal(REGION_BITS)
-        self._oy_left = Signal(REGION_BITS)
+        self._kx, self._ky = _StepsLeft(6, "kx"), _StepsLeft(6, "ky")
+        self._ox, self._oy = _StepsLeft(REGION_BITS, "ox"), _StepsLeft(REGION_BITS, "oy")
         # Fast: words (rows) of the region before the next that completes a window.
         self._column_wait = Signal(3)
         self._row_wait = Signal(3)
         self._more = Signal()  # the window has another part
-        self._column = Signal(3, init=config.window_kernel - 1)
-        # IM2COL: the newest word held, and how many are.
-        held = data.StructLayout({"newest": COORDINATE_BITS, "words": 2})
-        self._holds, self._pixel_holds, self._next_holds = (
-            record(held, name=n) for n in ("holds", "pixel_holds", "next_holds")
-        )
-        self._keeps = Signal()  # words are held from output to output
-        self._run_starts = Signal()
-        self._prefetch = Signal()  # the step only fetches
-        self._segment_end = Signal()
+        self._part = Signal(self.tap.part.shape())
+        self._column = Signal(self.tap.column.shape(), init=config.window_kernel - 1)
         self._im2col = Signal()
-        self._word = Signal(COORDINATE_BITS)
-        self._following_word = Signal(COORDINATE_BITS)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.d.comb += [
-            self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL),
-            self.column.eq(self._column),
-        ]
-        self._find_word(m)
-        self._find_segment(m)
+        m.d.comb += self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL)
+        self._describe_word(m)
         self._find_ends(m)
-        self._find_limit(m)
         self._find_next(m)
-        if self.config.window_by_columns:
-            with m.If(self.step):
+        with m.If(self.step):
+            if self.config.window_by_columns:
                 newest, step = self.config.window_kernel - 1, self.current.cmd.dilation_x
                 m.d.sync += self._column.eq(Mux(self._more, self._column - step, newest))
-        with m.If(self.step):
-            m.d.sync += [
-                self.first.eq(self.last),
-                self._run_starts.eq(self._segment_end),
-                self._holds.eq(self._next_holds),
-                self.part.eq(Mux(self._more, self._next_part(), 0)),
-            ]
+            m.d.sync += self._part.eq(Mux(self._more, self._next_part(), 0))
             self._go_on(m)
         with m.If(self.start):
             self._begin(m)
@@ -423,82 +426,62 @@ class TapWalk(wiring.Component):
             Mux(fast, command.last_py, cmd.out_h - 1),
         ]
 
-    def _find_word(self, m: Module) -> None:
-        """The word at hand, and (IM2COL) which of the words held serve its segment."""
-        x, holds, cmd, rows = self._x, self._holds, self.current.cmd, self.config.rows
-        end = Signal(range(2 * rows + 1))
-        whole = Signal(range(rows + 1))
-        spills, holds_first, holds_second = Signal(), Signal(), Signal()
+    def _describe_word(self, m: Module) -> None:
+        """Where the tap lies."""
+        tap, x, rows = self.tap, self._x, self.config.rows
         m.d.comb += [
-            self._keeps.eq(
-                im2col_keeps_words(self.config, kernel_w=cmd.kernel_w, kernel_h=cmd.kernel_h)
-            ),
-            whole.eq(Mux(self._left <= rows, self._left, rows)),
-            end.eq(x.byte + whole),
-            spills.eq(end > rows),
-            self._following_word.eq(x.word + 1),
-            holds_first.eq(holds.words.any() & (holds.newest == x.word)),
-            holds_second.eq(holds.words[1] & (holds.newest == self._following_word)),
-            self._prefetch.eq(self._im2col & spills & ~holds_first & ~holds_second),
-            self.fetch.eq(~self._im2col | (~holds_second & (spills | ~holds_first))),
-            self._word.eq(Mux(self._im2col & holds_first, self._following_word, x.word)),
-            self.addr.eq(self._row + self._word),
-            self.split.eq(Mux(spills | holds_second, x.byte, rows)),
-            self.count.eq(Mux(self._prefetch, 0, whole)),
-            self._next_holds.eq(holds),
+            self._following.eq(x.word + 1),
+            tap.byte.eq(x.byte),
+            tap.bytes.eq(Mux(self._left <= rows, self._left, rows)),
+            tap.spills.eq(x.byte + tap.bytes > rows),
+            tap.addr.eq(self._row + x.word),
+            tap.following_addr.eq(self._row + self._following),
+            tap.line.eq(self._ky.left),
+            tap.part.eq(self._part),
+            tap.column.eq(self._column),
         ]
-        with m.If(self.fetch):
-            m.d.comb += [
-                self._next_holds.newest.eq(self._word),
-                self._next_holds.words.eq(Mux(holds_first, 2, 1)),
-            ]
+        self._look_inside(m, x.word, tap.word, tap.limit)
+        self._look_inside(m, self._following, tap.following, tap.following_limit)
 
-    def _find_segment(self, m: Module) -> None:
-        """IM2COL: where the segment's words come from, and its first byte."""
-        m.d.comb += [
-            self.reload.eq(self._run_starts & (self.current.cmd.kernel_h != 1)),
-            self.line.eq(self._ky_left),
-            self.byte.eq(self._x.byte),
-        ]
+    def _look_inside(self, m: Module, word: Value, name: data.View, limit: Value) -> None:
+        """The name of a word of the row, and how many of its bytes lie inside the input."""
+        cmd, width = self.current.cmd, self.current.width
+        m.d.comb += name.low.eq(word)
+        # Unsigned comparisons: a negative coordinate is a large one.
+        with m.If(word < width.word):
+            m.d.comb += [name.inside.eq(1), limit.eq(self.config.rows)]
+        with m.Elif(word == width.word):
+            m.d.comb += [name.inside.eq(1), limit.eq(width.byte)]
+        with m.If((self._y >= cmd.in_h) | (self._part != 0)):
+            m.d.comb += limit.eq(0)
 
     def _find_ends(self, m: Module) -> None:
         """What the step ends, and whether an output takes it."""
-        current = self.current
+        current, tap = self.current, self.tap
         tap_end = Signal()
         m.d.comb += [
-            self.mac.eq(~current.fast | ((self._column_wait == 0) & (self._row_wait == 0))),
+            tap.mac.eq(~current.fast | ((self._column_wait == 0) & (self._row_wait == 0))),
             self._more.eq(
-                self.mac
+                tap.mac
                 & (
-                    (current.wide & (self.part == 0))
-                    | (current.tall & (self.part != 2))
+                    (current.wide & (self._part == 0))
+                    | (current.tall & (self._part != 2))
                     | (
                         current.columns
                         & (self._column + current.span_x != self.config.window_kernel)
                     )
                 )
             ),
-            self._segment_end.eq(
-                Mux(self._im2col, ~self._prefetch & (self._left <= self.config.rows), ~self._more)
-            ),
-            tap_end.eq(self._segment_end & (self._kx_left == 0)),
-            self.last.eq(tap_end & (self._ky_left == 0)),
-            self.row_end.eq(self.last & (self._ox_left == 0)),
-            self.block_end.eq(self.row_end & (self._oy_left == 0)),
+            tap.run_end.eq(Mux(self._im2col, self._left <= self.config.rows, ~self._more)),
+            tap_end.eq(tap.run_end & self._kx.none),
+            tap.kernel_row_end.eq(tap_end & ~self._ky.none),
+            tap.last.eq(tap_end & self._ky.none),
+            tap.row_end.eq(tap.last & self._ox.none),
+            tap.block_end.eq(tap.row_end & self._oy.none),
         ]
 
-    def _find_limit(self, m: Module) -> None:
-        """How much of the word lies inside the input."""
-        width = self.current.width
-        # Unsigned comparisons: a negative coordinate is a large one.
-        with m.If((self._y < self.current.cmd.in_h) & self.fetch & (self.part == 0)):
-            with m.If(self._word < width.word):
-                m.d.comb += self.limit.eq(self.config.rows)
-            with m.Elif(self._word == width.word):
-                m.d.comb += self.limit.eq(width.byte)
-
     def _next_part(self) -> Value:
-        return Mux(self.current.wide & (self.part == 0), 1, 2)
+        return Mux(self.current.wide & (self._part == 0), 1, 2)
 
     def _find_next(self, m: Module) -> None:
         """The sums that lead to the next tap, pixel, row and block."""
@@ -526,53 +509,43 @@ class TapWalk(wiring.Component):
     def _go_on(self, m: Module) -> None:
         """The next step: of the segment, the run, the taps, the pixels, the rows, the blocks."""
         kx_count, ky_count, *_ = self._counts(self.current)
-        with m.If(self._im2col & ~self._segment_end & ~self._prefetch):
+        with m.If(self._im2col & ~self.tap.run_end):
             m.d.sync += [
-                self._x.word.eq(self._following_word),
+                self._x.word.eq(self._following),
                 self._left.eq(self._left - self.config.rows),
             ]
-        with m.Elif(self._segment_end):
+        with m.Elif(self.tap.run_end):
             m.d.sync += self._left.eq(self.current.cmd.run)
-            with m.If(self._kx_left != 0):
+            with m.If(~self._kx.none):
                 self._next_tap(m)
-            with m.Elif(self._ky_left != 0):
-                m.d.sync += self._kx_left.eq(kx_count)
+            with m.Elif(~self._ky.none):
+                m.d.sync += self._kx.restart(kx_count)
                 self._next_tap_row(m)
             with m.Else():
-                m.d.sync += [
-                    self._kx_left.eq(kx_count),
-                    self._ky_left.eq(ky_count),
-                    self._pixel_holds.eq(self._next_holds),
-                ]
-                with m.If(self._ox_left != 0):
+                m.d.sync += [*self._kx.restart(kx_count), *self._ky.restart(ky_count)]
+                with m.If(~self._ox.none):
                     self._next_pixel(m)
                 with m.Else():
                     self._next_row(m)
-            with m.If(~self._keeps):
-                self._drop_words(m)
-
-    def _drop_words(self, m: Module) -> None:
-        m.d.sync += [self._holds.words.eq(0), self._pixel_holds.words.eq(0)]
 
     def _next_tap(self, m: Module) -> None:
         x = self._next_tap_x
-        m.d.sync += [self._kx_left.eq(self._kx_left - 1), self._tap_x.eq(x), self._x.eq(x)]
+        m.d.sync += [*self._kx.count_down(), self._tap_x.eq(x), self._x.eq(x)]
 
     def _next_tap_row(self, m: Module) -> None:
         m.d.sync += [
-            self._ky_left.eq(self._ky_left - 1),
+            *self._ky.count_down(),
             self._tap_x.eq(self._pixel_x),
             self._x.eq(self._pixel_x),
             self._y.eq(self._y + self.current.cmd.dilation_y),
             self._row.eq(self._row + self.current.dilation_rows),
-            self._holds.eq(self._pixel_holds),
         ]
 
     def _next_pixel(self, m: Module) -> None:
         """The next pixel of the row (fast: the next word)."""
         x, wait = self._next_pixel_x, self._column_wait
         m.d.sync += [
-            self._ox_left.eq(self._ox_left - 1),
+            *self._ox.count_down(),
             *(c.eq(x) for c in (self._pixel_x, self._tap_x, self._x)),
             self._y.eq(self._pixel_y),
             self._row.eq(self._pixel_row),
@@ -586,21 +559,20 @@ class TapWalk(wiring.Component):
         _, _, ox_count, oy_count = self._counts(current)
         wait = self._row_wait
         m.d.sync += [
-            self._ox_left.eq(ox_count),
+            *self._ox.restart(ox_count),
             *(c.eq(current.x0) for c in (self._pixel_x, self._tap_x, self._x)),
             self._column_wait.eq(span_x - 1),
         ]
-        self._drop_words(m)
-        with m.If(self._oy_left != 0):
+        with m.If(~self._oy.none):
             m.d.sync += [
-                self._oy_left.eq(self._oy_left - 1),
+                *self._oy.count_down(),
                 *(c.eq(self._next_y) for c in (self._pixel_y, self._y)),
                 *(r.eq(self._next_row_addr) for r in (self._pixel_row, self._row)),
                 wait.eq(Mux(wait == 0, cmd.stride_y - 1, wait - 1)),
             ]
         with m.Else():
             m.d.sync += [
-                self._oy_left.eq(oy_count),
+                *self._oy.restart(oy_count),
                 *(c.eq(cmd.y0) for c in (self._pixel_y, self._y)),
                 *(
                     r.eq(self._next_block_row)
@@ -613,20 +585,19 @@ class TapWalk(wiring.Component):
         """The first step of the command that has been prepared."""
         new = self.prepared
         span_x, span_y = spans(new, self.config)
-        lefts = (self._kx_left, self._ky_left, self._ox_left, self._oy_left)
+        loops = zip((self._kx, self._ky, self._ox, self._oy), self._counts(new), strict=True)
         m.d.sync += [
             self.current.eq(new),
             *(c.eq(new.x0) for c in (self._pixel_x, self._tap_x, self._x)),
             *(c.eq(new.cmd.y0) for c in (self._pixel_y, self._y)),
             *(r.eq(new.first_row) for r in (self._block_row, self._pixel_row, self._row)),
             self._left.eq(new.cmd.run),
-            *(left.eq(n) for left, n in zip(lefts, self._counts(new), strict=True)),
+            *(statement for loop, n in loops for statement in loop.restart(n)),
             self._column_wait.eq(span_x - 1),
             self._row_wait.eq(span_y - 1),
-            self.first.eq(1),
-            self._run_starts.eq(1),
+            self._part.eq(0),
+            self._column.eq(self.config.window_kernel - 1),
         ]
-        self._drop_words(m)
 
 
 class OutputWalk(wiring.Component):

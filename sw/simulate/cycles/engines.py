@@ -19,6 +19,7 @@ from systole.isa.timing import (
     post_keeps_operand,
     window_modes,
     window_set_up_bits,
+    window_walk_start,
 )
 
 
@@ -145,6 +146,8 @@ class WindowTiming:
 
     set_up: int
     """Cycles to prepare it."""
+    walk_start: int
+    """Cycles from then on, or from the end of the command before, to its first word."""
     words: int
     """Cycles in which it issues words."""
     fast: bool
@@ -162,7 +165,8 @@ def window_timing(c: Mapping[str, int], config: Config) -> WindowTiming:
         fast = shape.is_fast(config)
         words = c["blocks"] * shape.block_tokens(config, c["op"])
     set_up = WINDOW_SET_UP + window_set_up_bits(c)
-    return WindowTiming(set_up, words, fast, (fast, *(c[n] for n in window_modes(config))))
+    mode = (fast, *(c[n] for n in window_modes(config)))
+    return WindowTiming(set_up, window_walk_start(c["op"]), words, fast, mode)
 
 
 def window_writes(

@@ -17,6 +17,7 @@ from systole.isa.timing import (
     SWAP_LEAD,
     TRANSFER_START,
     WINDOW_DEPTH,
+    WINDOW_GAP,
     array_latency,
     conv_lead,
     post_overlaps,
@@ -245,7 +246,8 @@ class MachineModel:
 
     def _window(self, c: Mapping[str, int], index: int, start: float) -> None:
         window, (mode, issued, ended) = self.windows[index], self.window
-        begin = max(start + window.set_up, issued + 1 if window.mode == mode else ended)
+        may_follow = issued + WINDOW_GAP if window.mode == mode else ended
+        begin = max(start + window.set_up, may_follow) + window.walk_start
         issued = begin + window.words + self.delays.get(index, 0)
         ended = issued + WINDOW_DEPTH[WindowOp(c["op"])]
         self.window = window.mode, issued, ended

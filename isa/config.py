@@ -56,6 +56,10 @@ class Config:
     """How the array multiplies. plain: a multiplier for each row and column. fast: one for every
     two rows of a column (Winograd's inner product), with the same results and commands; ``cell``
     then counts these. It takes ``rows / 2 + cols`` multipliers besides, at the edges."""
+    post_lanes: int = 0
+    """Output channels that the post-processing handles a cycle: a divisor of ``gcd(rows, cols)``. 0
+    is all of that. Half of it saves half of the post-processing's logic, and costs time where the
+    array has little to add up."""
     scratchpad_bytes: int = 256 * 1024
     """Activations, parameters and tables on chip."""
     weight_bytes: int = 64 * 1024
@@ -103,6 +107,12 @@ class Config:
             self.inner_product == "plain" or self.rows % 2 == 0,
             "inner_product",
             f"fast takes rows in pairs, and rows must be even, not {self.rows}",
+        )
+        most = math.gcd(self.rows, self.cols)
+        need(
+            self.post_lanes == 0 or (self.post_lanes > 0 and most % self.post_lanes == 0),
+            "post_lanes",
+            f"must be a divisor of gcd(rows, cols) = {most}, or 0 for all of that",
         )
         need(self.banks in (2, 4, 8, 16), "banks", "must be 2, 4, 8 or 16")
         need(
@@ -166,8 +176,8 @@ class Config:
 
     @property
     def lanes(self) -> int:
-        """Output channels the post-processing handles a cycle: ``gcd(rows, cols)``."""
-        return math.gcd(self.rows, self.cols)
+        """Output channels the post-processing handles a cycle."""
+        return self.post_lanes or math.gcd(self.rows, self.cols)
 
     @property
     def groups(self) -> int:

@@ -57,7 +57,8 @@ class PostCombine(wiring.Component):
                 "o": Out(8 * lanes),
             }
         )
-        self._subtracts, self._multiplies = Signal(), Signal()
+        self._subtracts = Signal()
+        self._multiplies = Signal()  # of the cycle before: what is in the first stage is of MUL
         self._moved_by_zero = Signal()  # after the first stage
         self._operands = Signal()  # what the multipliers are for is there
         self._valid = Signal(self.LATENCY - 1)  # after each stage behind it
@@ -69,13 +70,13 @@ class PostCombine(wiring.Component):
         m = Module()
         multiplied = Signal()  # after MUL's own stage
         m.d.sync += [
+            self._multiplies.eq(self.cmd.op == PostOp.MUL),
             self._moved_by_zero.eq(self.i_valid),
             multiplied.eq(self._moved_by_zero & self._multiplies),
             self._valid.eq(Cat(self._operands, self._valid)),
         ]
         m.d.comb += [
             self._subtracts.eq(self.cmd.op == PostOp.SUB),
-            self._multiplies.eq(self.cmd.op == PostOp.MUL),
             self._operands.eq(Mux(self._multiplies, multiplied, self._moved_by_zero)),
             self.o_valid.eq(self._valid[-1]),
         ]

@@ -401,18 +401,21 @@ class WindowReduce(wiring.Component):
                     Mux(operand.used, operand.word.word_select(lane, 8).as_signed(), -128)
                 )
                 values.append(value)
-        # Halved once in each of the first two stages; the third does what is left.
+        # Halved once in each of the first two stages; three are left to the third.
         for stage in range(2):
             name = f"stage{stage + 2}_largest{{}}_{lane}"
             largest = self._halve(m, name, values, self._has[stage])
             values = [Signal.like(v, name=f"{v.name}_kept", reset_less=True) for v in largest]
             with m.If(self._does[stage] & self.maximum):
                 m.d.sync += [kept.eq(v) for kept, v in zip(values, largest, strict=True)]
-        while len(values) > 1:
-            name = f"stage4_of{len(values)}_largest{{}}_{lane}"
-            values = self._halve(m, name, values, self._has[2])
+        a, b, c = values
+        largest = Signal(signed(8), name=f"stage4_largest_{lane}")
+        with m.If(self._has[2] & self.maximum):
+            # Side by side: two comparisons behind each other would be the engine's longest path.
+            a_over_b, a_over_c, b_over_c = a > b, a > c, b > c
+            m.d.comb += largest.eq(Mux(a_over_b, Mux(a_over_c, a, c), Mux(b_over_c, b, c)))
         with m.If(self._does[2] & self.maximum):
-            m.d.sync += partial.eq(values[0])
+            m.d.sync += partial.eq(largest)
 
     def _halve(self, m: Module, name: str, values: list[Signal], active: Signal) -> list[Signal]:
         """The larger of every two; an odd one is left as it is."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from systole.sw.runtime.device import Device
 from systole.sw.runtime.driver import Driver
 from systole.sw.runtime.execute import compare, execute, load
 from systole.sw.runtime.program import Program
+from systole.sw.zoo import digits
 from tests.helpers.random_models import (
     random_conv_model,
     random_gemm_model,
@@ -63,6 +66,22 @@ def load_random_model(seed: int, path):
     shapes = {p.tensor: graph.tensors[p.tensor].shape for p in graph.inputs}
     inputs = {name: rng.integers(-128, 128, s).astype(np.int8) for name, s in shapes.items()}
     return graph, inputs, golden.run(graph, inputs)
+
+
+Case = tuple[Program, dict[str, np.ndarray], dict[str, np.ndarray]]
+"""A program, its inputs, all tensors by the golden model."""
+
+
+@functools.cache
+def digits_case(config: Config) -> Case:
+    """The digits network on its first test image; all tensors go to DRAM."""
+    folder = Path(digits.__file__).parent
+    graph = load_model(folder / "digits.onnx")
+    (port,) = graph.inputs
+    with np.load(folder / "test.npz") as data:
+        image = golden.quantise_input(port, graph.tensors[port.tensor], data["x"][:1])
+    inputs = {port.tensor: image}
+    return compile_graph(graph, config, dump=True), inputs, golden.run(graph, inputs)
 
 
 def check_on(device: Device, config: Config, graph: Graph, inputs, expected, *, dump=True) -> int:

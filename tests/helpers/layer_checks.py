@@ -18,7 +18,7 @@ from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
 from systole.sw.ir.graph import Graph
 from systole.sw.runtime.device import Device
-from systole.sw.runtime.driver import Driver
+from systole.sw.runtime.driver import DEFAULT_TIMEOUT, Driver
 from systole.sw.runtime.execute import compare, execute, load
 from systole.sw.runtime.program import Program
 from systole.sw.zoo import digits
@@ -89,11 +89,13 @@ def check_on(device: Device, config: Config, graph: Graph, inputs, expected, *, 
     return check_program(device, compile_graph(graph, config, dump=dump), inputs, expected)
 
 
-def check_program(device: Device, program: Program, inputs, expected) -> int:
-    """Run a compiled program as :func:`check_on` does; the cycles."""
+def check_program(
+    device: Device, program: Program, inputs, expected, *, limit: int = DEFAULT_TIMEOUT
+) -> int:
+    """Run a compiled program as :func:`check_on` does, for ``limit`` cycles at most; the cycles."""
     driver = Driver(device)
     load(driver, program)
-    run = execute(driver, program, inputs, trace=False)
+    run = execute(driver, program, inputs, trace=False, timeout_cycles=limit)
     count, first = compare(program, run.tensors, expected)
     assert count == 0, str(first)
     return run.cycles

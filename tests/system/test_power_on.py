@@ -17,6 +17,8 @@ from tests.helpers.marks import needs_icarus
 from tests.helpers.random_graphs import random_graph
 
 MEMORY = 1 << 20
+LIMIT = 50_000
+"""Cycles after which a program counts as hung; it takes some thousands."""
 SMALL = Config.sized(4, 4)
 OTHERS = {
     "fast": Config.sized(4, 4, inner_product="fast"),
@@ -33,7 +35,7 @@ def random_case(seed: int, config: Config) -> Case:
 
 def cycles_from_power_on(config: Config, cases: list[Case], **options) -> list[int]:
     with RtlDevice(config, memory_bytes=MEMORY, **options) as device:
-        return [check_program(device, *case) for case in cases]
+        return [check_program(device, *case, limit=LIMIT) for case in cases]
 
 
 @functools.cache

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 
 from systole.isa import Config
+from systole.isa.tools.assembler import assemble
 from systole.sim.device import MemoryModel, RtlDevice
 from systole.sw.compiler import compile_graph
+from systole.sw.runtime.driver import Driver
 from tests.helpers.layer_checks import Case, check_program, digits_case
 from tests.helpers.marks import needs_icarus
 from tests.helpers.random_graphs import random_graph
@@ -59,6 +62,21 @@ def test_random_values_before_the_reset(seed):
     memory = MemoryModel.hostile(seed)
     cycles = cycles_from_power_on(SMALL, cases_of(seed), memory=memory, start_seed=seed)
     assert cycles == usual_cycles(seed)
+
+
+@pytest.mark.xdist_group("power-on")
+def test_memories_start_at_random():
+    """What the tests above rely on: words that nobody wrote are others by the seed."""
+    words = assemble("STORE dram=4096 count0=64 count1=1 count2=1\nEND")
+    found = []
+    for seed in (1, 2):
+        with RtlDevice(SMALL, memory_bytes=MEMORY, start_seed=seed) as device:
+            driver = Driver(device)
+            image = np.array(words, "<u8").tobytes()
+            driver.load(image, command_offset=0, command_words=len(words), memory_bytes=8192)
+            driver.run(timeout_cycles=LIMIT)
+            found.append(driver.read_data(4096, 64 * SMALL.vector_bytes))
+    assert all(len(set(data)) > 2 for data in found) and found[0] != found[1]
 
 
 @pytest.mark.xdist_group("power-on")

@@ -10,15 +10,18 @@ from systole.isa.commands import (
     Encoder,
     Engine,
     Field,
+    Limit,
     LoadTarget,
     Opcode,
     PostOp,
     PostSource,
     WindowOp,
+    command_at,
     encode,
 )
 from systole.isa.config import Config, ConfigError
 from systole.isa.csr import CSRS, Control, Csr, Fault, Irq, Status
+from systole.isa.limits import broken_limit
 from systole.isa.trace import TRACE_EVENT, TraceKind
 
 VERSION = 2
@@ -44,6 +47,7 @@ __all__ = [
     "Fault",
     "Field",
     "Irq",
+    "Limit",
     "LoadTarget",
     "Opcode",
     "PostOp",
@@ -51,5 +55,7 @@ __all__ = [
     "Status",
     "TraceKind",
     "WindowOp",
+    "broken_limit",
+    "command_at",
     "encode",
 ]

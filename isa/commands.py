@@ -101,6 +101,33 @@ class WindowOp(enum.IntEnum):
     """Copies runs of bytes of a packed few-channel tensor into whole reduction words."""
 
 
+Size = int | str
+"""A number, or the name of the property of :class:`isa.Config` that holds it."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the values of a field must keep to. A command that breaks a limit is never started: it
+    is a fault, ILLEGAL_FIELD."""
+
+    least: Size | None = None
+    most: Size | None = None
+    """None, for both: what the field holds."""
+    multiple: Size = 1
+    """They must be multiples of this power of two."""
+    where: tuple[enum.IntEnum, ...] = ()
+    """The limit is one only where the command's field of this enumeration has one of these values;
+    (): everywhere."""
+
+    def __str__(self) -> str:
+        """As the field's documentation has it."""
+        parts = [f">= {self.least}"] if self.least is not None else []
+        parts += [f"<= {self.most}"] if self.most is not None else []
+        parts += [f"a multiple of {self.multiple}"] if self.multiple != 1 else []
+        names = [w.name for w in self.where]
+        return (f"{', '.join(names)}: " if names else "") + ", ".join(parts)
+
+
 @dataclass(frozen=True)
 class Field:
     """One bit field of a command, CSR or trace event."""
@@ -110,6 +137,13 @@ class Field:
     doc: str
     signed: bool = False
     enum: type[enum.IntEnum] | None = None
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def meaning(self) -> str:
+        """What it stands for, with its limits."""
+        limits = "; ".join(map(str, self.limits))
+        return f"{self.doc} ({limits})" if limits else self.doc
 
     @cached_property
     def low(self) -> int:
@@ -168,6 +202,11 @@ class Command:
         """The largest value of a field. Raises ``KeyError`` for an unknown field."""
         return self.places[field][0].high
 
+    def field_of(self, members: type[enum.IntEnum]) -> str:
+        """The name of the field that holds a value of an enumeration."""
+        (name,) = (f.name for f in self.own_fields if f.enum is members)
+        return name
+
     @cached_property
     def bits(self) -> int:
         return sum(f.bits for f in self.fields)
@@ -191,14 +230,28 @@ def _ordered(names: str, groups: Sequence[Sequence[Field]]) -> tuple[Field, ...]
     return tuple(fields[name] for name in order)
 
 
-def _transfer(local: str) -> tuple[Field, ...]:
+AT_LEAST_1 = (Limit(least=1),)
+
+_SCRATCHPAD_VECTORS = (Limit(multiple="vector_bytes"),)
+_VECTORS_BY_TARGET = (
+    Limit(multiple="vector_bytes", where=(LoadTarget.SCRATCHPAD,)),
+    Limit(multiple="weight_vector_bytes", where=(LoadTarget.WEIGHTS,)),
+)
+
+
+def _transfer(local: str, vectors: tuple[Limit, ...]) -> tuple[Field, ...]:
     return (
-        Field("dram", 32, "byte address in the DRAM window of the first vector"),
-        Field("count0", 16, "vectors in a run, contiguous in DRAM and locally (>= 1)"),
-        Field("count1", 16, "runs (>= 1)"),
-        Field("count2", 16, "groups of runs (>= 1)"),
-        Field("dram1", 32, "bytes from one run to the next in DRAM"),
-        Field("dram2", 32, "bytes from one group to the next in DRAM"),
+        Field("dram", 32, "byte address in the DRAM window of the first vector", limits=vectors),
+        Field(
+            "count0",
+            16,
+            "vectors in a run, contiguous in DRAM and locally",
+            limits=AT_LEAST_1,
+        ),
+        Field("count1", 16, "runs", limits=AT_LEAST_1),
+        Field("count2", 16, "groups of runs", limits=AT_LEAST_1),
+        Field("dram1", 32, "bytes from one run to the next in DRAM", limits=vectors),
+        Field("dram2", 32, "bytes from one group to the next in DRAM", limits=vectors),
         Field("local", ADDRESS_BITS, f"first word in the {local}"),
         Field("local1", ADDRESS_BITS, "words from one run to the next"),
         Field("local2", ADDRESS_BITS, "words from one group to the next"),
@@ -214,14 +267,14 @@ def _window(kernel_doc: str) -> tuple[Field, ...]:
         Field("in_h", 16, "input rows present; others read as ``pad``"),
         Field("x0", 16, "input column of output 0, tap 0", signed=True),
         Field("y0", 16, "input row of output 0, tap 0", signed=True),
-        Field("out_w", 16, "output columns (>= 1)"),
-        Field("out_h", 16, "output rows (>= 1)"),
-        Field("kernel_w", 6, f"{kernel_doc} columns (>= 1)"),
-        Field("kernel_h", 6, f"{kernel_doc} rows (>= 1)"),
-        Field("stride_x", 8, "input columns per output column (>= 1)"),
-        Field("stride_y", 8, "input rows per output row (>= 1)"),
-        Field("dilation_x", 8, "input columns per tap column (>= 1)"),
-        Field("dilation_y", 8, "input rows per tap row (>= 1)"),
+        Field("out_w", 16, "output columns", limits=AT_LEAST_1),
+        Field("out_h", 16, "output rows", limits=AT_LEAST_1),
+        Field("kernel_w", 6, f"{kernel_doc} columns", limits=AT_LEAST_1),
+        Field("kernel_h", 6, f"{kernel_doc} rows", limits=AT_LEAST_1),
+        Field("stride_x", 8, "input columns per output column", limits=AT_LEAST_1),
+        Field("stride_y", 8, "input rows per output row", limits=AT_LEAST_1),
+        Field("dilation_x", 8, "input columns per tap column", limits=AT_LEAST_1),
+        Field("dilation_y", 8, "input rows per tap row", limits=AT_LEAST_1),
         Field("pad", 8, "value read outside the input: its zero point", signed=True),
     )
 
@@ -258,20 +311,19 @@ COMMANDS: dict[Opcode, Command] = {
                 "dram target local2 local count0 local1 dram1 count1 count2 dram2",
                 [
                     (Field("target", 1, "destination memory", enum=LoadTarget),),
-                    _transfer("destination memory"),
+                    _transfer("destination memory", _VECTORS_BY_TARGET),
                 ],
             ),
             "Copies ``count2 x count1 x count0`` vectors from DRAM. A vector takes "
             "``vector_bytes`` (scratchpad) or ``weight_vector_bytes`` (weights) in DRAM, of which "
-            "the first ``rows`` or ``cols`` are kept. ``dram``, ``dram1`` and ``dram2`` are "
-            "multiples of that.",
+            "the first ``rows`` or ``cols`` are kept.",
         ),
         Command(
             Opcode.STORE,
             (Engine.STORE,),
             _ordered(
                 "dram local2 local count0 local1 dram1 count1 count2 dram2",
-                [_transfer("scratchpad")],
+                [_transfer("scratchpad", _SCRATCHPAD_VECTORS)],
             ),
             "Copies ``count2 x count1 x count0`` scratchpad words to DRAM, ``vector_bytes`` each; "
             "the bytes beyond ``rows`` of each are written as zero. Ends when the last write "
@@ -292,7 +344,7 @@ COMMANDS: dict[Opcode, Command] = {
                         ),
                         Field("weights", ADDRESS_BITS, "weight word of the first tile"),
                         Field("acc", ACC_ADDRESS_BITS, "accumulator word of output (0, 0)"),
-                        Field("blocks", 12, "input channel blocks (>= 1)"),
+                        Field("blocks", 12, "input channel blocks", limits=AT_LEAST_1),
                     ),
                     _window("kernel"),
                 ],
@@ -319,16 +371,32 @@ COMMANDS: dict[Opcode, Command] = {
                             ACC_ADDRESS_BITS,
                             "accumulator word of output (0, 0); outputs are consecutive",
                         ),
-                        Field("groups", 8, "groups of ``lanes`` channels to process (>= 1)"),
                         Field(
-                            "lane", 6, "first group's position in its scratchpad word, in groups"
+                            "groups",
+                            8,
+                            "groups of ``lanes`` channels to process",
+                            limits=(
+                                *AT_LEAST_1,
+                                Limit(most="groups", where=(PostSource.ACCUMULATOR,)),
+                            ),
                         ),
-                        Field("out_w", 16, "output columns (>= 1)"),
-                        Field("out_h", 16, "output rows (>= 1)"),
+                        Field(
+                            "lane",
+                            6,
+                            "first group's position in its scratchpad word, in groups",
+                            limits=(Limit(most="last_group"),),
+                        ),
+                        Field("out_w", 16, "output columns", limits=AT_LEAST_1),
+                        Field("out_h", 16, "output rows", limits=AT_LEAST_1),
                     ),
                     _output(),
                     (
-                        Field("out_step", 8, "words from one output column to the next (>= 1)"),
+                        Field(
+                            "out_step",
+                            8,
+                            "words from one output column to the next",
+                            limits=AT_LEAST_1,
+                        ),
                         Field(
                             "a", ADDRESS_BITS, "source SCRATCHPAD: word of ``a`` (0, 0), block 0"
                         ),
@@ -361,7 +429,12 @@ COMMANDS: dict[Opcode, Command] = {
                         Field("high2", 8, "op not NONE: upper clamp of the result", signed=True),
                         Field("ma", 24, "op ADD, SUB: multiplier of ``a``; MUL: of the product"),
                         Field("mb", 24, "op ADD, SUB: multiplier of ``b``"),
-                        Field("shift", 6, "op not NONE: right shift, rounding half to even (>= 1)"),
+                        Field(
+                            "shift",
+                            6,
+                            "op not NONE: right shift, rounding half to even",
+                            limits=(Limit(least=1, where=(PostOp.ADD, PostOp.SUB, PostOp.MUL)),),
+                        ),
                         Field("lut", 1, "1: results go through the table"),
                         Field("table", ADDRESS_BITS, "lut: scratchpad word of the table"),
                     ),
@@ -390,8 +463,18 @@ COMMANDS: dict[Opcode, Command] = {
                 [
                     (
                         Field("op", 2, "what is done over the window", enum=WindowOp),
-                        Field("blocks", 12, "channel blocks to process (>= 1); IM2COL: 1"),
-                        Field("run", 8, "IM2COL: bytes copied per tap (>= 1)"),
+                        Field(
+                            "blocks",
+                            12,
+                            "channel blocks to process",
+                            limits=(*AT_LEAST_1, Limit(most=1, where=(WindowOp.IM2COL,))),
+                        ),
+                        Field(
+                            "run",
+                            8,
+                            "IM2COL: bytes copied per tap",
+                            limits=(Limit(least=1, where=(WindowOp.IM2COL,)),),
+                        ),
                     ),
                     _window("window"),
                     _output(),
@@ -566,3 +649,13 @@ class Decoder:
         if whole:
             self._last[engine] = whole
         return out, end
+
+
+def command_at(words: Sequence[int], index: int) -> Mapping[str, int]:
+    """The fields of command ``index`` of a stream. Raises ``ValueError`` like a
+    :class:`Decoder`."""
+    decoder, at = Decoder(), 0
+    fields: Mapping[str, int] = {}
+    for _ in range(index + 1):
+        fields, at = decoder.decode(words, at)
+    return fields

@@ -190,6 +190,11 @@ class Config:
         return self.rows // self.lanes
 
     @property
+    def last_group(self) -> int:
+        """The last group's position in a scratchpad word, in groups: ``rows / lanes - 1``."""
+        return self.word_groups - 1
+
+    @property
     def fast(self) -> bool:
         """The array multiplies by the fast inner product."""
         return self.inner_product == "fast"

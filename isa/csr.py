@@ -56,6 +56,9 @@ class Fault(enum.IntEnum):
     """A token counter overflowed."""
     WATCHDOG = 6
     """No command ended for WATCHDOG cycles."""
+    ILLEGAL_FIELD = 7
+    """A field breaks a limit of its command. The command was not started; all before it of its
+    engine have ended, and the tokens it waits for have been there."""
 
 
 NO_ENGINE = 15

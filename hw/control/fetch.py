@@ -34,7 +34,8 @@ HEAD = data.StructLayout({f.name: f.bits for f in HEADER} | {"rest": REST_BITS})
 FAULT_REPORT = data.StructLayout(
     {"valid": 1, "code": 4, "index": INDEX_BITS, "engine": 4, "address": 32}
 )
-"""A fault and where it happened; ``valid`` pulses. Every unit that can fail has such an output."""
+"""A fault and where it happened; ``valid`` pulses, or stays until the reset. Every unit that can
+fail has such an output."""
 
 OPCODE_OF: dict[Engine, Opcode] = {
     engine: command.opcode for command in COMMANDS.values() for engine in command.engines

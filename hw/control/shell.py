@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.memory import Memory
@@ -19,6 +19,7 @@ from systole.hw.bus.interfaces import (
 from systole.hw.control.fetch import FAULT_REPORT, PLACE_BITS, WORD_BITS
 from systole.isa import COMMANDS, TRACE_EVENT, Config, Engine, Fault, Opcode
 from systole.isa.csr import ENGINE_STATE, TOKEN_BITS, EngineState
+from systole.isa.limits import field_limits
 
 ENGINES = len(Engine)
 IN_FLIGHT = 8
@@ -43,7 +44,9 @@ class Shell(wiring.Component):
     * ``push`` takes commands, by their indices, into the queue of ``queue_depth``; the oldest waits
       at its head. The words of a command that are not as the command before had them come before
       it, with ``write``, ``place`` and ``word``; the first word, at place 0, comes last, with
-      ``push``. They wait in a memory and are unpacked into the head one a cycle.
+      ``push``. They wait in a memory and are unpacked into the head one a cycle. A command with a
+      field that breaks a limit stays in the head: it is a fault, which is reported once all before
+      it have ended and its tokens are there, and stands until the reset.
     * ``core`` gets the head as soon as every token it waits for is there; the tokens are taken in
       the cycle in which the core accepts. A token given in one cycle lets the command start in the
       next.
@@ -114,6 +117,7 @@ class Shell(wiring.Component):
         )
         self._head = record(command_layout(opcode), reset_less=True)
         self._whole = Signal()  # the command in the head is complete
+        self._legal = Signal()  # and within all limits
         flight_entry = data.StructLayout({"index": INDEX_BITS, "signal": ENGINES})
         self._flight = SyncFIFO(width=flight_entry.size, depth=IN_FLIGHT)
         self._oldest = data.View(flight_entry, self._flight.r_data)
@@ -151,13 +155,34 @@ class Shell(wiring.Component):
         word, place = words.r_data[:WORD_BITS], words.r_data[WORD_BITS:]
         m.d.comb += words.r_en.eq(~self._whole | self._accepted)
         with m.If(self._accepted):
-            m.d.sync += self._whole.eq(0)
+            m.d.sync += [self._whole.eq(0), self._legal.eq(0)]
         with m.If(words.r_rdy & words.r_en):
-            m.d.sync += self._whole.eq(place == 0)
+            # With the first word, the command is what is in the head behind it.
+            illegal = self._breaks_a_limit(Cat(word, head[WORD_BITS:]))
+            m.d.sync += [
+                self._whole.eq(place == 0),
+                self._legal.eq((place == 0) & ~illegal),
+            ]
             for i in range(COMMANDS[self.opcode].words):
                 part = head[WORD_BITS * i : WORD_BITS * (i + 1)]
                 with m.If(place == i):
                     m.d.sync += part.eq(word)
+
+    def _breaks_a_limit(self, command: Value) -> Value:
+        """A field of the command does, whose bits these are."""
+        fields = data.View(command_layout(self.opcode), command)
+        broken: list[Value] = []
+        for limit in field_limits(self.opcode, self.config):
+            value, field = Value.cast(fields[limit.field.name]), limit.field
+            breaks = [value < limit.least] if limit.least > field.low else []
+            breaks += [value > limit.most] if limit.most < field.high else []
+            breaks += [value % limit.multiple != 0] if limit.multiple > 1 else []
+            counts: Value = C(1)
+            if limit.selector:
+                chosen = Value.cast(fields[limit.selector])
+                counts = Cat(chosen == v for v in limit.selected).any()
+            broken.append(Cat(breaks).any() & counts)
+        return Cat(broken).any()
 
     def _count_tokens(self, m: Module) -> None:
         """A counter for the tokens of each engine."""
@@ -184,7 +209,7 @@ class Shell(wiring.Component):
         """Hand the head to the core. An offer once made stands, whatever ``halt`` says."""
         cmd, queue, flight, head = self.core.cmd, self._queue, self._flight, self._head
         offered = Signal()
-        may_start = self._whole & ~self._missing.any() & flight.w_rdy
+        may_start = self._legal & ~self._missing.any() & flight.w_rdy
         m.d.comb += [
             cmd.payload.eq(head),
             cmd.valid.eq(may_start & (~self.halt | offered)),
@@ -285,24 +310,29 @@ class Shell(wiring.Component):
         ]
 
     def _report_fault(self, m: Module) -> None:
-        """The core's fault, or that a token given in the cycle before was lost."""
-        core, fault = self.core, self.fault
-        lost = Signal()
-        index = Signal(INDEX_BITS, reset_less=True)
-        m.d.sync += lost.eq((self.give & self.overflows).any())
-        with m.If(self._retired):
-            m.d.sync += index.eq(self._oldest.index)
-        m.d.comb += fault.engine.eq(self.engine)
+        """The core's fault, or what is known of the cycle before: that a token given was lost, or
+        that the head is illegal and it is its turn."""
+        core, fault, head = self.core, self.fault, self._queue.r_data
+        lost, refused = Signal(), Signal()
+        index = Signal(INDEX_BITS, reset_less=True)  # the command that either is about
+        illegal = self._whole & ~self._legal
+        m.d.sync += [
+            lost.eq((self.give & self.overflows).any()),
+            refused.eq(illegal & ~self._missing.any() & ~self._flight.r_rdy),
+            index.eq(Mux(self._retired, self._oldest.index, head)),
+        ]
+        m.d.comb += [
+            fault.engine.eq(self.engine),
+            fault.index.eq(Mux(core.fault, self._oldest.index, index)),
+        ]
         with m.If(core.fault):
             m.d.comb += [
                 fault.valid.eq(1),
-                fault.index.eq(self._oldest.index),
                 fault.code.eq(core.fault_code),
                 fault.address.eq(core.fault_address),
             ]
-        with m.Elif(lost):
+        with m.Elif(lost | refused):
             m.d.comb += [
                 fault.valid.eq(1),
-                fault.index.eq(index),
-                fault.code.eq(Fault.TOKEN_OVERFLOW),
+                fault.code.eq(Mux(lost, Fault.TOKEN_OVERFLOW, Fault.ILLEGAL_FIELD)),
             ]

@@ -72,7 +72,7 @@ def _fields(fields: Iterable[Field], start: int = 0) -> Iterator[str]:
         lsb = start
         for f in fields:
             msb = lsb + f.bits - 1
-            meaning = cell(f.doc) + (f" ({f.enum.__name__})" if f.enum else "")
+            meaning = cell(f.meaning) + (f" ({f.enum.__name__})" if f.enum else "")
             bits = f"{msb}:{lsb}" if f.bits > 1 else lsb
             yield bits, f"`{f.name}`", f.bits, "signed" if f.signed else "", meaning
             lsb = msb + 1

@@ -49,6 +49,7 @@ ENUMS: tuple[tuple[str, type[enum.IntEnum | enum.IntFlag]], ...] = (
 DERIVED = (
     "lanes",
     "groups",
+    "last_group",
     "scratchpad_words",
     "weight_words",
     "acc_words",
@@ -94,7 +95,7 @@ def _layout(name: str, fields: Iterable[Field]) -> Iterator[str]:
     lsb = 0
     for f in fields:
         macro = f"SYSTOLE_{name}_{f.name.upper()}"
-        yield f"/* {f.doc} */"
+        yield f"/* {f.meaning} */"
         yield f"#define {macro}_LSB {lsb}"
         yield f"#define {macro}_BITS {f.bits}"
         yield f"#define {macro}_WORD {lsb // 64}"

@@ -22,7 +22,7 @@ from systole.isa import COMMANDS, Fault, Opcode, encode
 from systole.isa.params import PARAM_BYTES, pack_param
 from systole.sim.benches.environment import CONFIG, PERIOD_NS, Handle
 from systole.sim.blocks import Blocks
-from systole.sw.simulate.engines import Engines, Memories, OutsideWindow
+from systole.sw.simulate.engines import Engines, IllegalField, Memories, OutsideWindow
 from systole.sw.simulate.races import CommandError, TrackedMemory, Tracker, span
 
 DRAM_BYTES = 8192
@@ -269,8 +269,8 @@ class Model:
             used[: PARAM_BYTES * channels] = packed.view(np.int8)
 
     def execute(self, command: Command) -> None:
-        """Carry out a command. Raises :class:`CommandError` or :class:`OutsideWindow` if it is
-        illegal."""
+        """Carry out a command. Raises :class:`CommandError`, :class:`IllegalField` or
+        :class:`OutsideWindow` if it is illegal."""
         self.engines.execute(command)
 
     def draw(
@@ -283,7 +283,7 @@ class Model:
             command = random(rng)
             try:
                 trial.execute(command)
-            except (CommandError, OutsideWindow):
+            except (CommandError, IllegalField, OutsideWindow):
                 continue
             out.append(command)
             if len(out) == count:

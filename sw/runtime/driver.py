@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from systole.isa import CSRS, DEVICE_ID, TRACE_EVENT, VERSION, Control, Engine, Fault, Irq, Status
+from systole.isa import (
+    CSRS,
+    DEVICE_ID,
+    TRACE_EVENT,
+    VERSION,
+    Control,
+    Engine,
+    Fault,
+    Irq,
+    Status,
+    broken_limit,
+    command_at,
+)
 from systole.isa.csr import EngineState
 from systole.isa.trace import TRACE_EVENT_BYTES
 from systole.sw.runtime.device import Device, DeviceError
@@ -74,7 +86,8 @@ class DeviceFault(DeviceError):  # noqa: N818
 
     ``name`` is that of :class:`isa.Fault`, or ``TIMEOUT``. ``index`` is the command's (WATCHDOG:
     that of the last one fetched, TIMEOUT: None), ``engine`` None if it was the fetch unit or none,
-    ``address`` a byte offset in the DRAM window.
+    ``address`` a byte offset in the DRAM window. ``why``: what is wrong with the command, if that
+    is known.
     """
 
     def __init__(
@@ -86,6 +99,7 @@ class DeviceFault(DeviceError):  # noqa: N818
         address: int,
         engines: tuple[EngineReport, ...],
         cycles: int,
+        why: str = "",
     ):
         self.name = name
         self.index = index
@@ -93,6 +107,7 @@ class DeviceFault(DeviceError):  # noqa: N818
         self.address = address
         self.engines = engines
         self.cycles = cycles
+        self.why = why
         what = f"{name} after {cycles} cycles"
         if index is not None:
             last = "last fetched " if name == Fault.WATCHDOG.name else ""
@@ -101,6 +116,8 @@ class DeviceFault(DeviceError):  # noqa: N818
             what += f", engine {engine.name}"
         if name in ("DRAM_WINDOW", "AXI_READ", "AXI_WRITE"):
             what += f", byte {address:#x} of the DRAM window"
+        if why:
+            what += f", {why}"
         super().__init__(f"{what}: {'; '.join(map(str, engines))}")
 
 
@@ -287,15 +304,28 @@ class Driver:
             return DeviceFault(
                 "TIMEOUT", index=None, engine=None, address=0, engines=engines, cycles=cycles
             )
-        engine = self.read("FAULT_ENGINE")
+        engine, index = self.read("FAULT_ENGINE"), self.read("FAULT_INDEX")
+        code = Fault(self.read("FAULT_CODE"))
         return DeviceFault(
-            Fault(self.read("FAULT_CODE")).name,
-            index=self.read("FAULT_INDEX"),
+            code.name,
+            index=index,
             engine=None if engine == NO_ENGINE else Engine(engine),
             address=self.read("FAULT_ADDRESS"),
             engines=engines,
             cycles=cycles,
+            why=self._broken_limit(index) if code is Fault.ILLEGAL_FIELD else "",
         )
+
+    def _broken_limit(self, index: int) -> str:
+        """What is wrong with a command's field, by the program as it is in DRAM now; "" if nothing
+        is to be seen there."""
+        inside = min(self._words, (self.program_bytes - self._start) // 8)
+        words = np.frombuffer(self.read_data(self._start, 8 * inside), "<u8").tolist()
+        try:
+            broken = broken_limit(command_at(words, index), self.device.config)
+        except (ValueError, IndexError):
+            return ""
+        return " ".join(broken or ())
 
 
 def decode_trace(data: bytes) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from systole.isa import Config, Engine, Opcode
 from systole.isa.commands import COMMANDS
 from systole.isa.numerics import lookup
-from systole.sw.runtime.driver import Driver, Waiting
+from systole.sw.runtime.driver import DEFAULT_TIMEOUT, Driver, Waiting
 from systole.sw.runtime.program import Program
 
 EVENTS_PER_COMMAND = 2
@@ -52,9 +52,10 @@ def execute(
     *,
     trace: bool,
     waiting: Waiting | None = None,
+    timeout_cycles: int = DEFAULT_TIMEOUT,
 ) -> Execution:
-    """Run the loaded program on int8 (N, C, H, W) inputs by tensor name. ``waiting`` as for
-    :meth:`Driver.run`.
+    """Run the loaded program on int8 (N, C, H, W) inputs by tensor name. ``waiting`` and
+    ``timeout_cycles`` as for :meth:`Driver.run`.
 
     Raises :class:`sw.runtime.driver.DeviceFault` when the device faults or hangs."""
     start = time.perf_counter()
@@ -64,7 +65,7 @@ def execute(
             driver.write_data(place.offset, place.pack(inputs[port.tensor], program.config))
     trace = trace and program.config.trace
     events = EVENTS_PER_COMMAND * len(program.command_layers) if trace else 0
-    cycles = driver.run(trace_events=events, waiting=waiting)
+    cycles = driver.run(trace_events=events, waiting=waiting, timeout_cycles=timeout_cycles)
     tensors = {
         name: place.unpack(driver.read_data(place.offset, place.bytes), program.config)
         for name, place in program.tensors.items()

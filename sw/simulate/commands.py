@@ -29,13 +29,14 @@ from systole.isa import (
     Irq,
     Opcode,
     Status,
+    command_at,
 )
 from systole.isa.commands import header_of
 from systole.isa.csr import NO_ENGINE
 from systole.isa.timing import FETCH_REQUEST_WORDS
 from systole.isa.tools.assembler import format_command
 from systole.sw.runtime.device import Device, DeviceError
-from systole.sw.simulate.engines import Engines, Illegal, Memories, OutsideWindow
+from systole.sw.simulate.engines import Engines, IllegalField, Memories, OutsideWindow
 from systole.sw.simulate.races import Tracker
 
 OnCommand = Callable[[int, Mapping[str, int], Memories], None]
@@ -45,12 +46,14 @@ OnCommand = Callable[[int, Mapping[str, int], Memories], None]
 class HardwareFault(Exception):  # noqa: N818
     """A fault with which the hardware would stop; the attributes are the FAULT_* registers."""
 
-    def __init__(self, code: Fault, index: int, engine: int, address: int = 0):
+    def __init__(self, code: Fault, index: int, engine: int, address: int = 0, why: str = ""):
         self.code = code
         self.index = index
         self.engine = engine
         self.address = address
-        super().__init__(f"{code.name} at command {index}, DRAM window byte {address:#x}")
+        super().__init__(
+            f"{code.name} at command {index}" + (why or f", DRAM window byte {address:#x}")
+        )
 
     @property
     def commands(self) -> int:
@@ -77,10 +80,7 @@ class _FetchUnit:
 
     def describe(self, index: int) -> str:
         """The text of command ``index``, which has been fetched."""
-        decoder, at = Decoder(), 0
-        for _ in range(index + 1):
-            fields, at = decoder.decode(self._words, at)
-        return format_command(fields)
+        return format_command(command_at(self._words, index))
 
     def _fault(self, code: Fault, address: int = 0) -> HardwareFault:
         return HardwareFault(code, self.index, NO_ENGINE, address)
@@ -88,8 +88,7 @@ class _FetchUnit:
     def next(self) -> SimpleNamespace | None:
         """The next command's fields; ``None`` at END.
 
-        Raises :class:`HardwareFault` where the fetch unit would, and :class:`Illegal` for values
-        outside an enumeration."""
+        Raises :class:`HardwareFault` where the fetch unit would."""
         self.index += 1
         ended = self._at == len(self._words)
         head = None if ended else header_of(self._words[self._at])
@@ -111,10 +110,7 @@ class _FetchUnit:
         ):
             raise self._fault(Fault.ILLEGAL_COMMAND)
         self._known.add(engine)
-        try:
-            fields, self._at = self._decoder.decode(self._words, self._at)
-        except ValueError as e:
-            raise Illegal(self.index, command.name, str(e)) from None
+        fields, self._at = self._decoder.decode(self._words, self._at)
         return SimpleNamespace(**fields)
 
 
@@ -145,6 +141,10 @@ def run_program(
         tracker.begin(fetch.index, c.engine, c.wait)
         try:
             engines.execute(c)
+        except IllegalField as e:
+            why = f" ({fetch.describe(fetch.index)}): {e}"
+            code = Fault.ILLEGAL_FIELD
+            raise HardwareFault(code, fetch.index, c.engine, why=why) from None
         except OutsideWindow as e:
             raise HardwareFault(Fault.DRAM_WINDOW, fetch.index, c.engine, e.address) from None
         tracker.end(c.signal)

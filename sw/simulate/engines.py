@@ -9,6 +9,7 @@ import numpy as np
 
 from systole.isa import Config, Fault, LoadTarget, Opcode, PostOp, PostSource, WindowOp, numerics
 from systole.isa.commands import TABLE_BYTES
+from systole.isa.limits import broken_limit
 from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
 from systole.sw.runtime.driver import DEFAULT_WATCHDOG
 from systole.sw.simulate.races import Box, CommandError, TrackedMemory, Tracker, progressions, span
@@ -23,23 +24,26 @@ OUTPUT_CHUNK = 2048
 OUTSIDE = 1 << 48
 """Offset that marks a row or column outside the input; beyond every word."""
 
-_WINDOW_COUNTS = (
-    *("out_w", "out_h", "kernel_w", "kernel_h"),
-    *("stride_x", "stride_y", "dilation_x", "dilation_y"),
-)
-_AT_LEAST_1: dict[Opcode, tuple[str, ...]] = {
-    Opcode.LOAD: ("count0", "count1", "count2"),
-    Opcode.STORE: ("count0", "count1", "count2"),
-    Opcode.CONV: ("blocks", *_WINDOW_COUNTS),
-    Opcode.POST: ("groups", "out_w", "out_h", "out_step"),
-    Opcode.WINDOW: ("blocks", *_WINDOW_COUNTS),
-}
+
+class IllegalField(Exception):  # noqa: N818
+    """A command with a field that breaks a limit. ``field``: its name; ``refusal``: how it does."""
+
+    def __init__(self, field: str, refusal: str):
+        self.field = field
+        self.refusal = refusal
+        super().__init__(f"{field} {refusal}")
 
 
-class Illegal(CommandError):  # noqa: N818
-    """A field whose value the command set does not allow, or that leads outside a memory."""
+class OutsideMemory(CommandError):  # noqa: N818
+    """A command that leads to a word that a memory does not have."""
 
-    name = "ILLEGAL_FIELD"
+    name = "OUTSIDE_MEMORY"
+
+
+class ProgramWrite(CommandError):  # noqa: N818
+    """A command that writes into the program that is being run."""
+
+    name = "PROGRAM_WRITE"
 
 
 class OwnResult(CommandError):  # noqa: N818
@@ -100,10 +104,10 @@ class Engines:
     def execute(self, c: SimpleNamespace) -> None:
         """Execute the command with fields ``c``, except for its tokens. The tracker has begun it.
 
-        Raises :class:`OutsideWindow` and :class:`~sw.simulate.races.CommandError`."""
-        for name in _AT_LEAST_1[c.opcode]:
-            if getattr(c, name) < 1:
-                raise self.tracker.error(Illegal, name, "must be at least 1")
+        Raises :class:`IllegalField`, :class:`OutsideWindow` and
+        :class:`~sw.simulate.races.CommandError`."""
+        if broken := broken_limit(vars(c), self.config):
+            raise IllegalField(*broken)
         self._check_time(c)
         if c.opcode == Opcode.LOAD:
             self._load(c)
@@ -152,7 +156,7 @@ class Engines:
         size = self._sizes[memory]
         if box.last >= size:
             raise self.tracker.error(
-                Illegal, field, f"leads to {memory.value} {box.last}; there are {size}"
+                OutsideMemory, field, f"leads to {memory.value} {box.last}; there are {size}"
             )
 
     def _read(self, memory: TrackedMemory, box: Box, field: str) -> None:
@@ -214,13 +218,7 @@ class Engines:
         return config.vector_bytes, TrackedMemory.SCRATCHPAD, memories.scratchpad
 
     def _check_window(self, c: SimpleNamespace, vector: int) -> None:
-        """Refuse addresses that are not those of vectors, and runs outside the DRAM window: the
-        first in the order of the transfer."""
-        for name, used in (("dram", True), ("dram1", c.count1 > 1), ("dram2", c.count2 > 1)):
-            if used and getattr(c, name) % vector:
-                raise self.tracker.error(
-                    Illegal, name, f"{getattr(c, name)} is not a multiple of {vector}"
-                )
+        """Refuse runs outside the DRAM window: the first in the order of the transfer."""
         room = len(self.dram) - c.count0 * vector - c.dram
         runs = (c.count1 - 1) * c.dram1
         if (c.count2 - 1) * c.dram2 + runs <= room:
@@ -241,7 +239,7 @@ class Engines:
             low, high = self.program
             if ((starts < high) & (starts + bytes_per_run > low)).any():
                 raise self.tracker.error(
-                    Illegal, "dram", "writes into the program that is being run"
+                    ProgramWrite, "dram", "writes into the program that is being run"
                 )
         unit = self.tracker.dram_unit
         dram_box = Box(
@@ -389,10 +387,6 @@ class Engines:
 
     def _im2col(self, c: SimpleNamespace) -> None:
         rows = self.config.rows
-        if c.blocks != 1:
-            raise self.tracker.error(Illegal, "blocks", "must be 1 for IM2COL")
-        if c.run < 1:
-            raise self.tracker.error(Illegal, "run", "must be at least 1 for IM2COL")
         y, x = self._axes(c, c.run)
         # -1 // rows is -1: outside stays outside.
         self._read_input(c, y, x // rows)
@@ -419,8 +413,6 @@ class Engines:
     def _post(self, c: SimpleNamespace) -> None:
         config = self.config
         per_word = config.word_groups
-        if c.lane >= per_word:
-            raise self.tracker.error(Illegal, "lane", f"{c.lane}: a word has {per_word} groups")
         block, position = np.divmod(c.lane + np.arange(c.groups), per_word)
         blocks = int(block[-1]) + 1
         position = position[:, None, None]
@@ -441,8 +433,6 @@ class Engines:
             parameters, acc = self._accumulators(c)
             constants["params"] = span(c.params, c.groups * config.param_words)
         if c.op != PostOp.NONE:
-            if c.shift < 1:
-                raise self.tracker.error(Illegal, "shift", f"must be at least 1 for {c.op.name}")
             sources["b"] = operand("b", c.b_step)
         if c.lut:
             constants["table"] = span(c.table, -(-TABLE_BYTES // config.rows))
@@ -486,10 +476,6 @@ class Engines:
     def _accumulators(self, c: SimpleNamespace) -> tuple[list[np.ndarray], np.ndarray]:
         """POST's parameters (groups, lanes) each, and its accumulators (groups, outputs, lanes)."""
         config = self.config
-        if c.groups > config.groups:
-            raise self.tracker.error(
-                Illegal, "groups", f"{c.groups}: an accumulator word has {config.groups} groups"
-            )
         outputs = c.out_h * c.out_w
         self._read(TrackedMemory.ACCUMULATORS, span(c.acc, outputs), "acc")
         self._use_accumulators(c.acc, outputs)

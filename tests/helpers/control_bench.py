@@ -22,6 +22,7 @@ from systole.isa import (
     TraceKind,
 )
 from systole.isa import Control as ControlBits
+from tests.helpers.legal_commands import made_legal
 from tests.helpers.simulation import Inputs, simulation
 
 PROGRAM = 0x1000
@@ -316,6 +317,7 @@ class Bench:
             self.next_index[engine].append(i)
             command = COMMANDS[OPCODE_OF[engine]]
             present = command.complete if complete else None
-            tokens = dict(wait=wait, signal=signal, present=present)
-            out.append(encoder.encode(command.opcode, engine, **tokens))
+            fields = dict(wait=wait, signal=signal, present=present)
+            fields |= made_legal(command.opcode, {}, self.config)
+            out.append(encoder.encode(command.opcode, engine, **fields))
         return [*out, encoder.encode(Opcode.END)]

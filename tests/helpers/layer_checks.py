@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,9 +18,10 @@ from systole.sw.golden import model as golden
 from systole.sw.golden import oracle
 from systole.sw.ir.graph import Graph
 from systole.sw.runtime.device import Device
-from systole.sw.runtime.driver import Driver
+from systole.sw.runtime.driver import DEFAULT_TIMEOUT, Driver
 from systole.sw.runtime.execute import compare, execute, load
 from systole.sw.runtime.program import Program
+from systole.sw.zoo import digits
 from tests.helpers.random_models import (
     random_conv_model,
     random_gemm_model,
@@ -65,16 +68,34 @@ def load_random_model(seed: int, path):
     return graph, inputs, golden.run(graph, inputs)
 
 
+Case = tuple[Program, dict[str, np.ndarray], dict[str, np.ndarray]]
+"""A program, its inputs, all tensors by the golden model."""
+
+
+@functools.cache
+def digits_case(config: Config) -> Case:
+    """The digits network on its first test image; all tensors go to DRAM."""
+    folder = Path(digits.__file__).parent
+    graph = load_model(folder / "digits.onnx")
+    (port,) = graph.inputs
+    with np.load(folder / "test.npz") as data:
+        image = golden.quantise_input(port, graph.tensors[port.tensor], data["x"][:1])
+    inputs = {port.tensor: image}
+    return compile_graph(graph, config, dump=True), inputs, golden.run(graph, inputs)
+
+
 def check_on(device: Device, config: Config, graph: Graph, inputs, expected, *, dump=True) -> int:
     """Compile and run a graph on a device, and compare each layer with ``expected``: the cycles."""
     return check_program(device, compile_graph(graph, config, dump=dump), inputs, expected)
 
 
-def check_program(device: Device, program: Program, inputs, expected) -> int:
-    """Run a compiled program as :func:`check_on` does; the cycles."""
+def check_program(
+    device: Device, program: Program, inputs, expected, *, limit: int = DEFAULT_TIMEOUT
+) -> int:
+    """Run a compiled program as :func:`check_on` does, for ``limit`` cycles at most; the cycles."""
     driver = Driver(device)
     load(driver, program)
-    run = execute(driver, program, inputs, trace=False)
+    run = execute(driver, program, inputs, trace=False, timeout_cycles=limit)
     count, first = compare(program, run.tensors, expected)
     assert count == 0, str(first)
     return run.cycles

@@ -97,3 +97,39 @@ def convolved(model, name="c"):
     w = model.dq(model.const(f"{name}_w", w), 0.01, np.int8(0))
     value = model.node("Conv", [model.x(f"{name}_x", (1, 4, 10, 10)), w], name)
     return model.node("Relu", [value], f"{name}_relu")
+
+
+REPEATING = {
+    "Expand": node("Expand", ints(1, 24, 8, 9)),
+    "Tile": node("Tile", ints(1, 1, 8, 9)),
+    "Resize": node("Resize", (), const(1, 1, 8, 9), mode="nearest"),
+}
+"""Steps from (1, 24, 1, 1) to (1, 24, 8, 9)."""
+
+
+def repeated_model(name, op_type, *, swapped=False, scale=0.0213, dtype=np.int8):
+    """Arithmetic on an image and its mean, which one of REPEATING has brought to the image's size;
+    ``swapped``: on the mean and the image."""
+    model = Build(dtype)
+    pooled = node("MaxPool", kernel_shape=[1, 1])(model, model.x("x", (1, 24, 8, 9)))
+    image = model.again(pooled, 0.0371, 3, "image")
+    gate = model.again(node("GlobalAveragePool")(model, image), 0.0213, 3, "gate")
+    gate = model.again(REPEATING[name](model, gate), scale, 3, "repeated")
+    operands = [gate, image] if swapped else [image, gate]
+    return model.end(model.node(op_type, operands, "r"))
+
+
+OTHER_LAYOUTS = [(0, 1, 2, 3), (0, 3, 1, 2)]
+"""Orders of axes that are not those of channels last."""
+
+
+def two_layouts_model(other, op_type, *, swapped=False):
+    """Arithmetic on two computed operands (1, 8, 12, 24): one is stored with channels last, one in
+    ``other``'s order of axes."""
+    model, operands = Build(np.int8), []
+    for n, perm in enumerate(((0, 2, 3, 1), other)):
+        given = [size for _, size in sorted(zip(perm, (1, 8, 12, 24), strict=True))]
+        x = node("MaxPool", kernel_shape=[1, 1])(model, model.x(f"x{n}", tuple(given)))
+        x = model.again(x, 0.0371, 3, f"a{n}")
+        operands.append(node("Transpose", perm=list(perm))(model, x))
+    return model.end(model.node(op_type, operands[::-1] if swapped else operands, "r"))

@@ -20,6 +20,8 @@ from systole.isa import (
     Encoder,
     Engine,
     Opcode,
+    broken_limit,
+    command_at,
     encode,
 )
 from systole.isa.params import REQUANT_PARAMS
@@ -114,6 +116,56 @@ def test_decode_refuses_what_is_no_command():
         Decoder().decode(encode(Opcode.CONV, present=7))
     with pytest.raises(ValueError, match="LOAD: illegal present 0xf"):
         Decoder().decode([*encode(Opcode.LOAD, present=15), 0])
+
+
+def test_every_value_of_an_enumeration_is_a_member():
+    """Nothing else need be checked: neither by the shells nor by who decodes a legal command."""
+    for command in COMMANDS.values():
+        for f in command.own_fields:
+            assert f.enum is None or len(f.enum) == 1 << f.bits, f.name
+
+
+POST = "source=1 groups=1 out_w=1 out_h=1 out_step=1"
+WINDOW = (
+    "out_w=1 out_h=1 kernel_w=1 kernel_h=1 stride_x=1 stride_y=1 dilation_x=1 dilation_y=1 blocks=1"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("LOAD dram=48 dram1=16 dram2=32 count0=1 count1=1 count2=1", None),
+        ("LOAD dram=40 count0=1 count1=1 count2=1", ("dram", "a multiple of 16 for SCRATCHPAD")),
+        ("LOAD target=WEIGHTS dram=40 count0=1 count1=1 count2=1", None),
+        ("LOAD count0=1 count1=1", ("count2", "at least 1")),
+        (f"POST {POST} lane=1", None),
+        (f"POST {POST} lane=2", ("lane", "at most 1")),
+        (f"POST {POST} groups=9".replace(" groups=1", ""), None),
+        ("POST groups=2 out_w=1 out_h=1 out_step=1", ("groups", "at most 1 for ACCUMULATOR")),
+        (f"POST {POST} op=MUL", ("shift", "at least 1 for ADD or SUB or MUL")),
+        (f"WINDOW {WINDOW} op=MAX".replace("ks=1", "ks=9"), None),
+        (f"WINDOW {WINDOW} op=IM2COL", ("run", "at least 1 for IM2COL")),
+        (
+            f"WINDOW {WINDOW} op=IM2COL run=1".replace("ks=1", "ks=2"),
+            ("blocks", "at most 1 for IM2COL"),
+        ),
+        (f"WINDOW {WINDOW}".replace("kernel_h=1", ""), ("kernel_h", "at least 1")),
+        ("END", None),
+    ],
+)
+def test_limits(text, broken):
+    """Two groups to a scratchpad word, one to an accumulator word, vectors of 16 and 8 bytes."""
+    found = broken_limit(command_at(assemble(text), 0), Config.sized(12, 6))
+    assert (found is None) == (broken is None)
+    if broken is not None:
+        assert found[0] == broken[0] and found[1].endswith(f"; it must be {broken[1]}")
+
+
+def test_limits_are_in_the_documentation():
+    for text in (document.document(), header.header(Config())):
+        assert "input channel blocks (>= 1)" in text
+        assert "(ADD, SUB, MUL: >= 1)" in text and "(>= 1; ACCUMULATOR: <= groups)" in text
+        assert "ILLEGAL_FIELD" in text
 
 
 def test_text_form():

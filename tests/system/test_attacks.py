@@ -4,11 +4,12 @@ faults while everything is at work. Whatever happens, the next good program is r
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from systole.isa import Config, Engine, Opcode, TraceKind
+from systole.isa import Config, Engine, Opcode, TraceKind, WindowOp, command_at, encode
 from systole.isa.tools import assembler
 from systole.sim.device import MemoryModel, RtlDevice
 from systole.sw.compiler import compile_graph
@@ -18,6 +19,7 @@ from systole.sw.runtime.execute import compare, execute, load
 from systole.sw.runtime.program import Program
 from systole.sw.simulate.commands import CommandDevice
 from systole.sw.simulate.races import CommandError, MissingToken
+from tests.helpers.command_reference import Reference
 from tests.helpers.damaged_programs import damaged, removed_waits
 from tests.helpers.layer_checks import check_program
 from tests.helpers.random_graphs import GraphBuilder, random_graph
@@ -109,8 +111,8 @@ def check_damaged(rtl: RtlDevice, commands: Device, seed: int) -> str:
             assert content == written
     elif isinstance(said, DeviceFault):
         assert found is not None
-        # The fetch unit may be at a later command that it refuses.
-        if said.engine is None or found.engine is not None or found.index <= said.index:
+        # Another engine, or the fetch unit, may be at a later command that it refuses.
+        if found.engine == said.engine or found.index <= said.index:
             fields = ("name", "index", "engine", "address")
             for name in fields:
                 assert getattr(found, name) == getattr(said, name), name
@@ -226,6 +228,69 @@ def test_every_pair_of_engines_has_a_token(rtl, taker):
             run_pair(rtl, stuck, trace=False)
         assert e.value.name == "WATCHDOG"
     check_program(rtl, *busy_program())
+
+
+# Results that overlap -----------------------------------------------------------------------------
+
+SOURCE, RESULTS, DATA_AT, STORED_AT = 256, 96, 4096, 16384
+"""Words that are read; words behind them that are written; bytes of DRAM they come from; the bytes
+where the written ones go."""
+
+
+def overlapping(rng: np.random.Generator, kind: str) -> dict[str, int]:
+    """A command that writes words of a row again in the next row, and reads none of them."""
+
+    def draw(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    size = {"out_w": draw(2, 6), "out_h": draw(2, 5)}
+    step = draw(1, 2) if kind == "POST" else 1
+    pitch = step * draw(0, size["out_w"] - 1)
+    out = {"out": SOURCE + draw(0, 8), "out_pitch": pitch, "out_block": draw(0, 3)}
+    if kind == "POST":
+        fields = {"source": 1, "groups": draw(1, 3), "out_step": step, "a": draw(0, 9)}
+        return size | out | fields | {"a_pitch": draw(1, 9), "a_block": draw(0, 60)}
+    window = {"x0": draw(-2, 1), "y0": draw(-2, 1), "in_h": 7, "pad": draw(-128, 127)}
+    for axis in "xy":
+        window |= {f"stride_{axis}": draw(1, 3), f"dilation_{axis}": draw(1, 2)}
+    window |= {"kernel_w": draw(1, 3), "kernel_h": draw(1, 3), "src": draw(0, 9)}
+    window |= {"low": -128, "high": 127, "op": int(WindowOp[kind])}
+    if kind == "IM2COL":
+        packed = {"in_w": 20, "src_pitch": 5, "blocks": 1, "run": draw(5, 9)}
+        return size | out | window | packed
+    return size | out | window | {"in_w": 8, "src_pitch": 8, "blocks": draw(1, 3), "src_block": 60}
+
+
+@ON_RTL
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["IM2COL", "MAX", "POST"])
+def test_the_last_of_overlapping_results_stays(rtl, kind, seed):
+    """In the order of the command set's text, on both simulators."""
+    rng = np.random.default_rng(seed)
+    fields = overlapping(rng, kind)
+    opcode = Opcode.POST if kind == "POST" else Opcode.WINDOW
+    engine = Engine[opcode.name]
+    data = rng.integers(-128, 128, (SOURCE + RESULTS, SMALL.rows)).astype(np.int8)
+    loads = {"dram": DATA_AT, "count0": len(data), "count1": 1, "count2": 1}
+    stores = {"dram": STORED_AT, "local": SOURCE, "count0": RESULTS, "count1": 1, "count2": 1}
+    words = encode(Opcode.LOAD, signal=1 << engine, **loads)
+    words += encode(opcode, wait=1 << Engine.LOAD, signal=1 << Engine.STORE, **fields)
+    words += encode(Opcode.STORE, wait=1 << engine, **stores) + encode(Opcode.END)
+    image = np.array(words, "<u8").tobytes().ljust(DATA_AT, b"\0") + data.tobytes()
+
+    reference = Reference(SMALL, image.ljust(1 << 15, b"\0"))
+    for index in range(3):
+        reference.execute(SimpleNamespace(**command_at(words, index)))
+    expected = bytes(v & 0xFF for v in reference.dram[STORED_AT:])
+    written = reference.scratchpad[SOURCE : SOURCE + RESULTS]
+    assert written != data[SOURCE:].tolist(), "the command hardly did anything"
+    for device in (CommandDevice(SMALL, MEMORY), rtl):
+        driver = Driver(device)
+        place = dict(command_offset=0, command_words=len(words), memory_bytes=1 << 15)
+        driver.load(image, **place)
+        driver.run(watchdog=WATCHDOG)
+        got = driver.read_data(STORED_AT, len(expected))
+        assert got[: RESULTS * SMALL.rows] == expected[: RESULTS * SMALL.rows], fields
 
 
 # Resets and bus faults ----------------------------------------------------------------------------

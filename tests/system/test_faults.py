@@ -175,7 +175,7 @@ def test_commands_that_take_for_ever(rtl, name):
 def test_bus_errors_are_of_the_memory_alone(rtl):
     """The one kind of fault that the command-level simulator has no cause for."""
     seen = {Fault.NONE, Fault.ILLEGAL_COMMAND, Fault.DRAM_WINDOW, Fault.TOKEN_OVERFLOW}
-    seen.add(Fault.WATCHDOG)
+    seen |= {Fault.WATCHDOG, Fault.ILLEGAL_FIELD}
     where = {"error_first": 4096 + 8192, "error_last": 4096 + 8192}
     for program, read in ((LOAD, True), (f"{STORE} dram=8192 {ONE}", False)):
         rtl.set_memory_model(MemoryModel(error_read=read, error_write=not read, **where))
@@ -193,5 +193,5 @@ def test_what_only_the_command_level_simulator_notices_has_a_name():
         found.add(kind.name)
     assert found == {
         *("", "WATCHDOG", "TOKEN_OVERFLOW"),
-        *("RACE", "UNINITIALISED_READ", "OWN_RESULT", "ILLEGAL_FIELD"),
+        *("RACE", "UNINITIALISED_READ", "OWN_RESULT", "OUTSIDE_MEMORY", "PROGRAM_WRITE"),
     }

@@ -34,6 +34,12 @@ from systole.sw.runtime.execute import compare, execute, load, memory_needed
 from systole.sw.zoo import digits
 from tests.helpers.layer_checks import check_on, load_random_model, prepare, random_layer
 from tests.helpers.marks import needs_icarus
+from tests.helpers.operator_models import (
+    OTHER_LAYOUTS,
+    REPEATING,
+    repeated_model,
+    two_layouts_model,
+)
 from tests.helpers.product_models import attention_model
 from tests.helpers.random_graphs import GraphBuilder, random_graph, random_joins, random_windows
 from tests.helpers.random_operators import Sketch, makers
@@ -103,9 +109,14 @@ def devices():
 def network(name: str, path: Path, **parameters: int):
     """The graph of a network of the zoo, random inputs by tensor, all tensors by the golden
     model."""
-    onnx.save(zoo.build(name, **parameters), path)
+    return loaded(zoo.build(name, **parameters), path)
+
+
+def loaded(model: onnx.ModelProto, path: Path, seed: int = 0):
+    """The graph of a model, random inputs by tensor, all tensors by the golden model."""
+    onnx.save(model, path)
     graph = load_model(path)
-    arrays = random_inputs(graph, 0)
+    arrays = random_inputs(graph, seed)
     inputs = {
         p.tensor: golden.quantise_input(p, graph.tensors[p.tensor], arrays[p.name])
         for p in graph.inputs
@@ -130,6 +141,12 @@ def check_layer(device: RtlDevice, config: Config, seed: int, path: Path) -> Non
     except Exception as e:
         e.add_note(f"layer {seed}, {config.rows}x{config.cols}")
         raise
+
+
+def check_model(device: RtlDevice, model: onnx.ModelProto, path: Path, seed: int) -> None:
+    graph, inputs, expected = loaded(model, path, seed)
+    device.set_memory_model(_memory_for(seed))
+    check_on(device, device.config, graph, inputs, expected, dump=seed % 3 == 0)
 
 
 def check_graph(device: RtlDevice, config: Config, seed: int) -> None:
@@ -235,6 +252,24 @@ def test_attention(devices, config, tmp_path):
         graph, inputs, expected = prepare(model, tmp_path / "model.onnx", seed)
         devices(config).set_memory_model(_memory_for(seed))
         check_on(devices(config), config, graph, inputs, expected)
+
+
+@on("4x4")
+@pytest.mark.parametrize("name", REPEATING)
+def test_operands_repeated_by_an_operator(devices, name, tmp_path):
+    """The mean of an image, brought to its size in front of arithmetic."""
+    for seed, op_type in enumerate(("Add", "Sub", "Mul")):
+        for swapped in (False, True):
+            model = repeated_model(name, op_type, swapped=swapped)
+            check_model(devices(SMALL), model, tmp_path / "model.onnx", seed)
+
+
+@on("4x4")
+@pytest.mark.parametrize("other", OTHER_LAYOUTS)
+def test_operands_in_two_layouts(devices, other, tmp_path):
+    for seed, op_type in enumerate(("Add", "Sub", "Mul")):
+        model = two_layouts_model(other, op_type, swapped=seed == 1)
+        check_model(devices(SMALL), model, tmp_path / "model.onnx", seed)
 
 
 @on("4x4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from systole.hw.control.control import OPCODE_OF, port_name
@@ -23,6 +24,7 @@ from systole.isa import (
 from systole.isa import Control as ControlBits
 from systole.isa.csr import CSR_ADDR_BITS, EngineState
 from tests.helpers.control_bench import DRAM_BYTES, PROGRAM, TRACE, Bench, Work
+from tests.helpers.legal_commands import broken_fields, made_legal, random_fields
 
 
 def random_program(rng: random.Random, count: int) -> list[tuple[Engine, int, int]]:
@@ -189,7 +191,7 @@ def test_end_waits_for_the_engines_and_words_after_it_are_ignored() -> None:
     bench.run(main)
 
 
-NOP = encode(Opcode.LOAD)
+NOP = encode(Opcode.LOAD, count0=1, count1=1, count2=1)
 AGAIN = encode(Opcode.LOAD, present=0)[:1]
 END = encode(Opcode.END)
 
@@ -372,6 +374,80 @@ def test_watchdog() -> None:
     bench.run(main)
 
 
+@pytest.mark.parametrize("engine", [e for e in Engine if e is not Engine.WLOAD])
+def test_illegal_fields(engine: Engine) -> None:
+    """A command with a field that breaks a limit never reaches its core, whether it comes complete
+    or only with the words that change; those before it do. Each field once; the tests of the
+    system have more."""
+    bench = Bench(axi_data_bits=64, scratchpad_bytes=1 << 18, rows=8, cols=4)
+    rng, opcode = np.random.default_rng(engine), OPCODE_OF[engine]
+    legal = random_fields(rng, opcode, bench.config)
+    cases = dict(broken_fields(rng, opcode, bench.config, legal))
+
+    async def main(ctx):
+        for i, (name, values) in enumerate(cases.items()):
+            bench.log.clear()
+            bench.expect([(engine, 0, 0)])
+            encoder = Encoder()
+            words = [encoder.encode(opcode, engine, **legal)]
+            before = made_legal(opcode, values, bench.config)
+            if i % 2:
+                words.append(encoder.encode(opcode, engine, **before))
+                bench.expect([(engine, 0, 0)] * 2)
+            complete = COMMANDS[opcode].complete if i % 3 else None
+            words.append(encoder.encode(opcode, engine, present=complete, **values))
+            await bench.start(bench.program(*words, END))
+            index = len(words) - 1
+            assert await bench.fault() == (Fault.ILLEGAL_FIELD, index, engine), (name, values)
+            assert await bench.read("FAULT_ADDRESS") == 0
+            ran = [index for _, kind, _, index in bench.log if kind is TraceKind.END]
+            assert ran == list(range(index)) and len(bench.log) == 2 * index
+            await bench.soft_reset()
+        await bench.start(bench.program(*bench.expect([(engine, 0, 0)]), END))
+        assert await bench.finish() == Status.DONE
+
+    bench.run(main, cycles=200_000)
+
+
+def test_an_illegal_field_is_reported_in_its_turn() -> None:
+    """After the tokens it waits for have come and all before it has ended: what goes wrong earlier
+    in the program goes first."""
+    bench = Bench()
+    fields = made_legal(Opcode.LOAD, {}, bench.config)
+    bad = fields | {"count1": 0}
+
+    def program(wait: int) -> int:
+        bench.expect([(Engine.LOAD, 0, 0), (Engine.POST, 0, 0)])
+        post = made_legal(Opcode.POST, {}, bench.config)
+        return bench.program(
+            encode(Opcode.LOAD, **fields),
+            encode(Opcode.POST, signal=1 << Engine.LOAD, **post),
+            encode(Opcode.LOAD, wait=wait, **bad),
+            END,
+        )
+
+    async def main(ctx):
+        for load, post in ((60, 5), (5, 60)):
+            bench.log.clear()
+            bench.work = lambda engine, index: Work(cycles=(load, post)[index])  # noqa: B023
+            await bench.start(program(1 << Engine.POST))
+            assert await bench.fault() == (Fault.ILLEGAL_FIELD, 2, Engine.LOAD)
+            assert [index for _, k, _, index in bench.log if k is TraceKind.END] in ([0, 1], [1, 0])
+            await bench.soft_reset()
+        bench.work = lambda engine, index: Work(
+            60, fault=(Fault.AXI_READ, 4) if not index else None
+        )
+        await bench.start(program(0))
+        assert await bench.fault() == (Fault.AXI_READ, 0, Engine.LOAD)
+        await bench.soft_reset()
+        bench.work = lambda engine, index: Work()
+        await bench.start(program(1 << Engine.STORE), WATCHDOG=100)
+        assert await bench.fault() == (Fault.WATCHDOG, 3, 15)
+        await bench.soft_reset()
+
+    bench.run(main)
+
+
 def test_soft_reset_in_the_middle() -> None:
     """It waits for the AXI managers, forgets queues, tokens and commands in flight."""
     bench = Bench(stall=0.2, latency=20)
@@ -539,6 +615,7 @@ def test_every_command_reaches_its_core_unchanged() -> None:
                     values = {f.name: rng.randint(f.low, f.high) for f in command.own_fields}
                     for name in rng.sample(list(values), rng.randrange(len(values) + 1)):
                         values[name] = last.get(engine, values)[name]
+                    values = made_legal(command.opcode, values, bench.config)
                     sent.append((engine, values))
                     words.append(encoder.encode(command.opcode, engine, **values))
                     last[engine] = values

@@ -25,7 +25,7 @@ BUDGET = {
     "load": 13570,
     "read-manager": 7526,
     "fetch": 7180,
-    "shell": 14620,
+    "shell": 14741,
     "csr": 12161,
     "trace": 6190,
 }

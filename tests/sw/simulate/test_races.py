@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from systole.isa import Fault
 from systole.isa.csr import TOKEN_BITS
 from systole.isa.tools import assembler
-from systole.sw.simulate.commands import run_program
-from systole.sw.simulate.engines import Illegal, OwnResult
+from systole.sw.simulate.commands import HardwareFault, run_program
+from systole.sw.simulate.engines import OutsideMemory, OwnResult, ProgramWrite
 from systole.sw.simulate.races import (
     MissingToken,
     Race,
@@ -181,7 +182,6 @@ WIN = "WINDOW wait=LOAD op={} in_w=4 src_pitch=4 out_w=4 out=80 params=32 out_bl
             "wait",
             "STORE waits before command 0, missing token: LOAD",
         ),
-        (LOAD8 + "STORE wait=LOAD\nSTORE wait=LOAD", Illegal, "count0", "at least 1"),
         (
             LOAD8 + "STORE wait=LOAD count0=65 count1=1 count2=1 dram=16384",
             UninitialisedRead,
@@ -197,36 +197,30 @@ WIN = "WINDOW wait=LOAD op={} in_w=4 src_pitch=4 out_w=4 out=80 params=32 out_bl
         ),
         (LOAD8 + POST.format("wait=LOAD", ""), UninitialisedRead, "acc", "accumulator word 0"),
         (LOAD8 + POST.format("wait=LOAD", "source=1 a=60"), UninitialisedRead, "a", "word 64"),
-        ("LOAD dram=8194 count0=1 count1=1 count2=1", Illegal, "dram", "not a multiple of 4"),
-        ("LOAD dram=8192 dram1=6 count0=1 count1=2 count2=1", Illegal, "dram1", "not a multiple"),
         (
             "LOAD dram=8192 count0=2 count1=1 count2=1 local=1023",
-            Illegal,
+            OutsideMemory,
             "local",
             "scratchpad word 1024; there are 1024",
         ),
         (
             "LOAD dram=8192 target=WEIGHTS count0=97 count1=1 count2=1",
-            Illegal,
+            OutsideMemory,
             "local",
             "weight word 96; there are 96",
         ),
-        (LOAD8 + CONV.format("wait=LOAD", "weights=96"), Illegal, "weights", "weight word 99"),
-        (LOAD8 + CONV.format("wait=LOAD", "acc=57"), Illegal, "acc", "accumulator word 64"),
+        (
+            LOAD8 + CONV.format("wait=LOAD", "weights=96"),
+            OutsideMemory,
+            "weights",
+            "weight word 99",
+        ),
+        (LOAD8 + CONV.format("wait=LOAD", "acc=57"), OutsideMemory, "acc", "accumulator word 64"),
         (
             LOAD8 + WEIGHTS + CONV.format("wait=LOAD,WLOAD", "src=1020"),
-            Illegal,
+            OutsideMemory,
             "src",
             "scratchpad word 1027",
-        ),
-        (LOAD8 + POST.format("wait=LOAD", "source=1 lane=1"), Illegal, "lane", "has 1 groups"),
-        (LOAD8 + "POST groups=2 out_w=1 out_h=1 out_step=1", Illegal, "groups", "has 1 groups"),
-        (LOAD8 + POST.format("wait=LOAD", "source=1 op=ADD"), Illegal, "shift", "at least 1"),
-        (
-            LOAD8 + POST.format("wait=LOAD", "source=1").replace("out_step=1", "out_step=0"),
-            Illegal,
-            "out_step",
-            "at least 1",
         ),
         (
             LOAD8 + POST.format("wait=LOAD", "source=1 lut=1 table=40"),
@@ -242,12 +236,10 @@ WIN = "WINDOW wait=LOAD op={} in_w=4 src_pitch=4 out_w=4 out=80 params=32 out_bl
         ),
         (
             LOAD8 + POST.format("wait=LOAD", "source=1").replace("out=100", "out=1020"),
-            Illegal,
+            OutsideMemory,
             "out",
             "scratchpad word 1027",
         ),
-        (LOAD8 + WIN.format("MAX").replace("stride_y=1", ""), Illegal, "stride_y", "at least 1"),
-        (LOAD8 + WIN.format("IM2COL"), Illegal, "run", "at least 1 for IM2COL"),
         (LOAD8 + WIN.format("SUM").replace("80", "36"), OwnResult, "params", "itself writes"),
         (LOAD8 + WIN.format("DEPTHWISE") + " weights=80", UninitialisedRead, "weights", "80"),
         (LOAD8 + WIN.format("MAX").replace("80", "1"), OwnResult, "src", "itself writes"),
@@ -260,7 +252,7 @@ WIN = "WINDOW wait=LOAD op={} in_w=4 src_pitch=4 out_w=4 out=80 params=32 out_bl
         ),
         (
             LOAD8 + "STORE wait=LOAD dram=64 count0=1 count1=1 count2=1",
-            Illegal,
+            ProgramWrite,
             "dram",
             "writes into the program",
         ),
@@ -271,6 +263,41 @@ def test_refusals_name_command_and_field(text, error, field, message):
         run(text + "\nEND")
     assert e.value.field == field and message in str(e.value)
     assert str(e.value).startswith(f"command {e.value.index} ({e.value.command}): {field}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "refusal"),
+    [
+        (LOAD8 + "STORE wait=LOAD\nSTORE wait=LOAD", "count0", "0; it must be at least 1"),
+        ("LOAD dram=8194 count0=1 count1=1 count2=1", "dram", "8194; it must be a multiple of 4"),
+        ("LOAD dram1=6 count0=1 count1=1 count2=1", "dram1", "6; it must be a multiple of 4"),
+        (LOAD8 + POST.format("wait=LOAD", "source=1 lane=1"), "lane", "1; it must be at most 0"),
+        (LOAD8 + "POST groups=2 out_w=1 out_h=1 out_step=1", "groups", "2; it must be at most 1"),
+        (LOAD8 + POST.format("", "source=1 op=ADD"), "shift", "0; it must be at least 1 for ADD"),
+        (
+            LOAD8 + POST.format("", "source=1").replace("p=1", "p=0"),
+            "out_step",
+            "0; it must be at least 1",
+        ),
+        (
+            LOAD8 + WIN.format("MAX").replace("stride_y=1", ""),
+            "stride_y",
+            "0; it must be at least 1",
+        ),
+        (LOAD8 + WIN.format("IM2COL"), "run", "0; it must be at least 1 for IM2COL"),
+        (
+            LOAD8 + WIN.format("IM2COL").replace("ks=1", "ks=2 run=1"),
+            "blocks",
+            "2; it must be at most 1",
+        ),
+    ],
+)
+def test_illegal_fields_name_command_and_field(text, field, refusal):
+    with pytest.raises(HardwareFault) as e:
+        run(text + "\nEND")
+    assert e.value.code == Fault.ILLEGAL_FIELD
+    assert f"{field} is {refusal}" in str(e.value)
+    assert str(e.value).startswith(f"ILLEGAL_FIELD at command {e.value.index} (")
 
 
 def test_in_place_is_allowed_where_reads_come_first():

@@ -8,12 +8,16 @@ import pytest
 from systole.sw.ir.graph import Binary, Conv, ModelError, Pool, Select, Transpose
 from tests.helpers.operator_models import (
     DTYPES,
+    OTHER_LAYOUTS,
+    REPEATING,
     Build,
     check,
     compare,
     const,
     ints,
     node,
+    repeated_model,
+    two_layouts_model,
 )
 from tests.helpers.random_models import random_array
 
@@ -130,14 +134,6 @@ def test_gate_of_an_image(tmp_path):
     assert graph.ops[-1].inputs == ("x", "gate")
 
 
-REPEATING = {
-    "Expand": node("Expand", ints(1, 24, 8, 9)),
-    "Tile": node("Tile", ints(1, 1, 8, 9)),
-    "Resize": node("Resize", (), const(1, 1, 8, 9), mode="nearest"),
-}
-"""Steps from (1, 24, 1, 1) to (1, 24, 8, 9)."""
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul"])
 @pytest.mark.parametrize("swapped", [False, True])
@@ -146,13 +142,8 @@ REPEATING = {
 def test_repeated_operand_is_broadcast(name, scale, swapped, op_type, dtype, tmp_path):
     """A gate written with an explicit broadcast: the array has nothing to move, but for a first
     operand of a Sub, which no engine broadcasts."""
-    model = Build(dtype)
-    pooled = node("MaxPool", kernel_shape=[1, 1])(model, model.x("x", (1, 24, 8, 9)))
-    image = model.again(pooled, 0.0371, 3, "image")
-    gate = model.again(node("GlobalAveragePool")(model, image), 0.0213, 3, "gate")
-    gate = model.again(REPEATING[name](model, gate), scale, 3, "repeated")
-    operands = [gate, image] if swapped else [image, gate]
-    graph = check(model.end(model.node(op_type, operands, "r")), tmp_path)
+    model = repeated_model(name, op_type, swapped=swapped, scale=scale, dtype=dtype)
+    graph = check(model, tmp_path)
     large = [op for op in graph.ops if isinstance(op, Select) and _size(graph, op.output) > 24]
     assert bool(large) == (swapped and op_type == "Sub")
 
@@ -179,19 +170,11 @@ def _size(graph, tensor):
 
 @pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul"])
 @pytest.mark.parametrize("swapped", [False, True])
-@pytest.mark.parametrize("other", [(0, 1, 2, 3), (0, 3, 1, 2)])
+@pytest.mark.parametrize("other", OTHER_LAYOUTS)
 def test_one_of_two_layouts_moves(other, swapped, op_type, tmp_path):
     """Two computed operands (1, 8, 12, 24), channels last, one of them stored channels first, which
     fills words best: it stays where it is."""
-    model = Build(np.int8)
-    operands = []
-    for n, perm in enumerate(((0, 2, 3, 1), other)):
-        given = [size for _, size in sorted(zip(perm, (1, 8, 12, 24), strict=True))]
-        x = node("MaxPool", kernel_shape=[1, 1])(model, model.x(f"x{n}", tuple(given)))
-        x = model.again(x, 0.0371, 3, f"a{n}")
-        operands.append(node("Transpose", perm=list(perm))(model, x))
-    result = model.node(op_type, operands[::-1] if swapped else operands, "r")
-    graph = check(model.end(result), tmp_path)
+    graph = check(two_layouts_model(other, op_type, swapped=swapped), tmp_path)
     pools = [op.output for op in graph.ops if isinstance(op, Pool)]
     moved = {x for op in graph.ops if isinstance(op, Select | Transpose) for x in op.inputs}
     assert len(moved & set(pools)) == 1

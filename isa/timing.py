@@ -83,8 +83,8 @@ def array_latency(config: Config, column: int) -> int:
 
 # POST -------------------------------------------------------------------------------------------
 
-COMBINE_LATENCY = 8
-"""Cycles that ADD and SUB take for two operands; MUL takes one more."""
+COMBINE_LATENCY = 9
+"""Cycles that ADD, SUB and MUL take for two operands."""
 TABLE_LATENCY = 2
 """Cycles of a lookup in POST's table."""
 TABLE_WIDTH = 16
@@ -99,7 +99,7 @@ POST_DEPTH = {
     PostOp.MUL: 1 + REQUANTISE_LATENCY + COMBINE_LATENCY,
 }
 """Cycles from the last word that POST issues to the end of the command, as the cycle model counts
-them: for accumulators, without a table. MUL's additional cycle is left out."""
+them: for accumulators, without a table."""
 
 
 def post_keeps_operand(b_step: Any, b_pitch: Any) -> Any:
@@ -135,7 +135,7 @@ def table_reads(config: Config) -> int:
 
 # WINDOW -----------------------------------------------------------------------------------------
 
-REDUCE_LATENCY = 5
+REDUCE_LATENCY = 6
 """Cycles from the last source word of an output to its accumulators."""
 COLLECT_LATENCY = 1
 """Cycles from the segment that completes an IM2COL word to that word."""

@@ -21,15 +21,17 @@ RESULT = 12
 
 
 class PostCombine(wiring.Component):
-    """``isa.numerics.combine`` on ``lanes`` channels, in ``LATENCY`` stages; MUL takes one more.
+    """``isa.numerics.combine`` on ``lanes`` channels, in ``LATENCY`` stages.
 
     ``a`` and ``b`` are taken with ``i_valid``, every cycle if need be; ``o`` is valid with
     ``o_valid``, that many cycles later. ``cmd`` is the POST command whose fields apply; it must
     hold still while values are in flight. ``setup`` marks the cycle before the first in which
     ``cmd`` is looked at; ``shift`` is the command's in that cycle.
 
-    Stages: zero points; MUL: product of the two; products with the halves of the multipliers; sums
-    of the products with equal halves; total; shift; rounding; zero point; clamp.
+    Stages: zero points; for MUL the product of the two; products with the halves of the
+    multipliers; sums of the products with equal halves; total; shift; rounding; zero point; clamp.
+    Nothing is chosen in front of a multiplier in its cycle: ADD and SUB multiply the first operand
+    by 1, and MUL adds 0.
     """
 
     LATENCY = COMBINE_LATENCY
@@ -57,29 +59,15 @@ class PostCombine(wiring.Component):
                 "o": Out(8 * lanes),
             }
         )
-        self._subtracts = Signal()
-        self._multiplies = Signal()  # of the cycle before: what is in the first stage is of MUL
-        self._moved_by_zero = Signal()  # after the first stage
-        self._operands = Signal()  # what the multipliers are for is there
-        self._valid = Signal(self.LATENCY - 1)  # after each stage behind it
+        self._valid = Signal(self.LATENCY)  # after each stage
         self._point = Signal(6)  # position of the total's bit worth one half
         self._below = Signal(TOTAL)  # mask of the bits under it
         self._low = Signal(signed(8))  # at most the upper limit
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        multiplied = Signal()  # after MUL's own stage
-        m.d.sync += [
-            self._multiplies.eq(self.cmd.op == PostOp.MUL),
-            self._moved_by_zero.eq(self.i_valid),
-            multiplied.eq(self._moved_by_zero & self._multiplies),
-            self._valid.eq(Cat(self._operands, self._valid)),
-        ]
-        m.d.comb += [
-            self._subtracts.eq(self.cmd.op == PostOp.SUB),
-            self._operands.eq(Mux(self._multiplies, multiplied, self._moved_by_zero)),
-            self.o_valid.eq(self._valid[-1]),
-        ]
+        m.d.sync += self._valid.eq(Cat(self.i_valid, self._valid[:-1]))
+        m.d.comb += self.o_valid.eq(self._valid[-1])
         with m.If(self.setup):
             to_point = (self.shift - 1)[:6]
             mask = C((1 << TOTAL) - 1) >> Mux(to_point < TOTAL, TOTAL - to_point, 0)[:6]
@@ -98,30 +86,30 @@ class PostCombine(wiring.Component):
         def reg(name: str, bits: int) -> Signal:
             return Signal(signed(bits), name=f"{name}_{lane}")
 
-        cmd, multiplies = self.cmd, self._multiplies
+        cmd = self.cmd
         a, b = (vector[8 * lane :][:8].as_signed() for vector in (self.a, self.b))
-        da, db, product = reg("da", 9), reg("db", 9), reg("product", 17)
+        da, factor, db = reg("da", 9), reg("factor", 9), reg("db", 9)
+        first, second = reg("first", 17), reg("second", 9)
         with m.If(self.i_valid):
-            m.d.sync += [
-                da.eq(a - cmd.za),
-                db.eq(Mux(self._subtracts, cmd.zb - b, b - cmd.zb)),
-            ]
-        with m.If(self._moved_by_zero & multiplies):
-            m.d.sync += product.eq(da * db)
+            m.d.sync += da.eq(a - cmd.za)
+            with m.If(cmd.op == PostOp.MUL):
+                m.d.sync += [factor.eq(b - cmd.zb), db.eq(0)]
+            with m.Else():
+                negated = cmd.op == PostOp.SUB
+                m.d.sync += [factor.eq(1), db.eq(Mux(negated, cmd.zb - b, b - cmd.zb))]
+        with m.If(self._valid[0]):
+            m.d.sync += [first.eq(da * factor), second.eq(db)]
         sums = []
         for half, part in (("low", slice(0, HALF)), ("high", slice(HALF, None))):
             pa, pb = reg(f"pa_{half}", 17 + HALF), reg(f"pb_{half}", 9 + HALF)
             both = reg(half, 18 + HALF)
-            with m.If(self._operands):
-                m.d.sync += [
-                    pa.eq(Mux(multiplies, product, da) * cmd.ma[part]),
-                    pb.eq(Mux(multiplies, 0, db) * cmd.mb[part]),
-                ]
-            with m.If(self._valid[0]):
+            with m.If(self._valid[1]):
+                m.d.sync += [pa.eq(first * cmd.ma[part]), pb.eq(second * cmd.mb[part])]
+            with m.If(self._valid[2]):
                 m.d.sync += both.eq(pa + pb)
             sums.append(both)
         total = reg("total", TOTAL)
-        with m.If(self._valid[1]):
+        with m.If(self._valid[3]):
             m.d.sync += total.eq(sums[0] + (sums[1] << HALF))
         return total
 
@@ -129,13 +117,13 @@ class PostCombine(wiring.Component):
         """The next two stages: shift, rounding half to even."""
         scaled = Signal(signed(TOTAL), name=f"scaled_{lane}")  # in halves
         odd, result = Signal(name=f"odd_{lane}"), Signal(signed(RESULT), name=f"result_{lane}")
-        with m.If(self._valid[2]):
+        with m.If(self._valid[4]):
             m.d.sync += [scaled.eq(total >> self._point), odd.eq((total & self._below).any())]
         up = scaled[0] & (scaled[1] | odd)
         fits = ~scaled[RESULT - 1 :].any() | scaled[RESULT - 1 :].all()
         limit = (1 << (RESULT - 2)) - 1
         beyond = Mux(scaled[-1], Const(~limit, signed(RESULT)), Const(limit, signed(RESULT)))
-        with m.If(self._valid[3]):
+        with m.If(self._valid[5]):
             m.d.sync += result.eq(Mux(fits, scaled[1:RESULT].as_signed() + up, beyond))
         return result
 
@@ -143,8 +131,8 @@ class PostCombine(wiring.Component):
         """The last two stages: zero point, clamp."""
         moved = Signal(signed(RESULT + 1), name=f"moved_{lane}")
         low, high = self._low, self.cmd.high2
-        with m.If(self._valid[4]):
+        with m.If(self._valid[6]):
             m.d.sync += moved.eq(result + self.cmd.zo)
-        with m.If(self._valid[5]):
+        with m.If(self._valid[7]):
             o = Mux(moved < low, low, Mux(moved > high, high, moved))
             m.d.sync += self.o[8 * lane :][:8].eq(o)

@@ -164,7 +164,7 @@ class WindowEngine(wiring.Component):
         ]
 
     def _reduce_word(self, m: Module) -> None:
-        """Stages 2 to 6: sums of products, or maxima."""
+        """Stages 2 to 7: sums of products, or maxima."""
         reduce, issue, token = self._reduce, self._issue, self._issue.tokens.payload
         op, columns = issue.current.cmd.op, issue.current.columns
         depthwise, maximum = Signal(), Signal()
@@ -200,7 +200,7 @@ class WindowEngine(wiring.Component):
         ]
 
     def _requantise_sums(self, m: Module) -> None:
-        """Stages 7 to 15. Parameters are taken over in the stage in which their block's first
+        """Stages 8 to 16. Parameters are taken over in the stage in which their block's first
         accumulators will come."""
         requantise, cmd = self._requantise, self._issue.current.cmd
         word = len(self._word)

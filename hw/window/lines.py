@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -314,23 +314,26 @@ class WindowReduce(wiring.Component):
         ]
 
     def _choose_operands(self, m: Module) -> list[Operand]:
-        """The positions of the part at hand. Those that no multiplier is left for are not used."""
+        """Stage 2: the positions of the part at hand. Those that no multiplier is left for are not
+        used. What is chosen goes through registers: the choice has too many loads to lie in one
+        path with the multipliers."""
         bits = 8 * self.config.rows
         parts = self._positions_of_parts()
         operands = []
         for n in range(WINDOW_MACS):
-            word = Signal(bits, name=f"operand{n}")
-            weight = Signal(bits, name=f"weight{n}")
+            word = Signal(bits, name=f"operand{n}", reset_less=True)
+            weight = Signal(bits, name=f"weight{n}", reset_less=True)
             used = Signal(name=f"takes{n}")
-            with m.Switch(self._part):
+            with m.If(self._does[0]), m.Switch(self._part):
                 for part, positions in enumerate(parts):
                     with m.Case(part):
-                        if n < len(positions):
-                            m.d.comb += [
-                                word.eq(positions[n].word),
-                                weight.eq(positions[n].weight),
-                                used.eq(positions[n].used),
-                            ]
+                        unused = Operand(word, C(0, bits), C(0))
+                        chosen = positions[n] if n < len(positions) else unused
+                        m.d.sync += [
+                            word.eq(chosen.word),
+                            weight.eq(chosen.weight),
+                            used.eq(chosen.used),
+                        ]
             operands.append(Operand(word, weight, used))
         return operands
 
@@ -360,41 +363,41 @@ class WindowReduce(wiring.Component):
         return parts
 
     def _reduce_lane(self, m: Module, lane: int, operands: list[Operand]) -> None:
-        """Stages 2 to 5 of a lane."""
+        """Stages 3 to 6 of a lane."""
         acc = Signal(signed(32), name=f"acc_{lane}", reset_less=True)
         # The parts' sums or maxima.
         partial = Signal(signed(20), name=f"partial_{lane}", reset_less=True)
         self._sum_products(m, lane, operands, partial)
         self._find_maximum(m, lane, operands, partial)
-        with m.If(self._does[3] & ~self.maximum):
+        with m.If(self._does[4] & ~self.maximum):
             m.d.sync += acc.eq(Mux(self._first[-1], 0, acc) + partial)
         is_larger = self._first[-1] | (partial[:8].as_signed() > acc[:8].as_signed())
-        with m.If(self._does[3] & self.maximum & is_larger):
+        with m.If(self._does[4] & self.maximum & is_larger):
             m.d.sync += acc.eq(partial)
         m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
     def _sum_products(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
-        """Stages 2 to 4: products, sums of every three, their sum."""
+        """Stages 3 to 5: products, sums of every three, their sum."""
 
         def register(name: str, bits: int) -> Signal:
             return Signal(signed(bits), name=f"{name}_{lane}", reset_less=True)
 
         products = [register(f"product{n}", 16) for n in range(WINDOW_MACS)]
         sums = [register(f"sum{n}", 18) for n in range(0, WINDOW_MACS, 3)]
-        with m.If(self._does[0] & ~self.maximum):
+        with m.If(self._does[1] & ~self.maximum):
             for product, operand in zip(products, operands, strict=True):
                 a, b = (v.word_select(lane, 8).as_signed() for v in (operand.word, operand.weight))
                 m.d.sync += product.eq(a * b)
-        with m.If(self._does[1] & ~self.maximum):
+        with m.If(self._does[2] & ~self.maximum):
             for n, total in enumerate(sums):
                 m.d.sync += total.eq(sum(products[3 * n : 3 * n + 3]))
-        with m.If(self._does[2] & ~self.maximum):
+        with m.If(self._does[3] & ~self.maximum):
             m.d.sync += partial.eq(sum(sums))
 
     def _find_maximum(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
-        """Stages 2 to 4: maxima of pairs, of pairs of these, of all."""
+        """Stages 3 to 5: maxima of pairs, of pairs of these, of all."""
         values: list[Signal] = []
-        with m.If(self._has[0] & self.maximum):
+        with m.If(self._has[1] & self.maximum):
             for n, operand in enumerate(operands):
                 value = Signal(signed(8), name=f"value{n}_{lane}")
                 m.d.comb += value.eq(
@@ -402,19 +405,19 @@ class WindowReduce(wiring.Component):
                 )
                 values.append(value)
         # Halved once in each of the first two stages; three are left to the third.
-        for stage in range(2):
+        for stage in (1, 2):
             name = f"stage{stage + 2}_largest{{}}_{lane}"
             largest = self._halve(m, name, values, self._has[stage])
             values = [Signal.like(v, name=f"{v.name}_kept", reset_less=True) for v in largest]
             with m.If(self._does[stage] & self.maximum):
                 m.d.sync += [kept.eq(v) for kept, v in zip(values, largest, strict=True)]
         a, b, c = values
-        largest = Signal(signed(8), name=f"stage4_largest_{lane}")
-        with m.If(self._has[2] & self.maximum):
+        largest = Signal(signed(8), name=f"stage5_largest_{lane}")
+        with m.If(self._has[3] & self.maximum):
             # Side by side: two comparisons behind each other would be the engine's longest path.
             a_over_b, a_over_c, b_over_c = a > b, a > c, b > c
             m.d.comb += largest.eq(Mux(a_over_b, Mux(a_over_c, a, c), Mux(b_over_c, b, c)))
-        with m.If(self._does[2] & self.maximum):
+        with m.If(self._does[3] & self.maximum):
             m.d.sync += partial.eq(largest)
 
     def _halve(self, m: Module, name: str, values: list[Signal], active: Signal) -> list[Signal]:

@@ -16,9 +16,9 @@ from systole.hw.window.walk import OutputWalk
 from systole.isa import Config, Opcode
 from systole.isa.commands import ADDRESS_BITS
 
-IN_FLIGHT = 20
+IN_FLIGHT = 21
 """Words that a token can have been issued for and that are not yet written: more than the longest
-way through the pipeline (data, reduction, requantisation, result: 18 cycles) and a result that
+way through the pipeline (data, reduction, requantisation, result: 19 cycles) and a result that
 waits."""
 
 

@@ -322,7 +322,7 @@ def test_rates():
     common = {"out_w": 6, "out_h": 10, "ma": 1 << 20, "mb": 3 << 19, "shift": 21}
     for n, area in (("out", 0), ("a", 1), ("b", 2)):
         common |= tensor(n, area, 6, 10)
-    depths = {op: 1 + depth + (op == PostOp.MUL) for op, depth in POST_DEPTH.items()}
+    depths = {op: 1 + depth for op, depth in POST_DEPTH.items()}
     for source, op, lut in KINDS:
         pace = 2 if source == PostSource.SCRATCHPAD and op != PostOp.NONE else 1
         r = run(config, [fields(source=source, op=op, lut=lut, **common)], seed=2)

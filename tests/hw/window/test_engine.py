@@ -347,7 +347,7 @@ def test_large_kernel_rate(kernel_w: int, kernel_h: int, parts: int, stride: int
         for n, s, k in zip((out_w, out_h), strides.values(), (kernel_w, kernel_h), strict=True)
     )
     words = width * height + (parts - 1) * out_w * out_h + kernel_w * kernel_h + 8
-    assert words < cycles <= words + 25
+    assert words < cycles <= words + 26
 
 
 @pytest.mark.parametrize("op", [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX])

@@ -45,7 +45,7 @@ from systole.sw.runtime.device import Device
 from systole.sw.runtime.program import Program
 from systole.sw.session import backends
 from systole.sw.session.accuracy import Accuracy, measure
-from systole.sw.session.report import CLOCK_MHZ, RunResult, programs_of
+from systole.sw.session.report import RunResult, programs_of
 from systole.sw.session.run import (
     SIMULATORS,
     ModelPrediction,
@@ -211,7 +211,7 @@ def run(
     check_layers: bool = True,
     trace_file: str | os.PathLike | None = None,
     waves: str | os.PathLike | None = None,
-    clock_mhz: float = CLOCK_MHZ,
+    clock_mhz: float | None = None,
     energy_table: str = DEFAULT_ENERGY,
     preprocessing: Preprocessing | None = None,
     progress: Progress = silent,
@@ -231,7 +231,8 @@ def run(
         check_layers: whether a second run stores and compares every layer, not only outputs.
         trace_file: where to write a timeline for ui.perfetto.dev; RTL only.
         waves: where to write waveforms (VCD); RTL only.
-        clock_mhz: the clock that the report's times are for.
+        clock_mhz: the clock that the report's times are for. None: the one that synthesis reached
+            for the configuration, or an assumed one.
         energy_table: what operations cost: ``"45nm"``, ``"7nm"`` or a TOML file like theirs.
         preprocessing: what turns given ``inputs`` (pictures within 0..1) into the model's.
         progress: as for :func:`compile`.

@@ -132,7 +132,7 @@ class Store:
             "rtl": rtl,
             "device": target.device,
             "tools": {tool: yosys.version(tool) for tool in target.tools},
-            "config": f"{job.config.hash:#010x}",
+            "config": _name(job.config),
             "figures": figures,
         }
         self.path.parent.mkdir(exist_ok=True)
@@ -140,6 +140,20 @@ class Store:
         text = json.dumps(self.entries, indent=1, sort_keys=True)
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, self.path)
+
+
+def routed_chip(config: Config) -> tuple[float, str] | None:
+    """The clock in MHz that the whole chip of a configuration reached, placed and routed, and the
+    device; None if it was not measured."""
+    for label, entry in Store(PATH).entries.items():
+        whole = label.startswith("chip ") and label.endswith(" routed")
+        if whole and entry["config"] == _name(config):
+            return entry["figures"]["mhz"], entry["device"]
+    return None
+
+
+def _name(config: Config) -> str:
+    return f"{config.hash:#010x}"
 
 
 def key_of(job: Job, rtl: str) -> str:

@@ -412,13 +412,13 @@ class WindowReduce(wiring.Component):
             with m.If(self._does[stage] & self.maximum):
                 m.d.sync += [kept.eq(v) for kept, v in zip(values, largest, strict=True)]
         a, b, c = values
-        largest = Signal(signed(8), name=f"stage5_largest_{lane}")
+        found = Signal(signed(8), name=f"stage5_largest_{lane}")
         with m.If(self._has[3] & self.maximum):
             # Side by side: two comparisons behind each other would be the engine's longest path.
             a_over_b, a_over_c, b_over_c = a > b, a > c, b > c
-            m.d.comb += largest.eq(Mux(a_over_b, Mux(a_over_c, a, c), Mux(b_over_c, b, c)))
+            m.d.comb += found.eq(Mux(a_over_b, Mux(a_over_c, a, c), Mux(b_over_c, b, c)))
         with m.If(self._does[3] & self.maximum):
-            m.d.sync += partial.eq(largest)
+            m.d.sync += partial.eq(found)
 
     def _halve(self, m: Module, name: str, values: list[Signal], active: Signal) -> list[Signal]:
         """The larger of every two; an odd one is left as it is."""

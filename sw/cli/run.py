@@ -52,7 +52,6 @@ from systole.sw.ir.graph import Graph
 from systole.sw.ir.text import render
 from systole.sw.quantisation.samples import Preprocessing, read_labels
 from systole.sw.report.energy import DEFAULT, EnergyTable, known_tables
-from systole.sw.session.report import CLOCK_MHZ
 from systole.sw.session.run import SIMULATORS
 
 CHECKS = ("layers", "outputs")
@@ -62,7 +61,10 @@ SimulatorOption = Annotated[str, typer.Option(help=" | ".join(SIMULATORS))]
 TraceOption = Annotated[Path | None, typer.Option(help="timeline for ui.perfetto.dev")]
 WavesOption = Annotated[Path | None, typer.Option(help="waveforms (VCD)")]
 LatencyOption = Annotated[int, typer.Option(min=1, help="memory read latency, cycles")]
-ClockOption = Annotated[float, typer.Option(min=0.001, help="clock assumed for frames/s")]
+ClockOption = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="clock to assume; without it, what synthesis reached"),
+]
 EnergyOption = Annotated[
     str, typer.Option(help=f"costs of operations: {' | '.join(known_tables())} | a TOML file")
 ]
@@ -190,7 +192,7 @@ def main(
     waves: WavesOption = None,
     seed: SeedOption = 0,
     latency: LatencyOption = READ_LATENCY,
-    clock_mhz: ClockOption = CLOCK_MHZ,
+    clock_mhz: ClockOption = None,
     energy: EnergyOption = DEFAULT,
     check: CheckOption = "layers",
     program_file: ProgramOption = None,

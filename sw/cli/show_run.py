@@ -8,6 +8,7 @@ from rich.console import Console
 
 from systole.isa import Config
 from systole.sw.cli.common import print_table
+from systole.sw.report.clock import Clock
 from systole.sw.report.layers import LayerReport, multiplier_use, table
 from systole.sw.session.accuracy import Accuracy
 from systole.sw.session.report import MOST_STEPS, RunReport
@@ -102,7 +103,7 @@ def _percent(share: float) -> str:
 
 def _frame(report: RunReport) -> str:
     """A frame's time, with the host and without."""
-    clock = f"an assumed clock of {report.clock_mhz:g} MHz"
+    clock = Clock(report.clock_mhz, report.clock_source)
     rate = f"{report.frames_per_second:,.1f} frames/s"
     if not report.host_seconds:
         time = _milliseconds(report.frame_seconds)

@@ -13,6 +13,7 @@ from systole.isa import Config
 from systole.sw.compiler.partition import AcceleratorSegment, Partition
 from systole.sw.golden import oracle
 from systole.sw.golden.oracle import Comparison
+from systole.sw.report.clock import ASSUMED_MHZ
 from systole.sw.report.energy import EnergyReport
 from systole.sw.report.layers import LayerReport, utilisation
 from systole.sw.report.reasons import HostReason, host_reasons
@@ -23,8 +24,6 @@ from systole.sw.session.segments import Trail
 
 MOST_STEPS = 2
 """Steps by which rounding may part the integer kernels from the graph as written."""
-CLOCK_MHZ = 200.0
-"""The clock that times are given for, unless another is."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,10 @@ class RunReport:
     dram_read_bytes: int | None = None
     """All AXI read beats: activations, weights and commands."""
     dram_write_bytes: int | None = None
-    clock_mhz: float = CLOCK_MHZ
-    """The clock assumed."""
+    clock_mhz: float = ASSUMED_MHZ
+    """The clock that times are for."""
+    clock_source: str = "assumed"
+    """Where the clock comes from: ``assumed``, or the device it was reached on."""
     accelerator_seconds: float = 0.0
     """A frame's cycles at that clock."""
     host_seconds: float = 0.0

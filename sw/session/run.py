@@ -18,6 +18,7 @@ from systole.sw.frontend.inputs import InputError
 from systole.sw.golden import model as golden
 from systole.sw.progress import Progress, Share, silent, step
 from systole.sw.report import energy
+from systole.sw.report.clock import clock_of
 from systole.sw.report.energy import EnergyReport, EnergyTable, program_energy
 from systole.sw.report.layers import LayerReport, layers, predicted_layers, utilisation
 from systole.sw.report.timeline import write_timeline
@@ -36,7 +37,6 @@ from systole.sw.runtime.program import Layer, Program
 from systole.sw.session.backends import open_device
 from systole.sw.session.diff import compare_segments, explanations
 from systole.sw.session.report import (
-    CLOCK_MHZ,
     Crossings,
     RunReport,
     RunResult,
@@ -77,8 +77,8 @@ class RunOptions:
     """Whether a second run stores and compares every layer."""
     device: Device | None = None
     """An open device of ``config`` to run on, instead of opening ``simulator``; it stays open."""
-    clock_mhz: float = CLOCK_MHZ
-    """The clock that times are given for."""
+    clock_mhz: float | None = None
+    """The clock that times are given for; None: what synthesis reached, or an assumed one."""
     energy_table: str = energy.DEFAULT
     """What operations cost: the name of a table, or a file."""
 
@@ -95,7 +95,8 @@ def run_model(
     Raises :class:`EnergyError` for a table of costs that cannot be used, :class:`ModelError` if
     onnxruntime fails, :class:`DeviceError` if the device does."""
     report = RunReport(plan.path.name, options.config.to_dict(), options.simulator)
-    report.clock_mhz = options.clock_mhz
+    clock = clock_of(options.config, options.clock_mhz)
+    report.clock_mhz, report.clock_source = clock.mhz, clock.source
     report.describe(plan)
     prediction = predict_model(plan, options.read_latency, options.energy_table)
     with progress("onnxruntime"):

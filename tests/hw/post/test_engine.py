@@ -234,9 +234,11 @@ def run(
     "refuse, hold",
     [(0.1, 0.7), *(pytest.param(p, 0.0, marks=pytest.mark.long) for p in (0.4, 0.0))],
 )
-@pytest.mark.parametrize("shape", SHAPES)
-def test_random_commands(shape: tuple[int, int], refuse: float, hold: float):
-    config = Config.sized(*shape)
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 8, 2)])
+def test_random_commands(shape: tuple[int, ...], refuse: float, hold: float):
+    """The third number is that of the lanes, if they are fewer than the array would feed."""
+    rows, cols, lanes = (*shape, 0)[:3]
+    config = Config.sized(rows, cols, post_lanes=lanes)
     rng = np.random.default_rng(sum(shape) + int(10 * refuse))
     commands: list[dict] = []
     for kind in rng.permutation(KINDS * 3).tolist():

@@ -139,8 +139,9 @@ REDUCE_LATENCY = 6
 """Cycles from the last source word of an output to its accumulators."""
 COLLECT_LATENCY = 1
 """Cycles from the segment that completes an IM2COL word to that word."""
-_ISSUE_TO_END = 4
-"""Cycles that every WINDOW result takes beside its operation: issue, read, result, end."""
+_ISSUE_TO_END = 6
+"""Cycles that every WINDOW result takes beside its operation: issue, check, read, word, result,
+end."""
 WINDOW_DEPTH = {
     WindowOp.DEPTHWISE: _ISSUE_TO_END + REDUCE_LATENCY + REQUANTISE_LATENCY,
     WindowOp.SUM: _ISSUE_TO_END + REDUCE_LATENCY + REQUANTISE_LATENCY,
@@ -151,12 +152,12 @@ WINDOW_DEPTH = {
 WINDOW_SET_UP = 4
 """Cycles from the start of a WINDOW command on an idle engine to its first token, beside those of
 :func:`window_set_up_bits` and :func:`window_walk_start`."""
-WINDOW_GAP = 2
+WINDOW_GAP = 3
 """Cycles between the last token of a WINDOW command and the first of one that follows it before the
 pipeline is empty, beside those of :func:`window_walk_start`."""
 DIVIDEND_BITS = 17
 """Bits of the byte columns that IM2COL divides into words and bytes, one bit a cycle."""
-WINDOW_LEAD = 2
+WINDOW_LEAD = 3
 """Cycles from the start of WINDOW's walk to its first read."""
 WINDOW_MACS = 9
 """Multipliers of a lane: the most window positions reduced in a cycle."""

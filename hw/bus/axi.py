@@ -406,10 +406,14 @@ class ReadManager(wiring.Component):
         m.submodules.order = order = SyncFIFO(width=entry.size, depth=self.config.axi_outstanding)
         oldest = data.View(entry, order.r_data)
 
-        full = Signal()
-        client = Signal(len(splitter.issue_client))
-        payload = record(read_beat_layout(self.config))
-        taken = Signal()
+        beat = data.StructLayout(
+            {"client": len(splitter.issue_client), "payload": read_beat_layout(self.config)}
+        )
+        # The beat on offer and one behind it: no client's answer reaches the bus in its cycle.
+        arrives = record(beat)
+        first, second = (record(beat, name=n, reset_less=True) for n in ("first", "second"))
+        has_first, has_second = Signal(), Signal()
+        taken, released = Signal(), Signal()
         m.d.comb += splitter.address(bus, "ar")
         m.d.comb += [
             splitter.base.eq(self.base),
@@ -418,32 +422,35 @@ class ReadManager(wiring.Component):
             splitter.space.eq(order.w_rdy),
             order.w_en.eq(splitter.issue),
             order.w_data.eq(Cat(splitter.issue_client, splitter.issue_last)),
-            bus.rready.eq(~full),
+            bus.rready.eq(~has_second),
             taken.eq(bus.rvalid & bus.rready),
             order.r_en.eq(taken & bus.rlast),
+            arrives.client.eq(oldest.client),
+            arrives.payload.data.eq(bus.rdata),
+            arrives.payload.last.eq(bus.rlast & oldest.last),
+            arrives.payload.error.eq(bus.rresp[1]),
             self.beat.eq(taken),
-            self.idle.eq(splitter.idle & ~order.r_rdy & ~full),
+            self.idle.eq(splitter.idle & ~order.r_rdy & ~has_first),
         ]
         for i, port in enumerate(self.clients):
             connect(m, flipped(port).req, splitter.requests[i])
             m.d.comb += [
                 port.denied.eq(splitter.denied[i]),
-                port.beats.payload.eq(payload),
-                port.beats.valid.eq(full & (client == i)),
+                port.beats.payload.eq(first.payload),
+                port.beats.valid.eq(has_first & (first.client == i)),
             ]
             with m.If(port.beats.valid & port.beats.ready):
-                m.d.comb += bus.rready.eq(1)
-                m.d.sync += full.eq(0)
-        with m.If(taken):
-            m.d.sync += [
-                full.eq(1),
-                client.eq(oldest.client),
-                payload.data.eq(bus.rdata),
-                payload.last.eq(bus.rlast & oldest.last),
-                payload.error.eq(bus.rresp[1]),
-            ]
+                m.d.comb += released.eq(1)
+        with m.If(~has_first | released):
+            m.d.sync += [has_first.eq(has_second | taken), has_second.eq(0)]
+            with m.If(has_second):
+                m.d.sync += first.eq(second)
+            with m.Elif(taken):
+                m.d.sync += first.eq(arrives)
+        with m.Elif(taken):
+            m.d.sync += [has_second.eq(1), second.eq(arrives)]
         with m.If(self.drain):
-            m.d.sync += full.eq(0)
+            m.d.sync += [has_first.eq(0), has_second.eq(0)]
         return m
 
 

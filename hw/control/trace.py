@@ -91,14 +91,14 @@ class Trace(wiring.Component):
         )
         m.submodules.captured = captured = SyncFIFOBuffered(width=sources.size, depth=SNAPSHOTS)
         happened = Signal(2 * len(Engine))
-        lost_capture = Signal(range(2 * len(Engine) + 1))
+        lost_capture = Signal.like(happened)  # events for which there was no room
         m.d.comb += [
             happened.eq(Cat(e.valid for e in [*self.ends, *self.starts])),
             captured.w_data.eq(Cat(self.cycle, *self.ends, *self.starts)),
             captured.w_en.eq(self.enable & happened.any()),
         ]
-        with m.If(captured.w_en & ~captured.w_rdy):
-            m.d.comb += lost_capture.eq(sum(happened[i] for i in range(len(happened))))
+        refused = self.enable & ~captured.w_rdy
+        m.d.sync += lost_capture.eq(Mux(refused, happened, 0))
 
         # One event a cycle into the queue. ``handled`` are those of the captured cycle already
         # there.
@@ -139,14 +139,13 @@ class Trace(wiring.Component):
         m.submodules.queue = queue = SyncFIFOBuffered(width=EVENT.size, depth=QUEUE)
         places = Signal(32)  # Events that the trace buffer still has room for.
         room = Signal()  # It is not 0.
-        lost_buffer = Signal()
+        lost_buffer = Signal()  # the event chosen found no room in the buffer
         # The event chosen in a cycle before.
         chosen, is_chosen = record(EVENT, reset_less=True), Signal()
         moved = Signal()
         m.d.comb += [
             queue.w_data.eq(chosen),
             queue.w_en.eq(is_chosen & room),
-            lost_buffer.eq(is_chosen & ~room),
             moved.eq(captured.r_rdy & (~is_chosen | queue.w_rdy | ~room)),
             captured.r_en.eq(moved & (pending == now)),
         ]
@@ -160,9 +159,12 @@ class Trace(wiring.Component):
             m.d.sync += is_chosen.eq(0)
         with m.If(queue.w_en & queue.w_rdy):
             m.d.sync += [places.eq(places - 1), room.eq(places != 1)]
-        # Counted in the next cycle.
+        # Counted in the cycle after the next.
         lost = Signal(range(2 * len(Engine) + 2))
-        m.d.sync += lost.eq(lost_capture + lost_buffer)
+        m.d.sync += [
+            lost_buffer.eq(is_chosen & ~room),
+            lost.eq(sum(lost_capture[i] for i in range(len(happened))) + lost_buffer),
+        ]
         with m.If(lost != 0):
             m.d.sync += self.dropped.eq(self.dropped + lost)
 

@@ -78,10 +78,12 @@ class WindowEngine(wiring.Component):
         self._write_back = WriteBack(config)
         self._en = self._write_back.en
         self._take = Signal()  # the token at hand goes on its way
-        # The token whose word is there, and the word.
+        # The token whose word comes from the scratchpad; a stage later, with its word.
+        self._reading = record(token_layout(config), reset_less=True)
+        self._is_reading = Signal()
         self._token = record(token_layout(config))
         self._token_valid = Signal()
-        self._word = Signal(8 * config.rows)
+        self._word = Signal(8 * config.rows, reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -101,32 +103,39 @@ class WindowEngine(wiring.Component):
         return m
 
     def _read_word(self, m: Module) -> None:
-        """Stage 1: the token's word, from the scratchpad or of ``pad``."""
-        tokens, read, write_back, en = (
-            self._issue.tokens,
+        """Stages 1 and 2: the token's word, from the scratchpad or of ``pad``."""
+        issue, read, write_back, en = (
+            self._issue,
             self.scratchpad_read,
             self._write_back,
             self._en,
         )
-        token = tokens.payload
+        tokens, token = issue.tokens, issue.tokens.payload
         m.d.comb += [
-            write_back.checks.eq(tokens.valid & token.read),
-            write_back.check.eq(token.addr),
-            read.valid.eq(tokens.valid & token.read & en & ~write_back.clash),
+            write_back.checks.eq(issue.checks),
+            write_back.check.eq(issue.check),
+            write_back.follows.eq(issue.follows),
+            issue.clash.eq(write_back.clash),
+            read.valid.eq(tokens.valid & token.read & en & ~issue.blocked),
             read.addr.eq(token.addr),
-            tokens.ready.eq(en & (~token.read | (read.ready & ~write_back.clash))),
+            tokens.ready.eq(en & ~issue.blocked & (~token.read | read.ready)),
             self._take.eq(tokens.valid & tokens.ready),
         ]
         # A word that came while the pipeline stood still.
         kept, is_kept = Signal(8 * self.config.rows, reset_less=True), Signal()
-        pad = self._issue.current.cmd.pad.replicate(self.config.rows)
-        with m.If(self._token_valid):
-            m.d.comb += self._word.eq(Mux(self._token.read, Mux(is_kept, kept, read.data), pad))
+        pad = issue.current.cmd.pad.replicate(self.config.rows)
         with m.If(en):
-            m.d.sync += [self._token_valid.eq(self._take), is_kept.eq(0)]
+            m.d.sync += [
+                self._is_reading.eq(self._take),
+                self._token_valid.eq(self._is_reading),
+                is_kept.eq(0),
+            ]
             with m.If(self._take):
-                m.d.sync += self._token.eq(token)
-        with m.Elif(self._token_valid & self._token.read & ~is_kept):
+                m.d.sync += self._reading.eq(token)
+            with m.If(self._is_reading):
+                word = Mux(self._reading.read, Mux(is_kept, kept, read.data), pad)
+                m.d.sync += [self._token.eq(self._reading), self._word.eq(word)]
+        with m.Elif(self._is_reading & self._reading.read & ~is_kept):
             m.d.sync += [kept.eq(read.data), is_kept.eq(1)]
 
     def _arrives(self, kind: Kind) -> Value:
@@ -164,8 +173,8 @@ class WindowEngine(wiring.Component):
         ]
 
     def _reduce_word(self, m: Module) -> None:
-        """Stages 2 to 7: sums of products, or maxima."""
-        reduce, issue, token = self._reduce, self._issue, self._issue.tokens.payload
+        """Stages 3 to 8: sums of products, or maxima."""
+        reduce, issue, token = self._reduce, self._issue, self._reading
         op, columns = issue.current.cmd.op, issue.current.columns
         depthwise, maximum = Signal(), Signal()
         used = self._positions(m)
@@ -180,7 +189,7 @@ class WindowEngine(wiring.Component):
             reduce.used.eq(used),
             reduce.ones.eq(Mux(depthwise, 0, used)),
             reduce.issue.eq(
-                self._take
+                self._is_reading
                 & (
                     ((token.kind == Kind.PIXEL) & ((token.pixel.part == 0) | columns))
                     | (token.kind == Kind.SEGMENT)
@@ -188,7 +197,11 @@ class WindowEngine(wiring.Component):
             ),
             reduce.columns.eq(columns),
             reduce.recall.eq(
-                self._take & columns & depthwise & (token.kind == Kind.PIXEL) & token.pixel.mac
+                self._is_reading
+                & columns
+                & depthwise
+                & (token.kind == Kind.PIXEL)
+                & token.pixel.mac
             ),
             reduce.column.eq(token.pixel.column),
             reduce.index.eq(token.pixel.index),
@@ -200,7 +213,7 @@ class WindowEngine(wiring.Component):
         ]
 
     def _requantise_sums(self, m: Module) -> None:
-        """Stages 8 to 16. Parameters are taken over in the stage in which their block's first
+        """Stages 9 to 17. Parameters are taken over in the stage in which their block's first
         accumulators will come."""
         requantise, cmd = self._requantise, self._issue.current.cmd
         word = len(self._word)
@@ -224,7 +237,7 @@ class WindowEngine(wiring.Component):
         ]
 
     def _collect_segment(self, m: Module) -> None:
-        """IM2COL, stages 2 and 3. Words kept from output to output are in the line memory."""
+        """IM2COL, stages 3 and 4. Words kept from output to output are in the line memory."""
         collector, reduce = self._collector, self._reduce
         arrives = self._arrives(Kind.SEGMENT)
         m.d.comb += [

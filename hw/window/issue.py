@@ -49,11 +49,11 @@ def token_layout(config: Config) -> data.StructLayout:
 
 
 class TokenIssue(wiring.Component):
-    """Turns WINDOW commands into tokens, one a cycle, and holds the next two until they are taken.
+    """Turns WINDOW commands into tokens, one a cycle, and holds three until they are taken.
 
     ::
 
-        command -> WalkSetup -> TapWalk -> SourceWords -> states -> tokens
+        command -> WalkSetup -> TapWalk -> SourceWords -> states -> checked -> tokens
                    (next one)   (this one)
 
     The states issue, for every channel block, its weights, its parameters, the words of its walk
@@ -62,7 +62,10 @@ class TokenIssue(wiring.Component):
         BEGIN -> [WEIGHTS ->] [PARAMETERS ->] WALK [-> FLUSH -> WALK] -> next block or BEGIN
 
     * ``command``: one is prepared while the one before is at work.
-    * ``tokens``: in order.
+    * ``tokens``: in order. ``blocked``: the word of the token on offer was still to be written in
+      the cycle before.
+    * ``checks``: whether the word ``check`` is still to be written must be said by ``clash``, in
+      the same cycle; with ``follows`` that of the token on offer is among those to be written.
     * ``current``: the command whose tokens are issued. It changes two cycles after the last token
       of the command before it was taken, but only if the two agree in path and
       :func:`~systole.isa.timing.window_modes`, or if ``drained`` was high: no result was under way.
@@ -75,6 +78,11 @@ class TokenIssue(wiring.Component):
 
     command: stream.Interface
     tokens: stream.Interface
+    blocked: Signal
+    checks: Signal
+    check: Signal
+    follows: Signal
+    clash: Signal
     current: data.View
     begun: Signal
     clear_weights: Signal
@@ -88,6 +96,11 @@ class TokenIssue(wiring.Component):
             {
                 "command": In(stream.Signature(command_layout(Opcode.WINDOW))),
                 "tokens": Out(stream.Signature(token_layout(config))),
+                "blocked": Out(1),
+                "checks": Out(1),
+                "check": Out(ADDRESS_BITS),
+                "follows": Out(1),
+                "clash": In(1),
                 "current": Out(prepared_layout(config)),
                 "begun": Out(1),
                 "clear_weights": Out(1),
@@ -102,6 +115,7 @@ class TokenIssue(wiring.Component):
         # The token that is issued, and whether there is room for it.
         self._issued = record(token_layout(config))
         self._push = Signal()
+        self._has_checked = Signal()  # the first register has a token
         self._room = Signal()
         # The command at hand.
         self._im2col = Signal()
@@ -180,19 +194,38 @@ class TokenIssue(wiring.Component):
         return m
 
     def _hold_tokens(self, m: Module) -> None:
-        """The token on offer and one behind it, so that whether there is room is a register."""
-        tokens = self.tokens
-        second, has_second = record(self.tokens.payload.shape(), name="second"), Signal()
-        push = self._push & self._room
-        m.d.comb += self._room.eq(~has_second)
+        """Three registers: one for the time in which a token's word is looked for among those to be
+        written, the token on offer, and one behind it, so that it is known early whether there is
+        room."""
+        tokens, has_checked, blocked = self.tokens, self._has_checked, self.blocked
+        layout = tokens.payload.shape()
+        checked, second = record(layout, name="checked"), record(layout, name="second")
+        has_second, second_blocked, moves = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self._room.eq(~has_second & ~blocked),
+            moves.eq(has_checked & self._room),
+            self.checks.eq(blocked | (has_checked & checked.read)),
+            self.check.eq(Mux(blocked, tokens.payload.addr, checked.addr)),
+            self.follows.eq(tokens.valid & ~blocked & tokens.payload.emits),
+        ]
+        with m.If(self._room):
+            m.d.sync += has_checked.eq(self._push)
+            with m.If(self._push):
+                m.d.sync += checked.eq(self._issued)
         with m.If(~tokens.valid | tokens.ready):
-            m.d.sync += [tokens.valid.eq(has_second | push), has_second.eq(0)]
+            m.d.sync += [
+                tokens.valid.eq(has_second | moves),
+                blocked.eq(Mux(has_second, second_blocked, moves & self.clash)),
+                has_second.eq(0),
+            ]
             with m.If(has_second):
                 m.d.sync += tokens.payload.eq(second)
-            with m.Elif(push):
-                m.d.sync += tokens.payload.eq(self._issued)
-        with m.Elif(push):
-            m.d.sync += [has_second.eq(1), second.eq(self._issued)]
+            with m.Elif(moves):
+                m.d.sync += tokens.payload.eq(checked)
+        with m.Elif(moves):
+            m.d.sync += [has_second.eq(1), second.eq(checked), second_blocked.eq(self.clash)]
+        with m.Elif(blocked):
+            m.d.sync += blocked.eq(self.clash)
 
     def _compare_modes(self, m: Module) -> Value:
         """Find whether the next command may follow the current one now."""
@@ -206,7 +239,7 @@ class TokenIssue(wiring.Component):
         m.d.comb += self.clear_weights.eq(self.begun & fresh)
         with m.If(self._setup.take):
             m.d.sync += fresh.eq(self.drained)
-        return ~self.tokens.valid & (self.drained | same)
+        return ~self._has_checked & ~self.tokens.valid & (self.drained | same)
 
     def _weights_of(self, command: data.View) -> tuple[Value, Value, Value]:
         """Where a command's weights go: into the window, into the line memory, or into the window

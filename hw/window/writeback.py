@@ -15,10 +15,11 @@ from systole.hw.bus.interfaces import (
 from systole.hw.window.walk import OutputWalk
 from systole.isa import Config, Opcode
 from systole.isa.commands import ADDRESS_BITS
+from systole.isa.config import bits_for
 
-IN_FLIGHT = 21
+IN_FLIGHT = 22
 """Words that a token can have been issued for and that are not yet written: more than the longest
-way through the pipeline (data, reduction, requantisation, result: 19 cycles) and a result that
+way through the pipeline (data, reduction, requantisation, result: 20 cycles) and a result that
 waits."""
 
 
@@ -42,25 +43,27 @@ class PendingWrites(wiring.Component):
     check: Signal
     clash: Signal
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        # The scratchpad does not look at more, either.
+        self._bits = bits_for(config.scratchpad_words)
         super().__init__(
             {
                 "push": In(1),
-                "addr": In(ADDRESS_BITS),
+                "addr": In(self._bits),
                 "end": In(1),
                 "pop": In(1),
-                "o_addr": Out(ADDRESS_BITS),
+                "o_addr": Out(self._bits),
                 "o_end": Out(1),
                 "empty": Out(1),
                 "checks": In(1),
-                "check": In(ADDRESS_BITS),
+                "check": In(self._bits),
                 "clash": Out(1),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        entry = data.StructLayout({"addr": ADDRESS_BITS, "end": 1})
+        entry = data.StructLayout({"addr": self._bits, "end": 1})
         entries = [record(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
         used = Signal(IN_FLIGHT)
         # Where the next goes; where the oldest is; where the one behind it is.
@@ -116,7 +119,8 @@ class WriteBack(wiring.Component):
       ``en``. Maxima are 32 bits a lane and still to be clamped to ``low``..``high`` of ``cmd``.
     * ``en``: the pipeline moves. It stands still while two results wait for the scratchpad.
     * ``checks``, ``check``, ``clash``: whether a word is still to be written, as for
-      :class:`PendingWrites`. ``drained``: none is.
+      :class:`PendingWrites`; with ``follows``, also the one that is announced next. ``drained``:
+      none is to be written that has been announced.
     * ``retire``: the last word of a command was written in the cycle before.
     """
 
@@ -130,6 +134,7 @@ class WriteBack(wiring.Component):
     en: Signal
     checks: Signal
     check: Signal
+    follows: Signal
     clash: Signal
     drained: Signal
     retire: Signal
@@ -151,6 +156,7 @@ class WriteBack(wiring.Component):
                 "en": Out(1),
                 "checks": In(1),
                 "check": In(ADDRESS_BITS),
+                "follows": In(1),
                 "clash": Out(1),
                 "drained": Out(1),
                 "retire": Out(1),
@@ -163,7 +169,7 @@ class WriteBack(wiring.Component):
         word = 8 * self.config.rows
         write = self.scratchpad
         m.submodules.outputs = outputs = OutputWalk()
-        m.submodules.pending = pending = PendingWrites()
+        m.submodules.pending = pending = PendingWrites(self.config)
         written = Signal()
         m.d.comb += [
             outputs.cmd.eq(self.cmd),
@@ -176,7 +182,7 @@ class WriteBack(wiring.Component):
             pending.pop.eq(written),
             pending.checks.eq(self.checks),
             pending.check.eq(self.check),
-            self.clash.eq(pending.clash),
+            self.clash.eq(pending.clash | (self.follows & (pending.check == pending.addr))),
             self.drained.eq(pending.empty),
         ]
         m.d.sync += self.retire.eq(written & pending.o_end)

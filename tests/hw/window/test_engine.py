@@ -22,6 +22,9 @@ RANDOM = 9
 SHAPES = [(4, 4), (8, 8), (6, 10)]
 LARGE = pytest.param((12, 20), marks=pytest.mark.long)
 
+AROUND = 28
+"""Cycles of set-up and pipeline around a command's words, at most; IM2COL takes five more."""
+
 
 def seed_of(shape: tuple[int, int], op: WindowOp) -> int:
     """The seed of a test's random commands."""
@@ -322,7 +325,7 @@ def test_fast_rate(op: WindowOp) -> None:
     command = square(size, op=op, blocks=blocks, src_block=size * size)
     (cycles,) = run(shape_of(4, 4), [command])
     overhead = {WindowOp.DEPTHWISE: 17, WindowOp.SUM: 8, WindowOp.MAX: 0}[op]
-    assert cycles <= blocks * ((size + 2) ** 2 + overhead) + 25
+    assert cycles <= blocks * ((size + 2) ** 2 + overhead) + AROUND
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_large_kernel_rate(kernel_w: int, kernel_h: int, parts: int, stride: int
         for n, s, k in zip((out_w, out_h), strides.values(), (kernel_w, kernel_h), strict=True)
     )
     words = width * height + (parts - 1) * out_w * out_h + kernel_w * kernel_h + 8
-    assert words < cycles <= words + 26
+    assert words < cycles <= words + AROUND
 
 
 @pytest.mark.parametrize("op", [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX])
@@ -366,7 +369,7 @@ def test_dilated_rate(
     words = (out - 1 + span(command, "w")) * (out - 1 + span(command, "h"))
     words += (parts - 1) * out * out
     overhead = {WindowOp.DEPTHWISE: kernel_h * kernel_w + 8, WindowOp.SUM: 8, WindowOp.MAX: 0}[op]
-    assert words < cycles <= words + overhead + 25
+    assert words < cycles <= words + overhead + AROUND
 
 
 @pytest.mark.parametrize("op", [WindowOp.DEPTHWISE, WindowOp.SUM, WindowOp.MAX])
@@ -397,7 +400,7 @@ def test_columns_that_do_not_pay(values: dict[str, int]) -> None:
     command = square(8, op=WindowOp.MAX, **{"kernel_w": 7, "kernel_h": 7} | values)
     taps = command["kernel_w"] * command["kernel_h"] * command["out_w"] * command["out_h"]
     (cycles,) = run(config, [command])
-    assert taps < cycles <= taps + 25
+    assert taps < cycles <= taps + AROUND
 
 
 @pytest.mark.parametrize("size", [4, pytest.param(8, marks=pytest.mark.long)])
@@ -426,7 +429,7 @@ def test_general_rate(window_width: int, tap: int) -> None:
     place = {"out_w": 4, "out_h": 3, "blocks": 3, "src_block": 144}
     command = square(12, op=WindowOp.DEPTHWISE, kernel_w=7, kernel_h=5, **place)
     (cycles,) = run(config, [command])
-    assert cycles <= 3 * (4 * 3 * 35 * tap + (35 if tap == 1 else 0) + 8) + 25
+    assert cycles <= 3 * (4 * 3 * 35 * tap + (35 if tap == 1 else 0) + 8) + AROUND
 
 
 def packed(kernel: int, stride: int, out_w: int, out_h: int, **values: int) -> dict[str, int]:
@@ -465,7 +468,7 @@ def test_im2col_rate(kernel: int, stride: int, values: dict[str, int], words: fl
     command = packed(kernel, stride, out, 4, **values)
     (cycles,) = run(shape_of(16, 8), [command])
     first = 2 * command["kernel_h"] * 4  # runs of each row's first output
-    assert words * out * 4 < cycles <= words * out * 4 + first + 30
+    assert words * out * 4 < cycles <= words * out * 4 + first + AROUND + 5
 
 
 @pytest.mark.parametrize("op", list(WindowOp))

@@ -38,6 +38,14 @@ END_EVENT = data.StructLayout(
 """A command ended: what its END event says about it."""
 
 
+def _below(value: Value, number: int) -> Value:
+    """``value < number`` of an unsigned value. For powers of two it is no subtraction, of which
+    tools would make a carry chain."""
+    if number.bit_count() == 1:
+        return ~value[number.bit_length() - 1 :].any()
+    return value < number
+
+
 class Shell(wiring.Component):
     """Queue, token counters, event source and performance counters of one engine.
 
@@ -174,8 +182,8 @@ class Shell(wiring.Component):
         broken: list[Value] = []
         for limit in field_limits(self.opcode, self.config):
             value, field = Value.cast(fields[limit.field.name]), limit.field
-            breaks = [value < limit.least] if limit.least > field.low else []
-            breaks += [value > limit.most] if limit.most < field.high else []
+            breaks = [_below(value, limit.least)] if limit.least > field.low else []
+            breaks += [~_below(value, limit.most + 1)] if limit.most < field.high else []
             breaks += [value % limit.multiple != 0] if limit.multiple > 1 else []
             counts: Value = C(1)
             if limit.selector:

@@ -103,8 +103,8 @@ def _fault_cases(beyond: int) -> list[FaultCase]:
     """A case of every fault. Transfers at ``beyond`` leave the DRAM window."""
     shape = {"count0": 4, "count1": 1, "count2": 1}
 
-    def load(dram: int = 0, engine: Engine = Engine.LOAD) -> list[int]:
-        fields = shape | {"target": LoadTarget.SCRATCHPAD, "dram": dram}
+    def load(dram: int = 0, engine: Engine = Engine.LOAD, runs: int = 1) -> list[int]:
+        fields = shape | {"target": LoadTarget.SCRATCHPAD, "dram": dram, "count1": runs}
         return encode(Opcode.LOAD, engine, signal=1 << Engine.STORE, **fields)
 
     def store(dram: int) -> list[int]:
@@ -124,6 +124,14 @@ def _fault_cases(beyond: int) -> list[FaultCase]:
             commands=[first, bad_engine],
             code=Fault.ILLEGAL_COMMAND,
             index=1,
+        ),
+        FaultCase(
+            name="illegal field",
+            commands=[first, second, load(runs=0)],
+            code=Fault.ILLEGAL_FIELD,
+            index=2,
+            engine=Engine.LOAD,
+            address=0,
         ),
         FaultCase(
             name="LOAD beyond the window",

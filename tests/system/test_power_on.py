@@ -32,7 +32,8 @@ OTHERS = {
 
 def random_case(seed: int, config: Config) -> Case:
     """A random program."""
-    graph, inputs, expected = random_graph(seed, ops=5, size=8, channels=12, work=50_000)
+    sizes = {"ops": 5, "size": 8, "channels": 12, "work": 50_000}
+    graph, inputs, expected = random_graph(seed, window=config.window, **sizes)
     return compile_graph(graph, config, dump=True), inputs, expected
 
 

@@ -28,6 +28,16 @@ EXACT = 1e-4
 """Steps of the result that a function may be off a line."""
 POINTS = 4096
 """Numbers at which a function is looked at: on each side of zero, and in each grid."""
+OCTAVES = 32
+SHARES = np.append(
+    [
+        2.0**-octave * (1 + np.arange(POINTS // OCTAVES) / (POINTS // OCTAVES)) / 2
+        for octave in range(OCTAVES - 1, -1, -1)
+    ],
+    1.0,
+)
+"""Shares of a range at which a function is looked at first: dense about zero, and powers of two
+times fractions, so that no library's logarithm takes part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +97,7 @@ class _Quantised:
 
     def end(self, reach: float) -> float:
         """The number between zero and ``reach`` behind which the result is the same as there."""
-        x = np.append(0.0, np.geomspace(abs(reach) * 1e-9, abs(reach), POINTS)) * np.sign(reach)
+        x = np.append(0.0, reach * SHARES)
         last = 0
         for _ in range(3):
             changes = np.flatnonzero(np.diff(self.codes(x)))

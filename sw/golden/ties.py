@@ -2,8 +2,9 @@
 
 A real number halfway between two steps is a tie. The golden model decides it exactly; what computes
 in float32 (onnxruntime's QLinearAdd, and every operator that it cannot fuse) comes close to the tie
-on either side. So two right results may be one step apart, and this module says where: it computes
-the real number in float64, with a bound on what float32 may add or take away, and rounds both ends.
+on either side. So do constants that the accelerator has in whole units. Two right results may be
+one step apart, and this module says where: it computes the real number in float64, with a bound on
+what float32 and such constants may add or take away, and rounds both ends.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _of_both(op: Op, graph: Graph, operands: Mapping[str, Ends]) -> dict[str, En
 
 class _RealEnds(NamedTuple):
     """The lowest and highest results in steps above the zero point, before they are rounded, and
-    the bound on float32's error."""
+    the bound on the errors of float32 and of constants in whole units."""
 
     low: np.ndarray
     high: np.ndarray
@@ -146,7 +147,7 @@ class _RealEnds(NamedTuple):
 
     @staticmethod
     def of(real: np.ndarray, bound: np.ndarray) -> _RealEnds:
-        """Those of one exact result."""
+        """Those of one exact result, of which float32 is at most ``bound`` off."""
         return _RealEnds(real, real, np.minimum(bound, MOST_NOISE))
 
 
@@ -223,7 +224,10 @@ def _real(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> _RealEnds 
     ):
         real = _sums(op, shape, steps, zero)
         magnitude = _sums(_magnitudes(op), shape, lambda name: np.abs(steps(name)), zero)
-        return _RealEnds.of(real, (_terms(op) + CONVERSIONS) * UNIT * np.abs(magnitude))
+        ends = _RealEnds.of(real, (_terms(op) + CONVERSIONS) * UNIT * np.abs(magnitude))
+        if isinstance(op, Conv) and op.off is not None:
+            return ends._replace(noise=ends.noise + op.off[:, None, None])
+        return ends
     return None
 
 

@@ -151,6 +151,9 @@ class Conv(Op):
     activation: Activation | None = None
     """Behind the residual, if there is one."""
     shortcut: Shortcut | None = None
+    off: np.ndarray | None = None
+    """float64 (O,): by how many steps ``bias``, in whole units, is off the model's constant; None:
+    it is exact."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -25,8 +25,13 @@ from systole.sw.golden import oracle, ties
 from systole.sw.ir.graph import Graph, ModelError, Op, first_line
 from systole.sw.session.segments import follow
 
-TIES = "the exact result lies halfway between two steps, which float32 rounds either way"
+TIES = "the exact result lies so close to halfway between two steps that it is rounded either way"
 """What a tie is, for reports."""
+ON_HOST = (
+    "every layer by itself equals onnxruntime's: the differences come from operators on the host, "
+    "which onnxruntime fuses or rounds otherwise within the whole model"
+)
+"""What explains differences that no layer explains."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ class TensorDiff:
     alone: Difference | None
     """Computed from onnxruntime's own operands of this layer. None if one of them is not known."""
     ties: int | None = None
-    """Elements that differ in ``alone`` because float32 rounds a tie either way: the exact value is
-    halfway between two steps, as closely as float32 can tell. None without ``alone``."""
+    """Elements that differ in ``alone`` because a tie is rounded either way: the exact value is
+    halfway between two steps, as closely as float32 and constants in whole units can tell. None
+    without ``alone``."""
     rounded: int | None = None
     """Elements that differ in ``alone`` for no other reason than that, or that operands in front
     are rounded to int8 on the accelerator alone. None without ``alone``."""
@@ -262,7 +268,9 @@ def first_offender(rows: list[TensorDiff]) -> int | None:
 
 def explanations(rows: list[TensorDiff]) -> Iterator[str]:
     """A sentence for each layer that differs by itself: whether ties explain it, or int8 where the
-    model does not round."""
+    model does not round; or one for all, where none does."""
+    if first_offender(rows) is None:
+        yield ON_HOST
     last = {row.layer: row for row in rows if row.differing}
     for row in last.values():
         assert row.alone is not None

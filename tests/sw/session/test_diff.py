@@ -197,6 +197,20 @@ def test_ties_of_sums(tmp_path, monkeypatch):
     assert row.explained and row.ties > 20
 
 
+def shifted() -> onnx.ModelProto:
+    """An input and nearly half a step or more, by channel: the nearest fractions are halves."""
+    model = Build(np.int8)
+    shift = 0.0371 * np.array([0.499, 0.501, 3.499, -0.501], np.float32).reshape(4, 1, 1)
+    value = node("Add", (shift,))(model, model.x("x", (1, 4, 8, 8)))
+    return model.end(value, 0.0371, 3)
+
+
+def test_constants_in_whole_units(tmp_path):
+    row, lines = compared(shifted(), tmp_path)
+    assert row.explained and row.ties == row.differing > 50 and row.alone.largest == 1
+    assert "all of them ties" in lines[0]
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_faults_are_not_explained(step, tmp_path, monkeypatch):
     """A reference that is off where the exact result lies close to a step."""

@@ -225,8 +225,8 @@ def _real(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> _RealEnds 
         real = _sums(op, shape, steps, zero)
         magnitude = _sums(_magnitudes(op), shape, lambda name: np.abs(steps(name)), zero)
         ends = _RealEnds.of(real, (_terms(op) + CONVERSIONS) * UNIT * np.abs(magnitude))
-        if isinstance(op, Conv) and op.off is not None:
-            return ends._replace(noise=ends.noise + op.off[:, None, None])
+        if isinstance(op, Conv | ConvTranspose) and op.off is not None:
+            return ends._replace(noise=ends.noise + (op.off * op.scale)[:, None, None])
         return ends
     return None
 

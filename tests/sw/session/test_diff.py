@@ -205,8 +205,18 @@ def shifted() -> onnx.ModelProto:
     return model.end(value, 0.0371, 3)
 
 
-def test_constants_in_whole_units(tmp_path):
-    row, lines = compared(shifted(), tmp_path)
+def biased() -> onnx.ModelProto:
+    """A convolution whose bias has another scale than its sums, of which two are a step."""
+    model = Build(np.int8)
+    w = model.dq(model.const("w", np.eye(4, dtype=np.int8).reshape(4, 4, 1, 1)), 0.5, np.int8(0))
+    b = model.const("b", np.array([51, 52, 145, 349], np.int32))
+    b = model.dq(b, 0.0371 / 200, np.int32(0))
+    return model.end(model.node("Conv", [model.x("x", (1, 4, 8, 8)), w, b], "c"), 0.0371, 3)
+
+
+@pytest.mark.parametrize("model", [shifted, biased])
+def test_constants_in_whole_units(model, tmp_path):
+    row, lines = compared(model(), tmp_path)
     assert row.explained and row.ties == row.differing > 50 and row.alone.largest == 1
     assert "all of them ties" in lines[0]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import systole
 from systole.sw.ir.graph import ModelError, Select
 from tests.helpers.operator_models import (
     DTYPES,
@@ -83,6 +84,18 @@ def test_one_axis_after_the_other(name, dtype, tmp_path):
     steps = [op.steps for op in graph.ops if isinstance(op, Select)]
     assert len(steps) == len(graph.ops)
     assert steps[0][0] == steps[-1][1] == 1
+
+
+@pytest.mark.parametrize("name", ["corners, half", "half pixels"])
+def test_axes_run_as_the_golden_model_says(name):
+    shape, sizes, mode = UNEVEN[name]
+    operands = (None, None, ints(*shape[:2], *sizes))
+    step = node("Resize", *operands, mode="linear", coordinate_transformation_mode=mode)
+    model = Build(np.int8)
+    x = np.random.default_rng(0).integers(-128, 128, shape).astype(np.int8)
+    proto = model.end(step(model, model.x("x", shape)), 0.0371, 3)
+    report, _ = systole.run(proto, x, simulator="commands")
+    assert report.golden_mismatches == 0 and not report.host_ops
 
 
 def test_one_axis_alone_is_rounded_once(tmp_path):

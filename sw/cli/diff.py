@@ -34,7 +34,7 @@ from systole.sw.compiler.partition import partition
 from systole.sw.frontend.dataflow import run_reference
 from systole.sw.session import host
 from systole.sw.session.diff import (
-    ON_HOST,
+    IN_WHOLE,
     Difference,
     TensorDiff,
     compare_layers,
@@ -84,7 +84,7 @@ def _verdict(rows: list[TensorDiff], offender: int | None) -> Iterator[str]:
     elif all(row.difference is None or row.difference.largest == 0 for row in rows):
         yield f"all {len(rows) - hidden} compared tensors are equal"
     else:
-        yield ON_HOST
+        yield IN_WHOLE
 
 
 def _short(name: str) -> str:

@@ -27,9 +27,9 @@ from systole.sw.session.segments import follow
 
 TIES = "the exact result lies so close to halfway between two steps that it is rounded either way"
 """What a tie is, for reports."""
-ON_HOST = (
-    "every layer by itself equals onnxruntime's: the differences come from operators on the host, "
-    "which onnxruntime fuses or rounds otherwise within the whole model"
+IN_WHOLE = (
+    "every layer by itself equals onnxruntime's: the differences come from what onnxruntime fuses "
+    "or rounds otherwise within the whole model, operators on the host above all"
 )
 """What explains differences that no layer explains."""
 
@@ -270,7 +270,7 @@ def explanations(rows: list[TensorDiff]) -> Iterator[str]:
     """A sentence for each layer that differs by itself: whether ties explain it, or int8 where the
     model does not round; or one for all, where none does."""
     if first_offender(rows) is None:
-        yield ON_HOST
+        yield IN_WHOLE
     last = {row.layer: row for row in rows if row.differing}
     for row in last.values():
         assert row.alone is not None

@@ -34,6 +34,7 @@ from systole.sw.compiler.partition import partition
 from systole.sw.frontend.dataflow import run_reference
 from systole.sw.session import host
 from systole.sw.session.diff import (
+    IN_WHOLE,
     Difference,
     TensorDiff,
     compare_layers,
@@ -83,10 +84,7 @@ def _verdict(rows: list[TensorDiff], offender: int | None) -> Iterator[str]:
     elif all(row.difference is None or row.difference.largest == 0 for row in rows):
         yield f"all {len(rows) - hidden} compared tensors are equal"
     else:
-        yield (
-            "every layer by itself equals onnxruntime's: the differences come from operators on "
-            "the host, which onnxruntime fuses or rounds otherwise within the whole model"
-        )
+        yield IN_WHOLE
 
 
 def _short(name: str) -> str:

@@ -72,10 +72,10 @@ def _work(report: RunReport) -> Iterator[str]:
     share = ""
     if report.mac_share is not None:
         share = f", {_percent(report.mac_share)} of the model's {report.model_macs:,}"
-    if report.uncounted:
+    elif report.uncounted:
         others = len(report.uncounted) - 1
         more = f" and {others} more" if others else ""
-        share += f" (those of {report.uncounted[0]}{more} on the host are not known)"
+        share = f", those of {report.uncounted[0]}{more} on the host are not known"
     yield f"MACs on the accelerator {report.macs:,}{share}"
     if report.timing == "measured":
         yield f"cycles {report.cycles:,} (predicted {report.predicted_cycles:,})"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from systole.sw.frontend.dataflow import static_shape
+from systole.sw.frontend.passes.values import Node
 
 Shape = Sequence[int]
 Count = Callable[[Sequence[Shape | None], Shape], int]
@@ -67,23 +70,88 @@ COUNTS: dict[str, Count] = {
 }
 """The operators that multiply and accumulate, by type."""
 UNCOUNTED = (
-    *("If", "Loop", "Scan", "Einsum", "DeformConv"),
-    *("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"),
+    *("DeformConv", "Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"),
+    *("PackedMultiHeadAttention", "DecoderMaskedMultiHeadAttention", "SparseAttention"),
+    *("MatMulNBits", "MatMulBnb4", "MoE", "QMoE"),
 )
-"""Operators whose count is not known: it depends on values, or on more than shapes."""
+"""Operators that multiply and accumulate too, whose count depends on more than shapes."""
 
 
 def node_macs(node: ir.Node) -> int | None:
-    """Multiply-accumulates of a node, padding counted as published figures do; None where they are
-    not known: of control flow, or of shapes known only when the model runs."""
+    """Multiply-accumulates of a node, those of its bodies included, padding counted as published
+    figures do: of an If those of the larger branch, of a Loop those of all its rounds. None where
+    they are not known: they depend on values, or on shapes known only when the model runs."""
     if node.op_type in UNCOUNTED:
         return None
+    if node.op_type in ("If", "Loop", "Scan"):
+        return _of_bodies(node)
     count = COUNTS.get(node.op_type)
-    if count is None:
+    if count is None and node.op_type != "Einsum":
         return 0
     inputs = [None if value is None else static_shape(value) for value in node.inputs]
     output = next((static_shape(value) for value in node.outputs if value.name), None)
     try:
+        if count is None:
+            return _contracted(Node(node).string("equation", ""), [_known(x) for x in inputs])
         return count(inputs, _known(output))
     except (TypeError, IndexError):
         return None
+
+
+def _of_bodies(node: ir.Node) -> int | None:
+    """Multiply-accumulates of control flow."""
+    bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    counts = [[node_macs(inner) for inner in body] for body in bodies]
+    most = max(sum(count or 0 for count in body) for body in counts)
+    if any(count is None for body in counts for count in body):
+        return None
+    rounds = _rounds(node) if most else 0
+    return None if rounds is None else most * rounds
+
+
+def _rounds(node: ir.Node) -> int | None:
+    """How often a body of control flow runs; None: it is known only when the model runs."""
+    if node.op_type == "If":
+        return 1
+    if node.op_type == "Loop":
+        most = _constant(node.inputs[0])
+        return None if most is None or _may_end(node) else int(most.reshape(-1)[0])
+    own = Node(node)
+    count = own.integer("num_scan_inputs", 0)
+    first = node.inputs[own.input_count - count]
+    shape = None if first is None else static_shape(first)
+    return None if shape is None else shape[own.integers("scan_input_axes", (0,))[0]]
+
+
+def _may_end(loop: ir.Node) -> bool:
+    """Whether the condition of a Loop may end it."""
+    body = loop.attributes["body"].as_graph()
+    given = _constant(loop.inputs[1]) if loop.inputs[1:] and loop.inputs[1] else np.array(True)
+    value: ir.Value | None = body.outputs[0]
+    while value is not None and (node := value.producer()) and node.op_type == "Identity":
+        value = node.inputs[0]
+    then = given if value is body.inputs[1] else _constant(value)
+    return any(condition is None or not condition.all() for condition in (given, then))
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _contracted(equation: str, shapes: Sequence[Shape]) -> int:
+    """Multiply-accumulates of an Einsum: a product of its operands for every combination of its
+    indices; none if it sums nothing."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    used: Counter[str] = Counter()
+    for term, shape in zip(left.split(","), shapes, strict=True):
+        before, dots, after = term.partition("...")
+        hidden = len(shape) - len(before) - len(after) if dots else 0
+        indices = [*before, *(f".{i}" for i in range(hidden, 0, -1)), *after]
+        used.update(indices)
+        for index, size in zip(indices, shape, strict=True):
+            sizes[index] = max(sizes.get(index, 1), size)
+    kept = {*right} if arrow else {index for index, count in used.items() if count == 1}
+    summed = [index for index in sizes if index not in kept and not index.startswith(".")]
+    return math.prod(sizes.values()) * (len(shapes) - 1) if summed else 0

@@ -2,15 +2,18 @@
 
 A real number halfway between two steps is a tie. The golden model decides it exactly; what computes
 in float32 (onnxruntime's QLinearAdd, and every operator that it cannot fuse) comes close to the tie
-on either side. So two right results may be one step apart, and this module says where: it computes
-the real number in float64, with a bound on what float32 may add or take away, and rounds both ends.
+on either side. So do constants that the accelerator has in whole units. Two right results may be
+one step apart, and this module says where: it computes the real number in float64, with a bound on
+what float32 and such constants may add or take away, and rounds both ends.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from systole.sw.golden.model import (
     accumulate,
     add_pick,
     channel_scales,
+    evaluate,
     own_zero,
     pool_scales,
     products,
@@ -35,6 +39,8 @@ from systole.sw.ir.graph import (
     Op,
     Pool,
     Select,
+    Table,
+    Transpose,
 )
 
 UNIT = 2.0**-24
@@ -44,69 +50,167 @@ CONVERSIONS = 4
 dequantised factor, the division by the result's scale, and that scale's own rounding."""
 MOST_NOISE = 2.0**-6
 """Steps that count as float32's error at most: bounds for long sums are far above what happens."""
+WHOLE = 1e-9
+"""Steps by which float64 may be off a whole number."""
 
 Steps = Callable[[str], np.ndarray]
 """A tensor's int8 (N, C, H, W) less its zero point, float64, by the tensor's name."""
 
 
-def near(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Every result that float32 may round to, int8 (N, C, H, W), for each tensor that ``op``
-    computes from ``tensors``. Empty for an operator that computes no sums or products."""
-    found = _real(op, graph, tensors)
-    if found is None:
+class Ends(NamedTuple):
+    """The lowest and the highest of the results that are right, element by element: int8 (N, C, H,
+    W)."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def contain(self, array: np.ndarray) -> np.ndarray:
+        """Whether each element of ``array`` is one of them."""
+        return (self.low <= array) & (array <= self.high)
+
+
+def near(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[str, Ends]:
+    """The results that float32 may round to, for each tensor that ``op`` computes from
+    ``tensors``. Empty for an operator that computes no sums or products."""
+    if _real(op, graph, tensors) is None:
         return {}
-    real, noise = found
-    if not isinstance(op, Conv) or op.residual is None:
-        activation: Activation | None = getattr(op, "activation", None)
-        zero = own_zero(op, activation, graph)
-        own = _rounded(real, noise, zero=zero, low=op.low, high=op.high)
-        return _activated(op, activation, own)
-    residual = op.residual
-    middles = _rounded(
-        *(real, noise), zero=residual.mid_zero, low=residual.mid_low, high=residual.mid_high
+    return between(op, graph, {name: Ends(tensors[name], tensors[name]) for name in op.inputs})
+
+
+def between(
+    op: Op, graph: Graph, operands: Mapping[str, Ends], added: Collection[str] = ()
+) -> dict[str, Ends]:
+    """The results of ``op`` for ``operands`` between two ends, by tensor. Those of tensors that are
+    ``added`` to the model, which does not round them to int8, reach to the steps on both sides.
+    Empty where it is not known: of a convolution or a product of operands with two ends."""
+    if isinstance(op, Table):
+        found = _looked_up(operands[op.x], op.values)
+        return {op.output: Ends(*(np.clip(end, op.low, op.high) for end in found))}
+    real = _real_ends(op, graph, operands)
+    if real is None:
+        return _of_both(op, graph, operands)
+    activation: Activation | None = getattr(op, "activation", None)
+    results: dict[str, Ends] = {}
+    if isinstance(op, Conv) and op.residual is not None:
+        mid = op.residual
+        middle = _rounded(
+            real,
+            zero=mid.mid_zero,
+            low=mid.mid_low,
+            high=mid.mid_high,
+            outwards=mid.mid_name in added,
+        )
+        results[mid.mid_name] = middle
+        zero = graph.tensors[mid.other].zero
+        low, high = (
+            _total([_steps(mine, mid.mid_zero) * mid.conv_ratio, _steps(x, zero) * mid.other_ratio])
+            for mine, x in zip(middle, operands[mid.other], strict=True)
+        )
+        real = _RealEnds(low.low, high.high, np.maximum(low.noise, high.noise))
+    name = activation.mid_name if activation else op.output
+    own = _rounded(
+        real,
+        zero=own_zero(op, activation, graph),
+        low=op.low,
+        high=op.high,
+        outwards=name in added,
     )
-    other = tensors[residual.other].astype(np.float64) - graph.tensors[residual.other].zero
-    zero, own = own_zero(op, op.activation, graph), []
-    for middle in middles:
-        terms = (middle.astype(np.float64) - residual.mid_zero) * residual.conv_ratio
-        real, noise = _total([terms, other * residual.other_ratio])
-        own += _rounded(real, noise, zero=zero, low=op.low, high=op.high)
-    return {residual.mid_name: middles} | _activated(op, op.activation, own)
+    results[name] = own
+    if activation is not None:
+        results[op.output] = _looked_up(own, activation.values)
+    return results
 
 
-def _activated(
-    op: Op, activation: Activation | None, own: list[np.ndarray]
-) -> dict[str, list[np.ndarray]]:
-    if activation is None:
-        return {op.output: own}
-    after = [numerics.lookup(array, activation.values) for array in own]
-    return {activation.mid_name: own, op.output: after}
+def _looked_up(x: Ends, values: np.ndarray) -> Ends:
+    """A table's results for all numbers between the ends."""
+    found = [numerics.lookup(x.low, values)]
+    for step in range(1, int((x.high.astype(np.int16) - x.low).max(initial=0)) + 1):
+        found.append(numerics.lookup(np.minimum(x.low.astype(np.int16) + step, x.high), values))
+    return Ends(np.min(found, axis=0), np.max(found, axis=0))
 
 
-def _rounded(
-    real: np.ndarray, noise: np.ndarray, *, zero: int, low: int, high: int
-) -> list[np.ndarray]:
-    """Both ends of ``real`` +- ``noise``, rounded and clamped."""
-    noise = np.minimum(noise, MOST_NOISE)
-    ends = (real - noise, real + noise)
-    return [np.clip(np.rint(end) + zero, low, high).astype(np.int8) for end in ends]
+def _of_both(op: Op, graph: Graph, operands: Mapping[str, Ends]) -> dict[str, Ends]:
+    """The results of an operator that only chooses among its operands' elements."""
+    if not isinstance(op, Transpose | Pool):
+        return {}
+    ends = [evaluate(op, graph, {name: operands[name][i] for name in op.inputs}) for i in (0, 1)]
+    return {op.output: Ends(*(end[op.output] for end in ends))}
 
 
-def _total(terms: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of a few terms, and the bound on its error."""
+class _RealEnds(NamedTuple):
+    """The lowest and highest results in steps above the zero point, before they are rounded, and
+    the bound on the errors of float32 and of constants in whole units."""
+
+    low: np.ndarray
+    high: np.ndarray
+    noise: np.ndarray
+
+    @staticmethod
+    def of(real: np.ndarray, bound: np.ndarray) -> _RealEnds:
+        """Those of one exact result, of which float32 is at most ``bound`` off."""
+        return _RealEnds(real, real, np.minimum(bound, MOST_NOISE))
+
+
+def _real_ends(op: Op, graph: Graph, operands: Mapping[str, Ends]) -> _RealEnds | None:
+    """The ends of an operator's results in front of a residual addition; None where they are not
+    known."""
+    residual = op.residual if isinstance(op, Conv) else None
+    names = [name for name in op.inputs if residual is None or name != residual.other]
+    wide = {name for name in names if operands[name].low is not operands[name].high}
+    choices = [dict(zip(names, arrays, strict=True)) for arrays in _choices(op, names, operands)]
+    if not wide:
+        choices = choices[:1]
+    elif isinstance(op, Select):
+        if any(p.weight < 0 and p.x in wide for picks in op.phases for p in picks):
+            return None
+    elif not isinstance(op, Binary | Pool):
+        return None
+    found = [_real(op, graph, tensors) for tensors in choices]
+    known = [ends for ends in found if ends is not None]
+    if not known:
+        return None
+    lows, highs, noises = zip(*known, strict=True)
+    return _RealEnds(np.min(lows, axis=0), np.max(highs, axis=0), np.max(noises, axis=0))
+
+
+def _choices(
+    op: Op, names: list[str], operands: Mapping[str, Ends]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Ends of the operands that the ends of the result come from."""
+    if isinstance(op, Binary) and op.kind != "add":
+        return itertools.product(*(operands[name] for name in names))
+    return zip(*(operands[name] for name in names), strict=True)
+
+
+def _rounded(real: _RealEnds, *, zero: int, low: int, high: int, outwards: bool) -> Ends:
+    """Both ends rounded and clamped: to the nearest steps, or ``outwards`` to the next, but for
+    those that are whole."""
+    ends = (real.low - real.noise, real.high + real.noise)
+    steps = [np.rint(end) for end in ends]
+    if outwards:
+        for i, (own, to_step) in enumerate(((real.low, np.floor), (real.high, np.ceil))):
+            whole = np.abs(own - np.rint(own)) < WHOLE
+            steps[i] = np.where(whole, np.rint(own), to_step(ends[i]))
+    return Ends(*(np.clip(step + zero, low, high).astype(np.int8) for step in steps))
+
+
+def _steps(array: np.ndarray, zero: int) -> np.ndarray:
+    return array.astype(np.float64) - zero
+
+
+def _total(terms: list[np.ndarray]) -> _RealEnds:
+    """The sum of a few terms."""
     bound = (len(terms) + CONVERSIONS) * UNIT
     magnitude: np.ndarray = sum((np.abs(t) for t in terms), np.zeros(()))
-    return sum(terms, np.zeros(())), bound * magnitude
+    return _RealEnds.of(sum(terms, np.zeros(())), bound * magnitude)
 
 
-def _real(
-    op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The real result in steps above its zero point, in front of a residual addition, and the bound
-    on float32's error; None for an operator without sums or products."""
+def _real(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> _RealEnds | None:
+    """The ends of an operator's results for these operands, in front of a residual addition; None
+    of an operator without sums or products."""
 
     def steps(name: str) -> np.ndarray:
-        return tensors[name].astype(np.float64) - graph.tensors[name].zero
+        return _steps(tensors[name], graph.tensors[name].zero)
 
     if isinstance(op, Binary):
         a, b = steps(op.a), steps(op.b)
@@ -120,7 +224,10 @@ def _real(
     ):
         real = _sums(op, shape, steps, zero)
         magnitude = _sums(_magnitudes(op), shape, lambda name: np.abs(steps(name)), zero)
-        return real, (_terms(op) + CONVERSIONS) * UNIT * np.abs(magnitude)
+        ends = _RealEnds.of(real, (_terms(op) + CONVERSIONS) * UNIT * np.abs(magnitude))
+        if isinstance(op, Conv | ConvTranspose) and op.off is not None:
+            return ends._replace(noise=ends.noise + (op.off * op.scale)[:, None, None])
+        return ends
     return None
 
 

@@ -151,6 +151,9 @@ class Conv(Op):
     activation: Activation | None = None
     """Behind the residual, if there is one."""
     shortcut: Shortcut | None = None
+    off: np.ndarray | None = None
+    """float64 (O,): by how many units of the sums ``bias``, which is whole, is off the model's;
+    None: by none."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -304,6 +307,8 @@ class ConvTranspose(Op):
     dilations: tuple[int, int] = (1, 1)
     group: int = 1
     activation: Activation | None = None
+    off: np.ndarray | None = None
+    """As of a convolution."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

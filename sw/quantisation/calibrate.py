@@ -38,13 +38,17 @@ MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Sp
 QUANTISED = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Max", "Min"),
     *("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
-    *("Abs", "Elu", "Celu", "Selu", "Gelu", "Erf", "Mish", "Softplus", "Softsign"),
+    *("Abs", "Neg", "Sign", "Ceil", "Floor", "Round", "ThresholdedRelu"),
+    *("Elu", "Celu", "Selu", "Gelu", "FastGelu", "QuickGelu", "Swish", "Erf", "Mish"),
+    *("Softplus", "Softsign"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"),
     *("Concat", "Pad", "Resize", "DepthToSpace", "SpaceToDepth"),
     *MOVES,
 )
 """Operators that are quantised: those with a meaning in integers. Softmax and the rest stay float;
-the accelerator leaves them to the host."""
+the accelerator leaves them to the host. So do Exp, Log, Pow, Reciprocal and Sqrt, which are as good
+as always inside of a normalisation, softmax or decoded box: near a pole, or over many octaves, no
+scale of int8 is fine enough."""
 
 HISTOGRAM_CHUNK = 8
 """Samples whose intermediate results are held at a time."""

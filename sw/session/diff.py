@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,13 @@ from systole.sw.golden import oracle, ties
 from systole.sw.ir.graph import Graph, ModelError, Op, first_line
 from systole.sw.session.segments import follow
 
-TIES = "the exact result lies halfway between two steps, which float32 rounds either way"
+TIES = "the exact result lies so close to halfway between two steps that it is rounded either way"
 """What a tie is, for reports."""
+IN_WHOLE = (
+    "every layer by itself equals onnxruntime's: the differences come from what onnxruntime fuses "
+    "or rounds otherwise within the whole model, operators on the host above all"
+)
+"""What explains differences that no layer explains."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ class Difference:
     largest: int
     mean: float
     """Mean absolute difference."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A result that the accelerator rounds to int8, where the model has no QuantizeLinear."""
+
+    layer: str
+    op_type: str
+    before: str
+    """ONNX types of the functions fused behind it; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +68,14 @@ class TensorDiff:
     alone: Difference | None
     """Computed from onnxruntime's own operands of this layer. None if one of them is not known."""
     ties: int | None = None
-    """Elements that differ in ``alone`` because float32 rounds a tie either way: the exact value is
-    halfway between two steps, as closely as float32 can tell. None without ``alone``."""
+    """Elements that differ in ``alone`` because a tie is rounded either way: the exact value is
+    halfway between two steps, as closely as float32 and constants in whole units can tell. None
+    without ``alone``."""
+    rounded: int | None = None
+    """Elements that differ in ``alone`` for no other reason than that, or that operands in front
+    are rounded to int8 on the accelerator alone. None without ``alone``."""
+    roundings: tuple[Rounding, ...] = ()
+    """What is so rounded."""
 
     @property
     def differing(self) -> int:
@@ -63,8 +84,8 @@ class TensorDiff:
 
     @property
     def explained(self) -> bool:
-        """Whether the layer by itself differs, and by ties alone."""
-        return self.differing > 0 and self.differing == self.ties
+        """Whether the layer by itself differs, and by ties and such roundings alone."""
+        return self.differing > 0 and self.differing in (self.ties, self.rounded)
 
 
 class Exposed:
@@ -75,6 +96,8 @@ class Exposed:
         self, path: str | os.PathLike, names: Iterable[str], dims: Mapping[str, int] | None = None
     ):
         flow = Dataflow(path, dims)
+        self.known = flow.types.keys()
+        """Names of all values of the model."""
         proto = ir.to_proto(flow.model)
         known = {info.name for info in (*proto.graph.output, *proto.graph.input)}
         proto.graph.output.extend(
@@ -112,7 +135,8 @@ def compare_segments(
 ) -> tuple[list[TensorDiff], dict[str, np.ndarray]]:
     """As :func:`compare_layers`, given the segments with the golden model's tensors."""
     names = [name for _, tensors in segments for name in tensors]
-    values = Exposed(plan.path, names, plan.dims).run(arrays)
+    exposed = Exposed(plan.path, names, plan.dims)
+    values, added = exposed.run(arrays), {*names} - exposed.known
     rows: list[TensorDiff] = []
     for segment, tensors in segments:
         graph = segment.graph
@@ -126,36 +150,95 @@ def compare_segments(
             source = arrays.get(port.name, values.get(port.name))
             if source is not None:
                 theirs[port.tensor] = golden.quantise_input(port, tensor, source)
+        judge = _Judge(graph, theirs, added)
         for op in graph.ops:
-            rows += _rows(op, graph, tensors, theirs)
+            rows += judge.rows(op, tensors)
     return rows, values
 
 
-def _rows(
-    op: Op, graph: Graph, ours: Mapping[str, np.ndarray], theirs: dict[str, np.ndarray]
-) -> Iterator[TensorDiff]:
-    """The rows of an operator's results. What the model has no value for, such as an operand in
-    another order, becomes part of ``theirs`` as the golden model makes it of onnxruntime's."""
-    alone = golden.evaluate(op, graph, theirs) if theirs.keys() >= set(op.inputs) else {}
-    either: dict[str, list[np.ndarray]] = {}
-    if any(name in theirs and (theirs[name] != alone[name]).any() for name in alone):
-        either = ties.near(op, graph, theirs)
-    for name in alone or golden.evaluate(op, graph, ours):
-        reference = theirs.get(name)
-        if reference is None:
-            yield TensorDiff(op.name, op.op_type, name, None, None)
-            continue
-        difference, by_itself = (
-            _difference(arrays[name], reference) if name in arrays else None
-            for arrays in (ours, alone)
-        )
-        tied = None
-        if by_itself is not None:
-            fits = np.any([reference == each for each in either.get(name, ())], axis=0)
-            tied = int(((reference != alone[name]) & fits).sum())
-        yield TensorDiff(op.name, op.op_type, name, difference, alone=by_itself, ties=tied)
-    for name, array in alone.items():
-        theirs.setdefault(name, array)
+class _Judge:
+    """Compares the operators of a graph one by one, each on onnxruntime's own operands."""
+
+    def __init__(self, graph: Graph, theirs: dict[str, np.ndarray], added: Collection[str]):
+        self._graph = graph
+        self._theirs = theirs
+        """onnxruntime's tensors. What the model has no value for, such as an operand in another
+        order, becomes part of them as the golden model makes it of onnxruntime's."""
+        self._added = added
+        """Tensors that the model has no value for."""
+        self._unrounded: dict[str, ties.Ends] = {}
+        """Those of them that the model does not round to int8, as they might be."""
+        self._roundings: dict[str, tuple[Rounding, ...]] = {}
+        """What is rounded on the way to a tensor."""
+
+    def rows(self, op: Op, ours: Mapping[str, np.ndarray]) -> Iterator[TensorDiff]:
+        """The rows of an operator's results, of which the golden model has ``ours``."""
+        graph, theirs = self._graph, self._theirs
+        alone = golden.evaluate(op, graph, theirs) if theirs.keys() >= set(op.inputs) else {}
+        near, unrounded = {}, {}
+        if any(name in theirs and (theirs[name] != alone[name]).any() for name in alone):
+            near = ties.near(op, graph, theirs)
+        if alone:
+            unrounded = self._without_rounding(op)
+        for name in alone or golden.evaluate(op, graph, ours):
+            reference = theirs.get(name)
+            if reference is None:
+                yield TensorDiff(op.name, op.op_type, name, None, None)
+                continue
+            difference, by_itself = (
+                _difference(arrays[name], reference) if name in arrays else None
+                for arrays in (ours, alone)
+            )
+            tied, rounded = (
+                None if by_itself is None else _within(each.get(name), reference, alone[name])
+                for each in (near, unrounded)
+            )
+            yield TensorDiff(
+                layer=op.name,
+                op_type=op.op_type,
+                tensor=name,
+                difference=difference,
+                alone=by_itself,
+                ties=tied,
+                rounded=rounded,
+                roundings=self._roundings.get(op.output, ()),
+            )
+        for name, array in alone.items():
+            theirs.setdefault(name, array)
+
+    def _without_rounding(self, op: Op) -> dict[str, ties.Ends]:
+        """The results of an operator if tensors that are not the model's were not rounded; those of
+        them are kept for the operators behind. Empty where nothing is rounded that the model does
+        not round."""
+        names = [op.output]
+        activation, residual = getattr(op, "activation", None), getattr(op, "residual", None)
+        names += [each.mid_name for each in (activation, residual) if each is not None]
+        own = [name for name in names if name in self._added]
+        if not own and self._unrounded.keys().isdisjoint(op.inputs):
+            return {}
+        operands = {
+            name: self._unrounded.get(name) or ties.Ends(self._theirs[name], self._theirs[name])
+            for name in op.inputs
+        }
+        results = ties.between(op, self._graph, operands, self._added)
+        wide = any((results[n].low != results[n].high).any() for n in own if n in results)
+        roundings = [each for name in op.inputs for each in self._roundings.get(name, ())]
+        if wide:
+            first, _, behind = op.op_type.partition("+")
+            fused = activation is not None and activation.mid_name in own
+            kind, before = (first, behind) if fused else (op.op_type, "")
+            roundings.append(Rounding(op.name, kind, before))
+        self._roundings[op.output] = tuple(dict.fromkeys(roundings))
+        if op.output in self._added and op.output in results:
+            self._unrounded[op.output] = results[op.output]
+        return results
+
+
+def _within(ends: ties.Ends | None, reference: np.ndarray, alone: np.ndarray) -> int:
+    """Elements of ``reference`` that differ from ``alone`` and lie between ``ends``."""
+    if ends is None:
+        return 0
+    return int(((reference != alone) & ends.contain(reference)).sum())
 
 
 def _difference(ours: np.ndarray, reference: np.ndarray) -> Difference:
@@ -184,7 +267,10 @@ def first_offender(rows: list[TensorDiff]) -> int | None:
 
 
 def explanations(rows: list[TensorDiff]) -> Iterator[str]:
-    """A sentence for each layer that differs by itself: whether ties explain it."""
+    """A sentence for each layer that differs by itself: whether ties explain it, or int8 where the
+    model does not round; or one for all, where none does."""
+    if first_offender(rows) is None:
+        yield IN_WHOLE
     last = {row.layer: row for row in rows if row.differing}
     for row in last.values():
         assert row.alone is not None
@@ -192,9 +278,24 @@ def explanations(rows: list[TensorDiff]) -> Iterator[str]:
             f"{row.op_type} {row.layer!r}: {row.differing:,} of {row.alone.elements:,} elements "
             f"differ by at most {row.alone.largest}"
         )
-        if row.explained:
+        if row.explained and row.differing == row.ties:
             yield f"{what}, all of them ties: {TIES}"
+        elif row.explained:
+            yield f"{what}, all of them because {_rounded_before(row)}"
+        elif (row.rounded or 0) > (row.ties or 0):
+            why = f"because {_rounded_before(row)}"
+            yield f"{what}, {row.rounded:,} of them {why}; that does not explain the others"
         elif row.ties:
             yield f"{what}, {row.ties:,} of them ties; ties do not explain the others"
         else:
             yield f"{what}; no tie explains it"
+
+
+def _rounded_before(row: TensorDiff) -> str:
+    """Where int8 lies in front of a row's result, and not in the model."""
+    parts = []
+    for each in row.roundings:
+        inside = each.layer == row.layer and not each.before
+        what = "to int8 within it" if inside else f"{each.op_type} {each.layer!r} to int8"
+        parts.append(f"{what} before {each.before}" if each.before else what)
+    return f"the accelerator rounds {' and '.join(parts)}, where the model does not round"

@@ -61,7 +61,8 @@ class RunReport:
     uncounted: list[str] = field(default_factory=list)
     """Operators on the host whose multiply-accumulates are not known: control flow and the like."""
     mac_share: float | None = None
-    """Share of ``model_macs`` on the accelerator; None of a model without any."""
+    """Share of ``model_macs`` on the accelerator; None of a model without any, and where some on
+    the host are not known."""
     timing: str = "predicted"
     """Where cycles, and all that follows from them, come from: ``measured`` on the RTL or
     ``predicted`` by the cycle model."""
@@ -132,7 +133,7 @@ class RunReport:
         self.host_macs = sum(p.macs or 0 for p in on_host)
         self.model_macs = sum(p.macs or 0 for p in plan.placements)
         self.uncounted = [p.label for p in on_host if p.macs is None]
-        if self.model_macs:
+        if self.model_macs and not self.uncounted:
             self.mac_share = 1 - self.host_macs / self.model_macs
         self.host_reasons = host_reasons(plan.placements)
         self.crossings = crossings(plan)

@@ -27,6 +27,7 @@ def affine(node: Node, x: Affine, gain: np.ndarray, shift: np.ndarray) -> Conv:
     weight = WEIGHTS[np.argmin(np.where(np.abs(exact) <= MOST, error, np.inf), axis=1)]
     bias = np.where(moving, np.rint(ratio * weight) * np.sign(gain), np.rint(shift / FIXED))
     scale = np.where(moving, np.abs(gain) / weight, FIXED).astype(np.float32)
+    off = np.where(moving, np.abs(ratio * weight - np.rint(ratio * weight)), 0)
     weight = np.where(moving, weight * np.sign(gain), 0)
     return Conv(
         **node.fields("+".join(x.op_types), name=x.name),
@@ -38,4 +39,5 @@ def affine(node: Node, x: Affine, gain: np.ndarray, shift: np.ndarray) -> Conv:
         pads=(0, 0, 0, 0),
         dilations=(1, 1),
         group=len(gain),
+        off=off,
     )

@@ -28,6 +28,19 @@ EXACT = 1e-4
 """Steps of the result that a function may be off a line."""
 POINTS = 4096
 """Numbers at which a function is looked at: on each side of zero, and in each grid."""
+BEYOND = 1 + 1e-6
+"""A grid's length by that of its numbers: its ends lie behind theirs, however its scale is
+rounded."""
+OCTAVES = 32
+SHARES = np.append(
+    [
+        2.0**-octave * (1 + np.arange(POINTS // OCTAVES) / (POINTS // OCTAVES)) / 2
+        for octave in range(OCTAVES - 1, -1, -1)
+    ],
+    1.0,
+)
+"""Shares of a range at which a function is looked at first: dense about zero, and powers of two
+times fractions, so that no library's logarithm takes part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +100,7 @@ class _Quantised:
 
     def end(self, reach: float) -> float:
         """The number between zero and ``reach`` behind which the result is the same as there."""
-        x = np.append(0.0, np.geomspace(abs(reach) * 1e-9, abs(reach), POINTS)) * np.sign(reach)
+        x = np.append(0.0, reach * SHARES)
         last = 0
         for _ in range(3):
             changes = np.flatnonzero(np.diff(self.codes(x)))
@@ -99,9 +112,11 @@ class _Quantised:
 
 
 def _grid(function: _Quantised, low: float, high: float) -> GridPiece:
-    """The numbers from ``low`` to ``high``, zero among them, in 255 steps."""
-    scale = np.float32((high - low) / 255)
-    zero = int(np.clip(np.rint(-128 - low / scale), -128, 127))
+    """The numbers from ``low`` to ``high``, zero among them, in 254 steps or 255: the outer codes,
+    which stand for all numbers behind them, are ends or lie behind these."""
+    at_end = 0 in (low, high)
+    scale = np.float32((high - low) / (255 if at_end else 254) * BEYOND)
+    zero = 127 if high == 0 else int(np.clip(np.ceil(-128 - low / scale), -128, 127))
     steps = function.steps((np.arange(-128, 128) - zero) * np.float64(scale))
     x = np.linspace(low, high, POINTS)
     codes = np.clip(np.rint(x / scale) + zero, -128, 127).astype(np.int8)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from systole.sw.compiler.partition import place
 from systole.sw.ir.graph import ModelError
 from systole.sw.quantisation import calibrate
 from systole.sw.quantisation.floating import floating_nodes
@@ -239,3 +240,27 @@ def test_dynamically_quantised_models_are_named_as_such(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
     with pytest.raises(ModelError, match="quantised at run time: it holds DynamicQuantizeLinear"):
         prepare(path)
+
+
+ELEMENTWISE = {
+    **dict.fromkeys(("Abs", "Neg", "Sign", "Ceil", "Floor", "Round", "Elu", "Celu", "Selu"), ""),
+    **dict.fromkeys(("Gelu", "Swish", "Erf", "Mish", "Softplus", "Softsign", "HardSwish"), ""),
+    "ThresholdedRelu": "",
+    **dict.fromkeys(("FastGelu", "QuickGelu"), "com.microsoft"),
+}
+
+
+@pytest.mark.parametrize("op_type", ELEMENTWISE)
+def test_elementwise_functions_leave_nothing_to_the_host(op_type, tmp_path):
+    w, rng = (RNG.normal(size=(4, 4, 1, 1)) / 2).astype(np.float32), np.random.default_rng(2)
+    function = helper.make_node(op_type, ["h"], ["f"], name="f", domain=ELEMENTWISE[op_type])
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4, 6, 6]) for n in "xy")
+    convs = [helper.make_node("Conv", [a, "w"], [b], name=b) for a, b in ("xh", "fy")]
+    graph = helper.make_graph(
+        [convs[0], function, convs[1]], "test", [x], [y], [numpy_helper.from_array(w, "w")]
+    )
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    samples = {"x": rng.normal(size=(16, 4, 6, 6)).astype(np.float32)}
+    onnx.save(quantise_model(tmp_path / "m.onnx", samples), tmp_path / "q.onnx")
+    assert [p for p in place(tmp_path / "q.onnx") if p.host and not p.converts] == []

@@ -12,6 +12,7 @@ from systole.sw.frontend.inputs import random_inputs
 from systole.sw.ir.graph import MatMul
 from systole.sw.session import diff
 from tests.helpers.diff_models import convolutions, saved
+from tests.helpers.operator_models import Build, ints, node
 from tests.helpers.product_models import attention_model
 from tests.helpers.random_models import Model, random_array
 
@@ -121,6 +122,66 @@ def test_ties_are_explained(tmp_path):
     assert f"{row.ties} of 972 elements differ by at most 1, all of them ties" in lines[0]
 
 
+def functions(*op_types: str, operator: str = "Add", between: bool = False) -> onnx.ModelProto:
+    """Functions of the result of two inputs, quantised ``between`` or not."""
+    model, scale = Build(np.int8), 1 / 255 if "Sigmoid" in op_types else 0.0293
+    reals = [model.x("a", (1, 4, 16, 16)), model.x("b", (1, 4, 16, 16), 0.0213, -5)]
+    value = model.node(operator, reals, "s")
+    if between:
+        value = model.again(value, 0.0571, 4, "mid")
+    for step in map(node, op_types):
+        value = step(model, value)
+    return model.end(value, scale)
+
+
+UNROUNDED = {
+    "one grid": (("Gelu",), "Mul", "Mul 's_node' to int8 before Gelu"),
+    "two": (("Sigmoid",), "Add", "Add 's_node' to int8 before Sigmoid"),
+    "several functions": (("Tanh", "Exp"), "Sub", "Sub 's_node' to int8 before Tanh+Exp"),
+}
+
+
+@pytest.mark.parametrize("name", UNROUNDED)
+def test_roundings_that_the_model_does_not_have(name, tmp_path):
+    op_types, operator, rounded = UNROUNDED[name]
+    row, (line,) = compared(functions(*op_types, operator=operator), tmp_path)
+    assert row.explained and row.alone.largest == 1
+    assert row.ties < row.rounded == row.differing < 0.15 * row.alone.elements
+    assert line.endswith(
+        f"all of them because the accelerator rounds {rounded}, where the model does not round"
+    )
+
+
+@pytest.mark.parametrize("op_type", ["Sigmoid", "Gelu"])
+def test_a_rounding_of_the_models_is_no_difference(op_type, tmp_path):
+    row, _ = compared(functions(op_type, between=True), tmp_path)
+    assert row.difference.equal == row.difference.elements
+
+
+def test_rounding_between_two_axes(tmp_path):
+    model = Build(np.int8)
+    operands = (None, None, ints(1, 3, 33, 29))
+    step = node("Resize", *operands, mode="linear", coordinate_transformation_mode="align_corners")
+    row, (line,) = compared(model.end(step(model, model.x("x", (1, 3, 12, 17))), 0.0371), tmp_path)
+    assert row.explained and row.ties < row.rounded
+    assert "the accelerator rounds to int8 within it" in line
+
+
+def test_faults_behind_roundings_are_not_explained(tmp_path, monkeypatch):
+    true = diff.Exposed.run
+
+    def off(self, arrays):
+        values = true(self, arrays)
+        values["y"] = values["y"].copy()
+        values["y"][0, 0] += 2
+        return values
+
+    monkeypatch.setattr(diff.Exposed, "run", off)
+    row, (line,) = compared(functions("Sigmoid"), tmp_path)
+    assert not row.explained and row.rounded <= row.differing - 200
+    assert line.endswith("that does not explain the others")
+
+
 def test_ties_of_sums(tmp_path, monkeypatch):
     """Half of all sums are ties; the reference rounds them up."""
     true = diff.Exposed.run
@@ -134,6 +195,30 @@ def test_ties_of_sums(tmp_path, monkeypatch):
     monkeypatch.setattr(diff.Exposed, "run", otherwise)
     row, _ = compared(added(), tmp_path)
     assert row.explained and row.ties > 20
+
+
+def shifted() -> onnx.ModelProto:
+    """An input and nearly half a step or more, by channel: the nearest fractions are halves."""
+    model = Build(np.int8)
+    shift = 0.0371 * np.array([0.499, 0.501, 3.499, -0.501], np.float32).reshape(4, 1, 1)
+    value = node("Add", (shift,))(model, model.x("x", (1, 4, 8, 8)))
+    return model.end(value, 0.0371, 3)
+
+
+def biased() -> onnx.ModelProto:
+    """A convolution whose bias has another scale than its sums, of which two are a step."""
+    model = Build(np.int8)
+    w = model.dq(model.const("w", np.eye(4, dtype=np.int8).reshape(4, 4, 1, 1)), 0.5, np.int8(0))
+    b = model.const("b", np.array([51, 52, 145, 349], np.int32))
+    b = model.dq(b, 0.0371 / 200, np.int32(0))
+    return model.end(model.node("Conv", [model.x("x", (1, 4, 8, 8)), w, b], "c"), 0.0371, 3)
+
+
+@pytest.mark.parametrize("model", [shifted, biased])
+def test_constants_in_whole_units(model, tmp_path):
+    row, lines = compared(model(), tmp_path)
+    assert row.explained and row.ties == row.differing > 50 and row.alone.largest == 1
+    assert "all of them ties" in lines[0]
 
 
 @pytest.mark.parametrize("step", [1, 2])

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from typer.testing import CliRunner
 
 import systole
@@ -88,6 +89,51 @@ def test_the_report_prints_the_whole_frame(tmp_path):
     assert f"DRAM read {report['dram_read_bytes']:,} B" in text
     assert "on the host: Hardmax 'hard_node': operator not supported" in text
     assert "on the host: Conv 'sum1_node': because Hardmax 'hard_node' runs on the host" in text
+
+
+def with_host_products(op_type: str) -> onnx.ModelProto:
+    """A convolution, and products behind it that only the host computes: by an Einsum, or in the
+    rounds of a Loop, as many as an input says."""
+    model = Model()
+    weights = model.dq(
+        model.const("w", random_array(RNG, np.int8, (4, 4, 1, 1))), 0.005, np.int8(0)
+    )
+    real = model.dq(model.input("x", np.int8, (1, 4, 6, 6)), 0.05, np.int8(3))
+    code = model.q(model.node("Conv", [real, weights], "c"), 0.05, np.int8(3), "y")
+    real = model.dq(code, 0.05, np.int8(3))
+    if op_type == "Einsum":
+        model.node("Einsum", [real, real], "z", equation="nchw,ncwk->nchk")
+        return model.done("z", np.float32)
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["on"]),
+            helper.make_node("MatMul", [real, real], ["p"]),
+        ],
+        "body",
+        [info("i", onnx.TensorProto.INT64, []), info("going", onnx.TensorProto.BOOL, [])],
+        [info("on", onnx.TensorProto.BOOL, []), info("p", onnx.TensorProto.FLOAT, [1, 4, 6, 6])],
+    )
+    top = model.node("ReduceMax", [real], "top", keepdims=0)
+    rounds = model.node("Cast", [top], "rounds", to=onnx.TensorProto.INT64)
+    model.node("Loop", [rounds, model.const("yes", True)], "z", body=body)
+    return model.done("z", np.float32)
+
+
+def test_products_on_the_host_count():
+    report, _ = systole.run(with_host_products("Einsum"), X, simulator="golden")
+    assert report.mac_share == (36 * 4 * 4) / (36 * 4 * 4 + 4 * 6 * 6 * 6)
+
+
+def test_no_share_where_products_are_not_known(tmp_path):
+    onnx.save(with_host_products("Loop"), tmp_path / "m.onnx")
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "m.onnx"), "--sim", "model"])
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "MACs on the accelerator 576, those of Loop 'z_node' on the host are not known"
+        in result.stdout
+    )
+    assert "% of the model's" not in result.stdout
 
 
 def test_a_layer_that_differs_by_ties_is_explained():

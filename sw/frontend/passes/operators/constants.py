@@ -405,10 +405,12 @@ def _scaled(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
 def _add_bias(node: Node, x: Pending, value: Const | QuantConst) -> Pending:
     """A convolution plus a constant: its bias."""
     op = _convolution(node, x, value)
-    total = op.bias.astype(np.int64) + bias(node, value, op.scale)
+    added = bias(node, value, op.scale)
+    total = op.bias.astype(np.int64) + added.number
     if (np.abs(total) >= 2**31).any():
         raise node.fail(
             f"the sum of its biases is {np.abs(total).max()} accumulator units; it must fit int32"
         )
-    biased: Op = replace(op, bias=total.astype(np.int32))
+    off = added.off if op.off is None else op.off + added.off
+    biased: Op = replace(op, bias=total.astype(np.int32), off=off)
     return replace(x, op=biased)

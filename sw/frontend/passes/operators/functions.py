@@ -9,7 +9,7 @@ from typing import TypeGuard, TypeVar
 
 import numpy as np
 
-from systole.sw.frontend.passes.evaluate import evaluate
+from systole.sw.frontend.passes.operators import elementary
 from systole.sw.frontend.passes.operators.constants import per_channel, with_constant
 from systole.sw.frontend.passes.operators.registry import MICROSOFT, operator
 from systole.sw.frontend.passes.state import LoweringState
@@ -155,7 +155,7 @@ def function_of(
     state: LoweringState, node: Node, operands: Sequence[Value | None], **changes: str
 ) -> Function | None:
     """As :func:`of_one_activation` for these operands; ``changes`` make the node another (see
-    ``evaluate``)."""
+    ``elementary.compute``)."""
     if not state.origins.may_be_one(operands) or not all(map(_uniform, operands)):
         return None
     functions = {i: state.origins.function(node, v) for i, v in enumerate(operands)}
@@ -168,7 +168,7 @@ def function_of(
         arrays[i] = f.values
     if any(a is None and v is not None for a, v in zip(arrays, operands, strict=True)):
         return None
-    values = evaluate(node, arrays, state.opsets, **changes)[0]
+    values = elementary.compute(node, arrays, state.opsets, **changes)
     types = dict.fromkeys(t for f in common for t in f.op_types)
     own = changes.get("op_type", node.op_type)
     return Function(common[0].tensor, common[0].view, values, (*types, own))
@@ -200,7 +200,7 @@ def computed_of(
             constant if place is None else functions[place].compute(x)
             for constant, place in zip(constants, places, strict=True)
         ]
-        return evaluate(node, arrays, state.opsets, **changes)[0]
+        return elementary.compute(node, arrays, state.opsets, **changes)
 
     types = dict.fromkeys(t for f in functions for t in f.op_types)
     return Computed(first.x, first.view, compute, (*types, changes.get("op_type", node.op_type)))

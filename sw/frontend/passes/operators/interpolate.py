@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
-from systole.sw.frontend.passes import moves
+from systole.isa.commands import COMMANDS, Opcode
+from systole.sw.frontend.passes import finish, moves
 from systole.sw.frontend.passes.evaluate import evaluate
 from systole.sw.frontend.passes.layout import OnnxView
 from systole.sw.frontend.passes.state import LoweringState
@@ -18,6 +20,8 @@ from systole.sw.ir.graph import Pick, Select
 
 MOST = 254
 """Largest weight: two int8 kernels."""
+MAX_STEP = COMMANDS[Opcode.POST].high("out_step")
+"""Phases along one axis."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,18 @@ def _axis(node: Node, size: int, out: int, scale: Fraction, usual: str) -> Axis:
         whole = math.floor(place)
         part = int((place - whole) * common)
         phases.append([(o, w) for o, w in ((whole, common - part), (whole + 1, part)) if w])
+    if count == out:  # every output has its own phase
+        phases = [_at_edges(taps, size) for taps in phases]
     stride = step.numerator if count == step.denominator else 1
     return Axis(size, out, stride, phases, common)
+
+
+def _at_edges(taps: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Taps with those outside of ``size`` positions on the first or the last."""
+    out: Counter[int] = Counter()
+    for place, weight in taps:
+        out[min(max(place, 0), size - 1)] += weight
+    return list(out.items())
 
 
 def _scales(
@@ -119,26 +133,68 @@ def linear(state: LoweringState, node: Node, x: Dequantised) -> Pending:
         for size, out, scale in zip(shape[2:], wanted.shape[2:], scales, strict=True)
     ]
     if len(axes) == 1:
-        axes.insert(0, Axis(1, 1, 1, [[(0, 1)]], 1))
-    _check_limits(node, axes)
+        axes.insert(0, _unchanged(1))
     mine = axes[0].matrix() @ sample.reshape(n, c, *image) @ axes[1].matrix().T
     if np.abs(mine.reshape(wanted.shape) - wanted).max() > 1e-3:
         raise node.fail("onnxruntime computes something else than plain linear interpolation of it")
+    if _excess(axes, moves.MAX_PHASES) is not None:
+        x, axes = _along_columns(state, node, x, axes)
     return _interpolated(state, node, x, axes, wanted.shape)
 
 
-def _check_limits(node: Node, axes: list[Axis]) -> None:
-    count = math.prod(len(a.phases) for a in axes)
-    largest = math.prod(max(w for taps in a.phases for _, w in taps) for a in axes)
-    picks = math.prod(sum(map(len, a.phases)) for a in axes)
+def _unchanged(size: int) -> Axis:
+    return Axis(size, size, 1, [[(0, 1)]], 1)
+
+
+def _along_columns(
+    state: LoweringState, node: Node, x: Dequantised, axes: list[Axis]
+) -> tuple[Dequantised, list[Axis]]:
+    """``x`` interpolated along its columns, in its own quantisation, and the ``axes`` that are left
+    to do. One rounding more than both at once, which has as many phases as the product of both."""
+    rows, columns = axes
+    for axis in axes:
+        excess = _excess([axis, _unchanged(1)], MAX_STEP)
+        if excess is not None:
+            what, value, limit = excess
+            raise node.fail(f"its interpolation takes {value} {what}; {limit} is the limit")
+    if _unchanged(rows.size) == rows or _unchanged(columns.size) == columns:
+        return x, axes
+    shape = state.tensors.shape(x.tensor)
+    quant = replace(state.tensors.quant(x.tensor), scale=x.scale)
+    own = [_unchanged(shape[2]), columns]
+    wide = _interpolated(state, node, x, own, (*shape[:3], columns.out))
+    assert isinstance(wide.op, Select)
+    op = finish.scaled_select(node, wide.op, 0.0, quant)
+    name = f"{node.output}:along columns"
+    state.emitter.emit(op, name, shape=wide.shape, quant=quant)
+    return Dequantised(name, wide.view, x.scale), [rows, _unchanged(columns.out)]
+
+
+def _excess(axes: list[Axis], phases: int) -> tuple[str, int, int] | None:
+    """What a Select along ``axes`` has too many of, if it may have so many ``phases``: what, how
+    many, and the limit. None if it fits."""
+    found = _phases(axes)
+    largest = max(weight for taps, _ in found for _, _, weight in taps)
     for what, value, limit in (
-        ("phases", count, moves.MAX_PHASES),
-        ("taps", picks, moves.MAX_PICKS),
+        ("phases", len(found), phases),
         ("as largest weight", largest, MOST),
         ("as stride", max(a.stride for a in axes), moves.MAX_STRIDE),
     ):
         if value > limit:
-            raise node.fail(f"its interpolation takes {value} {what}; {limit} is the limit")
+            return what, value, limit
+    return None
+
+
+def _phases(axes: list[Axis]) -> list[tuple[list[tuple[int, int, int]], int]]:
+    """The taps of every phase along rows and columns, offsets and weight, and what their weights
+    are parts of, in lowest terms."""
+    whole = math.prod(a.denominator for a in axes)
+    phases = []
+    for rows, columns in itertools.product(*(a.phases for a in axes)):
+        taps = [(oy, ox, wy * wx) for (oy, wy), (ox, wx) in itertools.product(rows, columns)]
+        unit = math.gcd(whole, *(weight for _, _, weight in taps))
+        phases.append(([(oy, ox, weight // unit) for oy, ox, weight in taps], whole // unit))
+    return phases
 
 
 def _interpolated(
@@ -147,7 +203,6 @@ def _interpolated(
     """The Select that interpolates ``x`` along both ``axes``; edges are repeated first where the
     taps reach over them."""
     n, c, *image = state.tensors.shape(x.tensor)
-    common = math.prod(a.denominator for a in axes)
     before = [0, 0]
     if any(any(a.reach()) for a in axes):
         rows, columns = (
@@ -158,7 +213,6 @@ def _interpolated(
         before = [a.reach()[0] for a in axes]
         index = np.arange(n * c * math.prod(image), dtype=np.int32).reshape(n, c, *image)
         x = state.mover.rearranged(node, x, index[:, :, rows[:, None], columns])
-    scale = float(np.float32(x.scale) / np.float32(common))
     strides = (axes[0].stride, axes[1].stride)
     phases = [
         [
@@ -167,12 +221,12 @@ def _interpolated(
                 channels=np.arange(c),
                 strides=strides,
                 offsets=(oy + before[0], ox + before[1]),
-                scale=scale,
-                weight=wy * wx,
+                scale=float(np.float32(x.scale) / np.float32(parts)),
+                weight=weight,
             )
-            for (oy, wy), (ox, wx) in itertools.product(rows, columns)
+            for oy, ox, weight in taps
         ]
-        for rows, columns in itertools.product(axes[0].phases, axes[1].phases)
+        for taps, parts in _phases(axes)
     ]
     stored = (n, c, axes[0].out, axes[1].out)
     op = Select(**node.fields(), phases=phases, steps=(len(axes[0].phases), len(axes[1].phases)))

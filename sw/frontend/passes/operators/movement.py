@@ -67,7 +67,8 @@ def resize(state: LoweringState, node: Node) -> Value:
     columns up to 1024, or factors that are whole numbers; from one row and column in front of an
     Add, Sub or Mul of two activations nothing moves.
     In mode linear, only rows and columns are resized, ``antialias`` and ``exclude_outside`` are 0,
-    and the interpolation takes at most 64 phases, 256 taps and weights of 254."""
+    and the interpolation takes at most 64 phases and weights of 254. One that takes more is done
+    along columns and then along rows, rounded after each; either takes at most 255 phases."""
     mode = node.string("mode", "nearest")
     if mode == "linear":
         value = state.results.operand(node, 0)

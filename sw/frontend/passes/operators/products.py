@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,12 +51,26 @@ def weights(node: Node, value: Value | None, channels: int) -> tuple[np.ndarray,
     return array, np.broadcast_to(value.scale, (array.shape[channels],))
 
 
-def bias(node: Node, value: Value | None, scale: np.ndarray) -> np.ndarray:
-    """A bias as int32 in units of ``scale`` (x_scale * w_scale). int32 of that scale is taken as it
-    is, any other constant is rounded to it, as onnxruntime does with float32."""
+class Bias(NamedTuple):
+    """A bias in units of sums."""
+
+    number: np.ndarray
+    """int32 (channels,)."""
+    off: np.ndarray
+    """float64 (channels,): by how much it is off, as it is whole."""
+
+    @staticmethod
+    def none(channels: int) -> Bias:
+        """That of an operator that has none."""
+        return Bias(np.zeros(channels, np.int32), np.zeros(channels))
+
+
+def bias(node: Node, value: Value | None, scale: np.ndarray) -> Bias:
+    """A bias in units of ``scale`` (x_scale * w_scale). int32 of that scale is taken as it is, any
+    other constant is rounded to it, as onnxruntime does with float32."""
     channels = scale.shape[0]
     if value is None:
-        return np.zeros(channels, np.int32)
+        return Bias.none(channels)
     if not isinstance(value, QuantConst) and not (
         isinstance(value, Const) and value.array.dtype == np.float32
     ):
@@ -63,17 +78,15 @@ def bias(node: Node, value: Value | None, scale: np.ndarray) -> np.ndarray:
     array = value.array.reshape(-1)
     if array.size not in (1, channels):
         raise node.fail(f"bias of {array.size} values for {channels} output channels")
-    if isinstance(value, QuantConst):
+    real = value.real if isinstance(value, QuantConst) else array.astype(np.float64)
+    units = np.broadcast_to(real.reshape(-1) / scale, (channels,))
+    number = np.rint(units)
+    if isinstance(value, QuantConst) and array.dtype == np.int32 and not value.zero.any():
         same = np.allclose(value.scale, scale, rtol=BIAS_TOLERANCE, atol=0)
-        if array.dtype == np.int32 and same and not value.zero.any():
-            return np.ascontiguousarray(np.broadcast_to(array, (channels,)))
-        real = value.real.reshape(-1)
-    else:
-        real = array.astype(np.float64)
-    number = np.rint(real / scale)
+        number = np.broadcast_to(array, (channels,)) if same else number
     if not (np.abs(number) < 2.0**31).all():
         raise node.fail(f"bias of {np.abs(number).max():g} accumulator units; it must fit int32")
-    return np.ascontiguousarray(np.broadcast_to(number.astype(np.int32), (channels,)))
+    return Bias(np.ascontiguousarray(number, np.int32), np.abs(units - number))
 
 
 def convolution(
@@ -89,11 +102,13 @@ def convolution(
         raise _unfit(node, array, group, c)
     place = window(node, kernel, (image[0], image[1]))
     scale = np.float32(x.scale) * w_scale
+    added = bias(node, b, scale)
     op = Conv(
         **node.fields(),
         x=x.tensor,
         weights=np.ascontiguousarray(array.reshape(outputs, c // group, *place.kernel)),
-        bias=bias(node, b, scale),
+        bias=added.number,
+        off=added.off,
         scale=scale,
         strides=place.strides,
         pads=place.pads,
@@ -128,7 +143,7 @@ def matrix_product(
     *,
     array: np.ndarray,
     scale: np.ndarray,
-    bias: np.ndarray,
+    bias: Bias,
     rows: tuple[int, ...] | None = None,
 ) -> Pending:
     """``x`` (..., K) times ``array`` (K, O).
@@ -152,7 +167,8 @@ def matrix_product(
         **node.fields(),
         x=x.tensor,
         weights=np.ascontiguousarray(kernel),
-        bias=bias,
+        bias=bias.number,
+        off=bias.off,
         scale=scale,
         strides=(1, 1),
         pads=(0, 0, 0, 0),
@@ -232,7 +248,7 @@ def product(state: LoweringState, node: Node, x: Dequantised, w: Value | None) -
     if array.ndim != 2:
         raise node.fail(f"constant of rank {array.ndim}; 2 is needed")
     scale = np.float32(x.scale) * w_scale
-    none = np.zeros(array.shape[1], np.int32)
+    none = Bias.none(array.shape[1])
     return matrix_product(state, node, x, array=array, scale=scale, bias=none)
 
 
@@ -288,11 +304,13 @@ def conv_transpose(state: LoweringState, node: Node) -> Value:
     array = _spread(array.reshape(*array.shape[:2], *place.kernel), group)
     array = np.pad(array, ((0, 0), (0, 0), *((0, zeros) for zeros in place.extension)))
     scale = np.float32(x.scale) * np.tile(w_scale, group)
+    added = bias(node, state.results.operand(node, 2), scale)
     op = ConvTranspose(
         **node.fields(),
         x=x.tensor,
         weights=np.ascontiguousarray(array),
-        bias=bias(node, state.results.operand(node, 2), scale),
+        bias=added.number,
+        off=added.off,
         scale=scale,
         strides=place.strides,
         pads=place.pads,

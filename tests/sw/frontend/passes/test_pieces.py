@@ -153,3 +153,14 @@ def test_pieces_say_by_how_much_they_may_be_off():
     (piece,) = pieces_of(lambda x: np.tanh(x / 3) * 3, Quant(np.float32(0.1), 0, False), 100.0)
     assert 0.25 < piece.error < 0.5 and isinstance(piece.values, np.ndarray)
     assert Table not in map(type, pieces_of(np.abs, Quant(np.float32(0.1), 0, False), 100.0))
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "Tanh", "Gelu"])
+def test_numbers_behind_the_grid_have_the_functions_limit(name, tmp_path):
+    """Most of these lie where the function has long come to its end."""
+    model = Build(np.int8)
+    value = node(name)(model, conv(model, 0.03))
+    _, (result,) = compare(
+        model.end(value, 1 / 255 if name == "Sigmoid" else 0.0293, -128), tmp_path
+    )
+    assert result.max_abs_diff <= 1 and result.equal >= 0.97 * result.elements

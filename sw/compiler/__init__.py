@@ -198,7 +198,7 @@ class Compiler:
         """The commands, their DRAM addresses relative to the window's start."""
         config = self.config
         unit = min(config.vector_bytes, config.weight_vector_bytes)
-        stream = CommandStream(config, align(window.size), unit)
+        stream = CommandStream(unit)
         context = EmissionContext(
             config=config,
             stages=planner.stages,

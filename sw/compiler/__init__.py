@@ -136,6 +136,11 @@ class Compiler:
             raise ModelError(f"output {name}: is a graph input, nothing computes it")
         return planner
 
+    def check(self) -> None:
+        """Raises :class:`~sw.ir.graph.ModelError` for what does not fit in the scratchpad, whatever
+        the schedule."""
+        self.planner().plan()
+
     def search(self, optimise: Optimise = "fast", read_latency: int = READ_LATENCY) -> Schedule:
         """The schedule that :mod:`~sw.compiler.search` chooses for a memory of so many cycles' read
         latency. Raises :class:`~sw.ir.graph.ModelError` for what does not fit."""

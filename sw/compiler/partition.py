@@ -25,6 +25,7 @@ import onnx_ir as ir
 from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.placement import FLOAT, QUANTISED, NodePlacement, Placement
+from systole.sw.compiler.plan import DoesNotFitError
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.frontend.dataflow import Dataflow, static_shape
 from systole.sw.frontend.load import apply_passes
@@ -301,6 +302,8 @@ class _Partitioner:
         segment's error, if there is none."""
         if graph is None:
             return nodes, error
+        # What planning refuses is found without making programs.
+        attempt = self._check if isinstance(error, DoesNotFitError) else self._compile
         for op in graph.ops:
             tensors = {name: graph.tensors[name] for name in (*op.inputs, op.output)}
             given = [name for name in op.inputs if name not in graph.constants]
@@ -308,12 +311,16 @@ class _Partitioner:
             result = [Port(op.output, op.output, "int8")]
             single = replace(graph, tensors=tensors, ops=[op], inputs=ports, outputs=result)
             try:
-                self._compile(apply_passes(single))
+                attempt(apply_passes(single))
             except ModelError as e:
                 culprits = [i for i in nodes if self.flow.labels[i].name == op.name]
                 if culprits:
                     return culprits, e
         return nodes, error
+
+    def _check(self, graph: Graph) -> None:
+        assert self.config is not None, "something did not fit in its scratchpad"
+        Compiler(graph, self.config).check()
 
     def _compile(
         self, graph: Graph, optimise: Optimise = "fast", read_latency: int = READ_LATENCY

@@ -29,6 +29,8 @@ MAX_CHANNELS = 4096
 CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
 """Picks for one channel of a phase that are tried, and of how many phases at most: each more is a
 pass over the phase."""
+PROBED = 4
+"""Elements of a line that are looked at before all of it."""
 BLOCK = 16
 """Channels that the array takes at a time, by default."""
 MAX_STRIDE = LIMITS["stride_x"].high
@@ -257,30 +259,41 @@ def _steps(cells: np.ndarray, most: int, count: int) -> Iterator[tuple[int, int]
         fitting_y = {y for y in range(1, h + 1) if _regular(column[:3], y)}
         fitting_x = {x for x in range(1, w + 1) if _regular(row[[0, 1, 3]], x)}
     else:
-        fitting_y = {y for y in range(1, h + 1) if _few(column[[0, 1, 3]], y, most)}
-        fitting_x = {x for x in range(1, w + 1) if _few(row[:3], x, most)}
+        fitting_y = set(_few(column[[0, 1, 3]], most, h))
+        fitting_x = set(_few(row[:3], most, w))
     pairs = ((y, x) for y in fitting_y for x in fitting_x if x * y <= count)
     yield from sorted(pairs, key=lambda s: (s[0] * s[1], s))
 
 
-def _few(line: np.ndarray, step: int, most: int) -> bool:
-    """Whether, for every channel of a ``line`` (source, channel and place across the line;
-    channels; length), elements ``step`` apart differ in these three at most ``most`` times: those
-    of one pick do not differ."""
+def _few(line: np.ndarray, most: int, limit: int) -> Iterator[int]:
+    """The steps up to ``limit`` for which in every channel of a ``line`` (source, channel and place
+    across the line; channels; length) elements a step apart differ in these three at most ``most``
+    times: those of one pick do not differ."""
     number = _numbered(line)
-    for phase in range(step):
-        part = np.sort(number[:, phase::step], axis=1)
-        kinds = (part[:, 0] > 0) + (np.diff(part, axis=1) > 0).sum(axis=1)
-        if (kinds > most).any():
-            return False
-    return True
+    # Each of a step's phases has no more than ``most`` of all the kinds.
+    least = -(-_kinds(number) // most)
+    for step in range(max(least, 1), limit + 1):
+        if all(_kinds(number[:, phase::step]) <= most for phase in range(step)):
+            yield step
+
+
+def _kinds(numbers: np.ndarray) -> int:
+    """The most different numbers other than 0 that a line, along the last axis, has."""
+    ordered = np.sort(numbers, axis=-1)
+    kinds = (ordered[:, 0] > 0) + (np.diff(ordered, axis=-1) > 0).sum(axis=-1)
+    return int(kinds.max())
 
 
 def _regular(line: np.ndarray, step: int) -> bool:
     """Whether, for every channel of a ``line`` (source, channel and place; channels; length), every
     ``step``-th element could be of one pick: one source and channel, places at one positive
     distance."""
-    part = line[:, :, ::step]
+    # What is so of all of them is so of the first few.
+    return all(_in_line(line[:, :, :end:step]) for end in (PROBED * step, line.shape[2]))
+
+
+def _in_line(part: np.ndarray) -> bool:
+    """Whether, for every channel of a ``part`` of a line, all elements could be of one pick."""
     part = part[:, (part[0] >= 0).any(axis=1)]
     valid = part[0] >= 0
     channels, length = np.arange(len(valid)), valid.shape[1]
@@ -377,11 +390,15 @@ def _cover(
         mine = left & (source == s) & (channel == own)
         height, width = sources[s][2][2:]
         best: tuple[int, tuple, tuple[np.ndarray, ...]] | None = None
+        largest = np.count_nonzero(mine)
         across = list(_lines(columns[i], mine[i], j, width))
         for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
             for sx, ox, xs in across:
-                size, box = len(ys) * len(xs), np.ix_(ys, xs)
-                if (best is None or size > best[0]) and (
+                size = len(ys) * len(xs)
+                if not (best[0] if best else 0) < size <= largest:
+                    continue
+                box = np.ix_(ys, xs)
+                if (
                     mine[box].all()
                     and (rows[box] == (ys * sy + oy)[:, None]).all()
                     and (columns[box] == xs * sx + ox).all()

@@ -13,6 +13,7 @@ import enum
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from systole.isa import COMMANDS, Encoder, Engine, Opcode
 from systole.isa.csr import TOKEN_BITS
@@ -40,8 +41,7 @@ class StreamMemory(enum.Enum):
     ACCUMULATORS = "accumulators"
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """``count[2] x count[1]`` runs of ``count[0]`` words: start + i * step[0] + j * step[1] + k."""
 
     memory: StreamMemory

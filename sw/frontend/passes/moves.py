@@ -29,8 +29,6 @@ MAX_CHANNELS = 4096
 CHANNEL_PICKS = ((1, MAX_PHASES), (4, 16), (16, 4))
 """Picks for one channel of a phase that are tried, and of how many phases at most: each more is a
 pass over the phase."""
-PROBED = 4
-"""Elements of a line that are looked at before all of it."""
 BLOCK = 16
 """Channels that the array takes at a time, by default."""
 MAX_STRIDE = LIMITS["stride_x"].high
@@ -256,8 +254,8 @@ def _steps(cells: np.ndarray, most: int, count: int) -> Iterator[tuple[int, int]
     h, w = (min(s, count) for s in cells.shape[2:])
     column, row = cells[:, :, :, 0], cells[:, :, 0, :]
     if most == 1:
-        fitting_y = {y for y in range(1, h + 1) if _regular(column[:3], y)}
-        fitting_x = {x for x in range(1, w + 1) if _regular(row[[0, 1, 3]], x)}
+        fitting_y = set(_regular(column[:3], h))
+        fitting_x = set(_regular(row[[0, 1, 3]], w))
     else:
         fitting_y = set(_few(column[[0, 1, 3]], most, h))
         fitting_x = set(_few(row[:3], most, w))
@@ -284,12 +282,27 @@ def _kinds(numbers: np.ndarray) -> int:
     return int(kinds.max())
 
 
-def _regular(line: np.ndarray, step: int) -> bool:
-    """Whether, for every channel of a ``line`` (source, channel and place; channels; length), every
-    ``step``-th element could be of one pick: one source and channel, places at one positive
-    distance."""
-    # What is so of all of them is so of the first few.
-    return all(_in_line(line[:, :, :end:step]) for end in (PROBED * step, line.shape[2]))
+def _regular(line: np.ndarray, limit: int) -> Iterator[int]:
+    """The steps up to ``limit`` for which in every channel of a ``line`` (source, channel and place;
+    channels; length) elements a step apart could be of one pick: one source and channel, places at
+    one positive distance."""
+    steps = np.arange(1, limit + 1)
+    # Most steps are ruled out by their first three elements.
+    head = line[:, :, : 2 * limit + 1].astype(np.int64)
+    short = 2 * limit + 1 - head.shape[2]
+    head = np.pad(head, ((0, 0), (0, 0), (0, short)), constant_values=-1)
+    a, b, c = head[:, :, :1], head[:, :, steps], head[:, :, 2 * steps]
+    uneven = (a[0] >= 0) & (b[0] >= 0) & (c[0] >= 0) & (c[2] - b[2] != b[2] - a[2])
+    possible = ~(_differ(a, b) | _differ(b, c) | uneven).any(axis=0)
+    for step in steps[possible].tolist():
+        if _in_line(line[:, :, ::step]):
+            yield step
+
+
+def _differ(first: np.ndarray, then: np.ndarray) -> np.ndarray:
+    """Whether elements cannot be of one pick with later ones."""
+    there = (first[0] >= 0) & (then[0] >= 0)
+    return there & ((first[:2] != then[:2]).any(axis=0) | (then[2] <= first[2]))
 
 
 def _in_line(part: np.ndarray) -> bool:

@@ -283,9 +283,9 @@ def _kinds(numbers: np.ndarray) -> int:
 
 
 def _regular(line: np.ndarray, limit: int) -> Iterator[int]:
-    """The steps up to ``limit`` for which in every channel of a ``line`` (source, channel and place;
-    channels; length) elements a step apart could be of one pick: one source and channel, places at
-    one positive distance."""
+    """The steps up to ``limit`` for which in every channel of a ``line`` (source, channel and
+    place; channels; length) elements a step apart could be of one pick: one source and channel,
+    places at one positive distance."""
     steps = np.arange(1, limit + 1)
     # Most steps are ruled out by their first three elements.
     head = line[:, :, : 2 * limit + 1].astype(np.int64)

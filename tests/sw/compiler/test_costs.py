@@ -98,7 +98,7 @@ def test_columns_of_wide_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (7, 1, 1), (3, 1, 2), (3, 2, 3)]
+    ("kernel", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (7, 1, 1), (3, 1, 2)]
 )
 def test_wide_images_stay_on_the_fast_path(kernel: int, stride: int, dilation: int) -> None:
     config = Config.sized(4, 4, window_width=16)

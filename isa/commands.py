@@ -35,7 +35,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 
 
@@ -539,15 +539,23 @@ def encode(
     if present is None:
         present = command.complete
     header = dict(opcode=opcode, engine=engine, wait=wait, signal=signal, present=present)
-    number, places = 0, command.places
-    for name, value in (header | values).items():
-        if name not in places:
-            raise ValueError(f"{command.name}: no field {name!r}")
-        f, at = places[name]
-        if not f.low <= value <= f.high:
-            raise ValueError(f"{command.name}: {name} = {value} outside {f.low}..{f.high}")
-        number |= (int(value) & ((1 << f.bits) - 1)) << at
-    return [number >> (64 * i) & 0xFFFF_FFFF_FFFF_FFFF for i in range(command.words)]
+    number, packing = 0, _packing(opcode)
+    for part in (header, values):
+        for name, value in part.items():
+            if name not in packing:
+                raise ValueError(f"{command.name}: no field {name!r}")
+            low, high, mask, at = packing[name]
+            if not low <= value <= high:
+                raise ValueError(f"{command.name}: {name} = {value} outside {low}..{high}")
+            number |= (int(value) & mask) << at
+    return [number >> at & 0xFFFF_FFFF_FFFF_FFFF for at in range(0, 64 * command.words, 64)]
+
+
+@cache
+def _packing(opcode: Opcode) -> dict[str, tuple[int, int, int, int]]:
+    """By field: its lowest and its highest value, the mask of its bits, and its first bit."""
+    places = COMMANDS[opcode].places.values()
+    return {f.name: (f.low, f.high, (1 << f.bits) - 1, at) for f, at in places}
 
 
 def unpack(fields: Sequence[Field], number: int) -> dict[str, int]:
@@ -564,7 +572,8 @@ def header_of(head: int) -> dict[str, int]:
     return unpack(HEADER, head)
 
 
-_PRESENT_AT = sum(f.bits for f in HEADER[:-1])
+_ENGINE, _ENGINE_AT = COMMANDS[Opcode.END].places["engine"]
+_PRESENT_AT = COMMANDS[Opcode.END].places["present"][1]
 
 
 class Encoder:
@@ -584,17 +593,17 @@ class Encoder:
         """The words of a command in the stream: those of :func:`encode` without the ones that are
         as in the engine's last command, or with just those that ``present`` names."""
         head, *words = encode(opcode, engine, present=present, **values)
-        header = header_of(head)
-        last = self._last.get(header["engine"])
+        number = head >> _ENGINE_AT & (1 << _ENGINE.bits) - 1
+        last = self._last.get(number)
         if present is not None and last is not None:
             words = [w if present >> i & 1 else last[i] for i, w in enumerate(words)]
         elif present is None:
-            present = header["present"]
+            present = COMMANDS[opcode].complete
             if last is not None:
                 same = sum(1 << i for i, (a, b) in enumerate(zip(words, last)) if a == b)
                 present, head = present & ~same, head & ~(same << _PRESENT_AT)
         if words:
-            self._last[header["engine"]] = words
+            self._last[number] = words
         return [head] + [w for i, w in enumerate(words) if present >> i & 1]
 
 

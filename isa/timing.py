@@ -212,7 +212,7 @@ def window_line_fits(config: Config, last_column: Any) -> Any:
     return (last_column != 0) & (last_column < config.window_width)
 
 
-def window_by_columns(*, span_h: Any, span_w: Any) -> Any:
+def window_needs_columns(*, span_h: Any, span_w: Any) -> Any:
     """Whether a kernel of these spans is reduced a column a cycle on the fast path: the window in
     registers is too small for it. Takes ints or hardware values."""
     return (span_h > LARGEST_SQUARE) | (span_w > LARGEST_SQUARE)
@@ -325,7 +325,7 @@ class WindowShape:
     def by_columns(self) -> bool:
         """Whether the fast path reduces the kernel a column a cycle."""
         height, width = self.span
-        return bool(window_by_columns(span_h=height, span_w=width))
+        return bool(window_needs_columns(span_h=height, span_w=width))
 
     @property
     def further_parts(self) -> int:

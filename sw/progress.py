@@ -18,12 +18,17 @@ def silent(_: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def unseen(_: float) -> None:
+    """The :data:`Share` that nobody sees."""
+
+
+def part(share: Share, start: float, end: float) -> Share:
+    """What takes the share of a part of a step, which begins and ends at these shares of it."""
+    return lambda done: share(start + done * (end - start))
+
+
 @contextmanager
 def step(progress: Progress, what: str) -> Iterator[Share]:
     """One step; given is what takes its share, whether ``progress`` shows that or not."""
     with progress(what) as shown:
-        yield cast(Share, shown) if callable(shown) else _ignore
-
-
-def _ignore(_: float) -> None:
-    """Takes a share that nobody sees."""
+        yield cast(Share, shown) if callable(shown) else unseen

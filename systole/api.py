@@ -189,15 +189,15 @@ def compile(
         scratch, path = _saved(model, _file_name(model))
     else:
         path = Path(model)
-    with progress("loading and compiling the model"):
-        plan = partition(
-            path,
-            config,
-            dims=dims,
-            fallback=fallback,
-            optimise=optimise,
-            read_latency=read_latency,
-        )
+    plan = partition(
+        path,
+        config,
+        dims=dims,
+        fallback=fallback,
+        optimise=optimise,
+        read_latency=read_latency,
+        progress=progress,
+    )
     return CompiledModel(plan, config, read_latency, scratch)
 
 

@@ -25,9 +25,9 @@ from systole.isa.timing import (
     DIVIDEND_BITS,
     FAST_DILATION,
     window_axis_is_fast,
-    window_by_columns,
     window_columns_pay,
     window_line_fits,
+    window_needs_columns,
     window_span,
 )
 
@@ -287,7 +287,7 @@ class WalkSetup(wiring.Component):
     @property
     def _by_columns(self) -> Value:
         span_x, span_y = self._spans
-        return window_by_columns(span_h=span_y, span_w=span_x)
+        return window_needs_columns(span_h=span_y, span_w=span_x)
 
     def _finish_columns(self, m: Module) -> None:
         """Columns as words and bytes: divided for IM2COL, as they are for the others."""

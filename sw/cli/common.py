@@ -101,7 +101,8 @@ PIPE_SECONDS = 10.0
 
 def shown_progress(console: Console) -> Progress:
     """Progress on a console: in a terminal one line, which is what is being done and its share;
-    elsewhere a line every PIPE_SECONDS of work whose share is known."""
+    elsewhere a line every PIPE_SECONDS, whatever the steps, of work whose share is known."""
+    last: float | None = None
 
     @contextmanager
     def line(what: str) -> Iterator[Share]:
@@ -110,12 +111,14 @@ def shown_progress(console: Console) -> Progress:
 
     @contextmanager
     def lines(what: str) -> Iterator[Share]:
-        last = time.monotonic()
+        nonlocal last
+        last = time.monotonic() if last is None else last
 
         def share(done: float) -> None:
             nonlocal last
-            if time.monotonic() - last >= PIPE_SECONDS:
-                last = time.monotonic()
+            now = time.monotonic()
+            if last is None or now - last >= PIPE_SECONDS:
+                last = now
                 console.print(f"{what}: {done:.0%}", markup=False, highlight=False, soft_wrap=True)
 
         yield share

@@ -25,6 +25,7 @@ from systole.sw.compiler.stream import CommandStream
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.ir import layout
 from systole.sw.ir.graph import Graph, ModelError, Op, macs
+from systole.sw.progress import Share, unseen
 from systole.sw.runtime.driver import MAX_MEMORY
 from systole.sw.runtime.program import DramTensor, Layer, Program
 
@@ -136,12 +137,24 @@ class Compiler:
             raise ModelError(f"output {name}: is a graph input, nothing computes it")
         return planner
 
-    def search(self, optimise: Optimise = "fast", read_latency: int = READ_LATENCY) -> Schedule:
+    def check(self) -> None:
+        """Raises :class:`~sw.ir.graph.ModelError` for what does not fit in the scratchpad, whatever
+        the schedule."""
+        self.planner().plan()
+
+    def search(
+        self,
+        optimise: Optimise = "fast",
+        read_latency: int = READ_LATENCY,
+        share: Share = unseen,
+    ) -> Schedule:
         """The schedule that :mod:`~sw.compiler.search` chooses for a memory of so many cycles' read
-        latency. Raises :class:`~sw.ir.graph.ModelError` for what does not fit."""
+        latency; ``share`` takes how much of the search is done. Raises
+        :class:`~sw.ir.graph.ModelError` for what does not fit."""
         search = Search(self.program, read_latency, [stage.layer for stage in self.stages])
-        schedule = search.fast(self.planner())
-        return search.best(schedule) if optimise == "best" else schedule
+        if optimise == "fast":
+            return search.fast(self.planner(), share)
+        return search.best(search.fast(self.planner()), share)
 
     def program(self, schedule: Schedule, *, dump: bool = False) -> Program:
         """The program by a schedule. The last one is kept, as it mostly is the one that a search
@@ -198,7 +211,7 @@ class Compiler:
         """The commands, their DRAM addresses relative to the window's start."""
         config = self.config
         unit = min(config.vector_bytes, config.weight_vector_bytes)
-        stream = CommandStream(config, align(window.size), unit)
+        stream = CommandStream(unit)
         context = EmissionContext(
             config=config,
             stages=planner.stages,

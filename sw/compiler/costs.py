@@ -69,7 +69,7 @@ def window_columns(shape: WindowShape, config: Config) -> list[tuple[int, int]]:
     """The columns of a WINDOW command's output in pieces (start, length), so narrow that each takes
     the fast path; all in one where that is no gain."""
     height, width = shape.out
-    most = (config.window_width - shape.kernel[1]) // shape.stride[1] + 1
+    most = (config.window_width - shape.span[1]) // shape.stride[1] + 1
     if width <= most or most < 1:
         return [(0, width)]
     pieces = cuts(width, most)

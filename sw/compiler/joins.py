@@ -554,8 +554,8 @@ class _Joiner:
         for picks in self._picks(rewrite, op):
             for _, _, channels in picks:
                 taken = np.flatnonzero(channels >= 0)
-                places = taken // self.config.cols, channels[taken] // self.config.rows
-                tiles += len(np.unique(np.stack(places), axis=1).T)
+                columns, blocks = taken // self.config.cols, channels[taken] // self.config.rows
+                tiles += len(np.unique(columns * (blocks.max() + 1) + blocks))
         return n * h * w // len(op.phases) * tiles
 
 

@@ -25,12 +25,14 @@ import onnx_ir as ir
 from systole.isa import Config
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.placement import FLOAT, QUANTISED, NodePlacement, Placement
+from systole.sw.compiler.plan import DoesNotFitError
 from systole.sw.compiler.stripes import Schedule
 from systole.sw.frontend.dataflow import Dataflow, static_shape
 from systole.sw.frontend.load import apply_passes
 from systole.sw.frontend.passes.layout import OnnxView
 from systole.sw.frontend.passes.lower import Walker, type_refusal
 from systole.sw.ir.graph import Graph, ModelError, Port, Tensor
+from systole.sw.progress import Progress, Share, part, silent, step, unseen
 from systole.sw.runtime.program import Program
 
 __all__ = [
@@ -98,15 +100,19 @@ def partition(
     fallback: bool = True,
     optimise: Optimise = "fast",
     read_latency: int = READ_LATENCY,
+    progress: Progress = silent,
 ) -> Partition:
     """Partition the model in ``path``. With a configuration, compile the accelerator's segments for
     it; operators that do not fit go to the host too. ``dims``: values of symbolic dimensions.
-    ``optimise`` and ``read_latency`` as for :meth:`~sw.compiler.Compiler.search`.
+    ``optimise`` and ``read_latency`` as for :meth:`~sw.compiler.Compiler.search`. ``progress``
+    shows each step.
 
     Raises :class:`ModelError` for a malformed model, for a model no node of which would run on the
     accelerator, and without ``fallback`` for a model that needs the host."""
-    worker = _Partitioner(Dataflow(path, dims), config)
-    segments = worker.solve()
+    with progress("reading the model"):
+        flow = Dataflow(path, dims)
+    worker = _Partitioner(flow, config)
+    segments = worker.solve(progress)
     placements = worker.placement.of_nodes()
     on_host = worker.placement.by_cause(p for p in placements if p.host)
     if not fallback and on_host:
@@ -119,7 +125,7 @@ def partition(
         why = f"; {cause}" if cause else ""
         raise ModelError(f"{path}: no operator of the model runs on the accelerator{why}")
     if optimise == "best":
-        segments = [worker.optimised(s, read_latency) for s in segments]
+        segments = worker.optimised(segments, read_latency, progress)
     inputs = _input_graph(worker.flow, segments)
     return Partition(
         path=Path(path),
@@ -175,18 +181,22 @@ class _Partitioner:
         self._lowered: dict[_SegmentKey, AcceleratorSegment | _Refusal] = {}
         self._compiled: dict[_SegmentKey, AcceleratorSegment | _Refusal] = {}
 
-    def solve(self) -> list[Segment]:
-        """The segments in order of execution. Only those of which lowering refuses nothing are
-        compiled: most that it does refuse something of would be compiled in vain."""
+    def solve(self, progress: Progress = silent) -> list[Segment]:
+        """The segments in order of execution; ``progress`` shows the steps. Only those of which
+        lowering refuses nothing are compiled: most that it does refuse something of would be
+        compiled in vain."""
         while True:
-            while self._try(compiling=False) is None:
-                pass
-            segments = self._try(compiling=True)
+            with step(progress, "placing operators") as share:
+                while self._try(share, compiling=False) is None:
+                    pass
+            with step(progress, "compiling") as share:
+                segments = self._try(share, compiling=True)
             if segments is not None:
                 return segments
 
-    def _try(self, *, compiling: bool) -> list[Segment] | None:
-        """The segments as nodes are placed now, compiled or not; None: some were refused."""
+    def _try(self, share: Share, *, compiling: bool) -> list[Segment] | None:
+        """The segments as nodes are placed now, compiled or not; None: some were refused. ``share``
+        takes how much of this attempt is done."""
         level = self.placement.levels()
         parts = {}
         for at in sorted(set(level.values())):
@@ -194,6 +204,8 @@ class _Partitioner:
             parts[at] = (own, self.placement.with_conversions(own))
         needed = {at: self.flow.boundary(nodes) for at, (_, nodes) in parts.items()}
         segments: list[Segment | None] = []
+        # The host's need no work.
+        done, total = 0, sum(len(own) for at, (own, _) in parts.items() if at % 2 == 0)
         for at, (own, nodes) in parts.items():
             wanted = self.flow.results.union(*(needed[other] for other in parts if other != at))
             names: list[str] = [v.name for i in own for v in self.flow.nodes[i].outputs if v.name]
@@ -202,7 +214,10 @@ class _Partitioner:
                 segments.append(self._host_segment(nodes, needed[at], outputs))
             else:
                 key = (tuple(nodes), tuple(needed[at]), tuple(outputs))
-                segment = self._accelerator_segment(own, key, compiling=compiling)
+                of_segment = part(share, done / total, (done + len(own)) / total)
+                of_segment(0)
+                done += len(own)
+                segment = self._accelerator_segment(own, key, of_segment if compiling else None)
                 if segment is None and compiling:
                     return None  # The segments behind it will be others.
                 segments.append(segment)
@@ -226,10 +241,10 @@ class _Partitioner:
         return HostSegment(proto, placements)
 
     def _accelerator_segment(
-        self, own: list[int], key: _SegmentKey, *, compiling: bool
+        self, own: list[int], key: _SegmentKey, compiling: Share | None
     ) -> AcceleratorSegment | None:
-        """The segment of ``own`` and the conversions that it brings along, compiled or not. None if
-        nodes were refused."""
+        """The segment of ``own`` and the conversions that it brings along, compiled if there is
+        something that takes how much of that is done. None if nodes were refused."""
         nodes, inputs, _ = key
         for name in inputs:
             why = type_refusal(self.flow.values[name])
@@ -242,9 +257,9 @@ class _Partitioner:
         if key not in self._lowered:
             self._lowered[key] = self._lower(key)
         known = self._lowered[key]
-        if compiling and isinstance(known, AcceleratorSegment):
+        if compiling is not None and isinstance(known, AcceleratorSegment):
             if key not in self._compiled:
-                self._compiled[key] = self._with_program(nodes, known)
+                self._compiled[key] = self._with_program(nodes, known, compiling)
             known = self._compiled[key]
         if isinstance(known, AcceleratorSegment):
             return known
@@ -270,11 +285,11 @@ class _Partitioner:
             return self._refusal(nodes, graph, e)
 
     def _with_program(
-        self, nodes: tuple[int, ...], segment: AcceleratorSegment
+        self, nodes: tuple[int, ...], segment: AcceleratorSegment, share: Share
     ) -> AcceleratorSegment | _Refusal:
         """A segment of these nodes, compiled, or what is refused of it."""
         try:
-            program, schedule = self._compile(segment.graph)
+            program, schedule = self._compile(segment.graph, share=share)
             return replace(segment, program=program, schedule=schedule)
         except ModelError as e:
             return self._refusal(nodes, segment.graph, e)
@@ -301,6 +316,8 @@ class _Partitioner:
         segment's error, if there is none."""
         if graph is None:
             return nodes, error
+        # What planning refuses is found without making programs.
+        attempt = self._check if isinstance(error, DoesNotFitError) else self._compile
         for op in graph.ops:
             tensors = {name: graph.tensors[name] for name in (*op.inputs, op.output)}
             given = [name for name in op.inputs if name not in graph.constants]
@@ -308,31 +325,46 @@ class _Partitioner:
             result = [Port(op.output, op.output, "int8")]
             single = replace(graph, tensors=tensors, ops=[op], inputs=ports, outputs=result)
             try:
-                self._compile(apply_passes(single))
+                attempt(apply_passes(single))
             except ModelError as e:
                 culprits = [i for i in nodes if self.flow.labels[i].name == op.name]
                 if culprits:
                     return culprits, e
         return nodes, error
 
+    def _check(self, graph: Graph) -> None:
+        assert self.config is not None, "something did not fit in its scratchpad"
+        Compiler(graph, self.config).check()
+
     def _compile(
-        self, graph: Graph, optimise: Optimise = "fast", read_latency: int = READ_LATENCY
+        self,
+        graph: Graph,
+        optimise: Optimise = "fast",
+        read_latency: int = READ_LATENCY,
+        share: Share = unseen,
     ) -> tuple[Program, Schedule] | tuple[None, None]:
         if self.config is None:
             return None, None
         start = time.perf_counter()
         compiler = Compiler(graph, self.config)
-        schedule = compiler.search(optimise, read_latency)
+        schedule = compiler.search(optimise, read_latency, share)
         program = compiler.program(schedule)
         self.compile_seconds += time.perf_counter() - start
         return program, schedule
 
-    def optimised(self, segment: Segment, read_latency: int) -> Segment:
-        """The segment with the best schedule instead of the fast one."""
-        if isinstance(segment, HostSegment):
-            return segment
-        program, schedule = self._compile(segment.graph, "best", read_latency)
-        return replace(segment, program=program, schedule=schedule)
+    def optimised(
+        self, segments: list[Segment], read_latency: int, progress: Progress
+    ) -> list[Segment]:
+        """The segments with the best schedules instead of the fast ones."""
+        out: list[Segment] = []
+        with step(progress, "searching for better schedules") as share:
+            for number, segment in enumerate(segments):
+                if isinstance(segment, AcceleratorSegment):
+                    own = part(share, number / len(segments), (number + 1) / len(segments))
+                    program, schedule = self._compile(segment.graph, "best", read_latency, own)
+                    segment = replace(segment, program=program, schedule=schedule)
+                out.append(segment)
+        return out
 
 
 def _input_graph(flow: Dataflow, segments: list[Segment]) -> Graph:

@@ -22,6 +22,7 @@ from systole.sw.compiler.plan import PLAIN, DoesNotFitError, Planner
 from systole.sw.compiler.stages import Stage
 from systole.sw.compiler.stripes import Chain, Schedule, depths
 from systole.sw.ir.graph import ModelError
+from systole.sw.progress import Share, unseen
 from systole.sw.runtime.program import Program
 from systole.sw.simulate.cycles import predict_layers
 
@@ -243,29 +244,30 @@ class Search:
         self.order = sorted(range(len(self.layers)), key=lambda i: -lost[self.layers[i]])
         return True
 
-    def fast(self, planner: Planner) -> Schedule:
+    def fast(self, planner: Planner, share: Share = unseen) -> Schedule:
         """The best of the estimated schedules, or none of them if the program is faster without
         chains."""
         schedules = dict.fromkeys([PLAIN, *_estimated(planner)])
         if len(schedules) == 1:
             return PLAIN
         chosen = PLAIN
-        for schedule in schedules:
+        for number, schedule in enumerate(schedules):
+            share(number / len(schedules))
             if self.better(schedule):
                 chosen = schedule
         return chosen
 
-    def best(self, schedule: Schedule) -> Schedule:
+    def best(self, schedule: Schedule, share: Share = unseen) -> Schedule:
         """Change a schedule, one step at a time, first where most cycles are lost, for as long as
         that helps and ``EFFORT`` lasts."""
         if schedule not in self.tried:
             self.better(schedule)
         self.left = EFFORT
-        while (changed := self._step(schedule)) is not None:
+        while (changed := self._step(schedule, share)) is not None:
             schedule = changed
         return schedule
 
-    def _step(self, schedule: Schedule) -> Schedule | None:
+    def _step(self, schedule: Schedule, share: Share) -> Schedule | None:
         """The first change that is better; None: there is none, or ``EFFORT`` is used up."""
         for i in self.order:
             for change in changes(schedule, i, len(self.order)):
@@ -273,6 +275,7 @@ class Search:
                     continue
                 if self.left <= 0:
                     return None
+                share(1 - self.left / EFFORT)
                 if self.better(change):
                     return change
         return None

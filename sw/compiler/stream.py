@@ -1,21 +1,23 @@
 """The command stream: commands appended in an order that is legal to execute one by one, tokens
 derived from what each command reads and writes.
 
-For every memory, the last writer of each word and each engine's last reader are remembered. A new
-command depends on the commands of other engines that it conflicts with; as engines run in order,
-only the latest of each engine matters, and none that earlier tokens already imply (vector clocks).
+For every memory, the last writer of each word and each engine's last reader since are remembered
+(:mod:`~sw.compiler.history`). A new command depends on the commands of other engines that it
+conflicts with; as engines run in order, only the latest of each engine matters, and none that
+earlier tokens already imply (vector clocks).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy as np
-
-from systole.isa import COMMANDS, Config, Encoder, Engine, Opcode
+from systole.isa import COMMANDS, Encoder, Engine, Opcode
 from systole.isa.csr import TOKEN_BITS
+from systole.sw.compiler.history import NEVER, History
 from systole.sw.ir.graph import ModelError
 
 (DRAM_AT,) = {COMMANDS[o].places["dram"][1] for o in (Opcode.LOAD, Opcode.STORE)}
@@ -39,8 +41,7 @@ class StreamMemory(enum.Enum):
     ACCUMULATORS = "accumulators"
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """``count[2] x count[1]`` runs of ``count[0]`` words: start + i * step[0] + j * step[1] + k."""
 
     memory: StreamMemory
@@ -50,17 +51,18 @@ class Span:
     steps: tuple[int, int] = (0, 0)
     """Words from one outer and one middle to the next."""
 
-    def indices(self) -> np.ndarray | slice:
-        """What to index a per-word array with."""
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """The words in contiguous runs: the first of each, and the one behind its last."""
         outer, middle, inner = self.counts
         outer_step, middle_step = self.steps
         if middle == 1 or middle_step == inner:
             inner, middle = inner * middle, 1
         if middle == 1 and (outer == 1 or outer_step == inner):
-            return slice(self.start, self.start + inner * outer)
-        i = np.arange(outer)[:, None, None] * outer_step
-        j = np.arange(middle)[None, :, None] * middle_step
-        return (self.start + i + j + np.arange(inner)[None, None, :]).ravel()
+            inner, outer = inner * outer, 1
+        for i in range(outer):
+            for j in range(middle):
+                first = self.start + i * outer_step + j * middle_step
+                yield first, first + inner
 
 
 def run(memory: StreamMemory, start: int, count: int) -> Span:
@@ -68,7 +70,7 @@ def run(memory: StreamMemory, start: int, count: int) -> Span:
     return Span(memory, start, (1, 1, count))
 
 
-@dataclass
+@dataclass(slots=True)
 class Emitted:
     """One command before encoding."""
 
@@ -78,9 +80,21 @@ class Emitted:
     stage: int
     """Number of the stage that it belongs to."""
     wait: int
-    clock: np.ndarray
+    clock: tuple[int, ...]
     """For each engine, the latest command (stream index) that happens before this one ends."""
     signal: int = 0
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """All tokens that one engine gives another, in order."""
+
+    givers: list[int] = field(default_factory=list)
+    """The commands that give them."""
+    takers: list[int] = field(default_factory=list)
+    """The commands that take them."""
+    taken: int = 0
+    """How many of them the giving engine knows to have been taken."""
 
 
 class TokenError(ModelError):
@@ -90,70 +104,48 @@ class TokenError(ModelError):
 class CommandStream:
     """Collects commands and derives their tokens."""
 
-    def __init__(self, config: Config, dram_bytes: int, dram_unit: int):
-        """``dram_bytes``: length of the DRAM window. ``dram_unit``: bytes of DRAM that tokens are
-        derived for together; all transfers are multiples of it."""
+    def __init__(self, dram_unit: int):
+        """``dram_unit``: bytes of DRAM that tokens are derived for together; all transfers are
+        multiples of it."""
         self.dram_unit = dram_unit
-        words = {
-            StreamMemory.DRAM: -(-dram_bytes // dram_unit),
-            StreamMemory.SCRATCHPAD: config.scratchpad_words,
-            StreamMemory.WEIGHTS: config.weight_words,
-            StreamMemory.ACCUMULATORS: 2,
-        }
-        self._writer = {m: np.full(n, -1, np.int32) for m, n in words.items()}
-        self._readers = {m: np.full((len(Engine), n), -1, np.int32) for m, n in words.items()}
+        self._history = {memory: History() for memory in StreamMemory}
         self.commands: list[Emitted] = []
         self._engine_of: list[int] = []
-        self._known = [np.full(len(Engine), -1) for _ in Engine]
-        # By pair of engines (from, to), in order: the commands that give and take each token.
-        self._waits: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        # How many of these tokens (from) knows to have been taken.
-        self._taken: dict[tuple[int, int], int] = {}
+        self._known = [[NEVER] * len(Engine) for _ in Engine]
+        """By engine, the clock of its last command."""
+        self._tokens: list[dict[int, _Tokens]] = [{} for _ in Engine]
+        """``_tokens[giver][taker]``."""
 
     def dram(self, address: int, size: int) -> Span:
         """The span of ``size`` bytes of DRAM."""
         first = address // self.dram_unit
         return run(StreamMemory.DRAM, first, -(-(address + size) // self.dram_unit) - first)
 
-    def _dependencies(self, me: Engine, reads: list[Span], writes: list[Span]) -> dict[int, int]:
-        """Latest conflicting command of each other engine."""
-        latest: dict[int, int] = {}
-
-        def note(commands: np.ndarray) -> None:
-            # Mostly they are all the same one.
-            newest = int(np.maximum.reduce(commands, initial=-1))
-            oldest = int(np.minimum.reduce(commands, initial=newest))
-            for c in (newest,) if oldest == newest else np.unique(commands).tolist():
-                if c >= 0:
-                    e = self._engine_of[c]
-                    if e != me:
-                        latest[e] = max(latest.get(e, -1), c)
-
+    def _accessed(self, me: Engine, reads: list[Span], writes: list[Span]) -> set[int]:
+        """Note what the next command reads and writes; the commands that it conflicts with, which
+        may be NEVER."""
+        index, conflicts = len(self.commands), set[int]()
         for span in reads:
-            note(self._writer[span.memory][span.indices()])
+            history = self._history[span.memory]
+            for first, end in span.runs():
+                conflicts |= history.read(index, me, first, end)
         for span in writes:
-            at = span.indices()
-            note(self._writer[span.memory][at])
-            readers = np.maximum.reduce(self._readers[span.memory][:, at], axis=1, initial=-1)
-            for e, command in enumerate(readers.tolist()):
-                if e != me and command >= 0:
-                    latest[e] = max(latest.get(e, -1), command)
-        return latest
+            history = self._history[span.memory]
+            for first, end in span.runs():
+                conflicts |= history.write(index, first, end)
+        return conflicts
 
-    def _hold_back(self, me: Engine, needed: dict[int, int]) -> None:
-        """Where ``me`` may have given AHEAD tokens that nobody has taken, let its next command need
-        a taker's: half of them are gone then."""
-        for other in range(len(Engine)):
-            pairs = self._waits.get((me, other), [])
-            taken = self._taken.get((me, other), 0)
-            if len(pairs) - taken < AHEAD:
+    def _hold_back(self, me: Engine) -> Iterator[int]:
+        """Where ``me`` may have given AHEAD tokens that nobody has taken, a command that takes one
+        of them: if the next command of ``me`` needs it, half of them are gone then."""
+        for other, tokens in self._tokens[me].items():
+            takers = tokens.takers
+            if len(takers) - tokens.taken < AHEAD:
                 continue
-            while taken < len(pairs) and pairs[taken][1] <= self._known[me][other]:
-                taken += 1
-            self._taken[(me, other)] = taken
-            if len(pairs) - taken >= AHEAD:
-                taker = pairs[taken + AHEAD // 2][1]
-                needed[other] = max(needed.get(other, -1), taker)
+            while tokens.taken < len(takers) and takers[tokens.taken] <= self._known[me][other]:
+                tokens.taken += 1
+            if len(takers) - tokens.taken >= AHEAD:
+                yield takers[tokens.taken + AHEAD // 2]
 
     def emit(
         self,
@@ -169,25 +161,25 @@ class CommandStream:
         me = COMMANDS[opcode].engines[0] if engine is None else engine
         index, wait = len(self.commands), 0
         known = self._known[me]
-        needed = self._dependencies(me, reads, writes)
-        self._hold_back(me, needed)
+        needed = self._accessed(me, reads, writes)
+        needed.update(self._hold_back(me))
+        known[me] = index
+        self._engine_of.append(me)
         # Latest first: its clock may imply the others.
-        for e, producer in sorted(needed.items(), key=lambda item: -item[1]):
+        for producer in sorted(needed, reverse=True):
+            e = self._engine_of[producer]
             if producer > known[e]:
                 wait |= 1 << e
-                self.commands[producer].signal |= 1 << me
-                self._waits.setdefault((e, me), []).append((producer, index))
-                np.maximum(known, self.commands[producer].clock, out=known)
-        known[me] = index
+                given = self.commands[producer]
+                given.signal |= 1 << me
+                tokens = self._tokens[e].setdefault(me, _Tokens())
+                tokens.givers.append(producer)
+                tokens.takers.append(index)
+                known[:] = map(max, known, given.clock)
         command = Emitted(
-            opcode=opcode, engine=me, fields=fields, stage=stage, wait=wait, clock=known.copy()
+            opcode=opcode, engine=me, fields=fields, stage=stage, wait=wait, clock=tuple(known)
         )
         self.commands.append(command)
-        self._engine_of.append(int(me))
-        for span in reads:
-            self._readers[span.memory][me][span.indices()] = index
-        for span in writes:
-            self._writer[span.memory][span.indices()] = index
         return index
 
     def check_tokens(self) -> None:
@@ -195,16 +187,16 @@ class CommandStream:
 
         A producer may have ended while the consumer has only gone as far as what must happen before
         the producer."""
-        for (source, target), pairs in self._waits.items():
-            consumers = np.array([c for _, c in pairs])
-            for count, (producer, _) in enumerate(pairs, 1):
-                done = self.commands[producer].clock[target]
-                taken = int(np.searchsorted(consumers, done, side="right"))
-                if count - taken > MAX_TOKENS:
-                    raise TokenError(
-                        f"up to {count - taken} tokens from {Engine(source).name} to "
-                        f"{Engine(target).name} outstanding: a counter holds {MAX_TOKENS}"
-                    )
+        for source, by_target in enumerate(self._tokens):
+            for target, tokens in by_target.items():
+                for count, producer in enumerate(tokens.givers, 1):
+                    done = self.commands[producer].clock[target]
+                    left = count - bisect_right(tokens.takers, done)
+                    if left > MAX_TOKENS:
+                        raise TokenError(
+                            f"up to {left} tokens from {Engine(source).name} to "
+                            f"{Engine(target).name} outstanding: a counter holds {MAX_TOKENS}"
+                        )
 
     def words(self, move_to: Callable[[int], int] = lambda words: 0) -> list[int]:
         """The encoded program, END appended. ``move_to``: how far the DRAM addresses are to be

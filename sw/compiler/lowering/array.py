@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,40 @@ from systole.sw.ir import layout
 from systole.sw.ir.graph import Op
 
 
+class PackedKernel(NamedTuple):
+    """A kernel as weight tiles."""
+
+    tiles: np.ndarray
+    """int8 (column blocks, channel blocks, kh, kw, rows, cols)."""
+    used: np.ndarray
+    """By column block and channel block: there are weights other than zero."""
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """A 1x1 kernel (O, C, 1, 1) that brings channels to other places, each with the same weight."""
+
+    size: tuple[int, int]
+    """(O, C)."""
+    outputs: np.ndarray
+    """Channels of the output; the others get nothing."""
+    inputs: np.ndarray
+    """The channel of the input that each of these takes."""
+    weight: int
+    """int8."""
+
+    def packed(self, config: Config) -> PackedKernel:
+        """Its tiles, without a look at all the zeros among them."""
+        columns, blocks = -(-self.size[0] // config.cols), -(-self.size[1] // config.rows)
+        tiles = np.zeros((columns, blocks, 1, 1, config.rows, config.cols), np.int8)
+        used = np.zeros((columns, blocks), bool)
+        column, col = np.divmod(self.outputs, config.cols)
+        block, row = np.divmod(self.inputs, config.rows)
+        tiles[column, block, 0, 0, row, col] = self.weight
+        used[column, block] = self.weight != 0
+        return PackedKernel(tiles, used)
+
+
 @dataclass(frozen=True)
 class KernelPass:
     """A convolution of one source by an int8 kernel (O, C, kh, kw)."""
@@ -30,7 +65,7 @@ class KernelPass:
     source: int
     """Its number among the stage's sources."""
     geometry: Geometry
-    kernel: np.ndarray
+    kernel: np.ndarray | Permutation
 
 
 @dataclass(frozen=True)
@@ -60,19 +95,17 @@ class WeightStore:
         self._count = 0
         self._data: list[np.ndarray] = []
 
-    def runs(self, kernels: list[np.ndarray]) -> list[tuple[tuple[WeightRun, ...], ...]]:
+    def runs(
+        self, kernels: list[np.ndarray | Permutation]
+    ) -> list[tuple[tuple[WeightRun, ...], ...]]:
         """Add the kernels (O, C, kh, kw) of a phase, column block by column block. The result has
         for each kernel its runs by column block. Each column block has a run of some kernel, if
         only of zeros."""
-        packed = [layout.pack_weights(weights, self.config) for weights in kernels]
-        # By kernel (column block, channel block): there are weights other than zero.
-        used = [np.asarray(p.reshape(*p.shape[:2], -1).any(2)) for p in packed]
-        empty = ~np.any([u.any(axis=-1) for u in used], axis=0)
-        used[0][empty, 0] = True
-        columns = range(len(packed[0]))
-        by_column = [
-            [self._add(tiles[c], own[c]) for tiles, own in zip(packed, used)] for c in columns
-        ]
+        packed = [_packed(kernel, self.config) for kernel in kernels]
+        empty = ~np.any([each.used.any(axis=-1) for each in packed], axis=0)
+        packed[0].used[empty, 0] = True
+        columns = range(len(packed[0].tiles))
+        by_column = [[self._add(each.tiles[c], each.used[c]) for each in packed] for c in columns]
         return [tuple(runs[k] for runs in by_column) for k in range(len(kernels))]
 
     def _add(self, tiles: np.ndarray, used: np.ndarray) -> tuple[WeightRun, ...]:
@@ -89,6 +122,14 @@ class WeightStore:
     def words(self) -> np.ndarray:
         """All tiles, (words, cols)."""
         return np.concatenate(self._data)
+
+
+def _packed(kernel: np.ndarray | Permutation, config: Config) -> PackedKernel:
+    """A kernel's tiles."""
+    if isinstance(kernel, Permutation):
+        return kernel.packed(config)
+    tiles = layout.pack_weights(kernel, config)
+    return PackedKernel(tiles, np.asarray(tiles.reshape(*tiles.shape[:2], -1).any(2)))
 
 
 def array_stage(

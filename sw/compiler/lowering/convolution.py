@@ -150,8 +150,7 @@ def lower_transposed(context: LoweringContext, layer: int, op: ConvTranspose) ->
         for row in enumerate(rows)
         for column in enumerate(columns)
     ]
-    totals = [sum(_sums(each.kernel) for each in phase.passes) for phase in phases]
-    biases = [op.bias.astype(np.int64) - x.zero * total for total in totals]
+    biases = [op.bias.astype(np.int64) - x.zero * _phase_sums(phase) for phase in phases]
     lanes = context.config.lanes
     geometries = [phase.passes[0].geometry for phase in phases]
     return array_stage(
@@ -216,3 +215,9 @@ def _transposed_phase(
 def _sums(kernel: np.ndarray) -> np.ndarray:
     """Sums of weights by output channel."""
     return kernel.reshape(len(kernel), -1).sum(1, dtype=np.int64)
+
+
+def _phase_sums(phase: KernelPhase) -> np.ndarray:
+    """Sums of the weights of a phase by output channel."""
+    kernels = [each.kernel for each in phase.passes if isinstance(each.kernel, np.ndarray)]
+    return np.sum([_sums(kernel) for kernel in kernels], axis=0)

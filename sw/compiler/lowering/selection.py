@@ -6,7 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from systole.sw.compiler.lowering.array import KernelPass, KernelPhase, array_stage, int8_parts
+from systole.sw.compiler.lowering.array import (
+    KernelPass,
+    KernelPhase,
+    Permutation,
+    array_stage,
+    int8_parts,
+)
 from systole.sw.compiler.lowering.context import LoweringContext, Size, flattened, side_by_side
 from systole.sw.compiler.stages import Geometry, Stage
 from systole.sw.ir.graph import Pick, Select
@@ -51,7 +57,7 @@ def _kernel_passes(
     return [
         KernelPass(numbers[pick.x], _geometry(pick), kernel)
         for pick in picks
-        for kernel in int8_parts(_permutation(context, pick))
+        for kernel in _permutations(context, pick)
     ]
 
 
@@ -59,13 +65,12 @@ def _geometry(pick: Pick) -> Geometry:
     return Geometry((1, 1), pick.strides, (-pick.offsets[0], -pick.offsets[1]))
 
 
-def _permutation(context: LoweringContext, pick: Pick) -> np.ndarray:
-    """The 1x1 kernel that brings a pick's channels to their places, weighted."""
+def _permutations(context: LoweringContext, pick: Pick) -> list[Permutation]:
+    """The kernels that together bring a pick's channels to their places, weighted."""
     taken = np.flatnonzero(pick.channels >= 0)
-    shape = (len(pick.channels), context.tensors[pick.x].shape[1], 1, 1)
-    kernel = np.zeros(shape, np.int16)
-    kernel[taken, pick.channels[taken]] = pick.weight
-    return kernel
+    size = (len(pick.channels), context.tensors[pick.x].shape[1])
+    parts = int8_parts(np.asarray(pick.weight if len(taken) else 0))
+    return [Permutation(size, taken, pick.channels[taken], int(part)) for part in parts]
 
 
 def _phase_params(context: LoweringContext, op: Select, picks: list[Pick]) -> np.ndarray:

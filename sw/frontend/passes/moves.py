@@ -254,33 +254,59 @@ def _steps(cells: np.ndarray, most: int, count: int) -> Iterator[tuple[int, int]
     h, w = (min(s, count) for s in cells.shape[2:])
     column, row = cells[:, :, :, 0], cells[:, :, 0, :]
     if most == 1:
-        fitting_y = {y for y in range(1, h + 1) if _regular(column[:3], y)}
-        fitting_x = {x for x in range(1, w + 1) if _regular(row[[0, 1, 3]], x)}
+        fitting_y = set(_regular(column[:3], h))
+        fitting_x = set(_regular(row[[0, 1, 3]], w))
     else:
-        fitting_y = {y for y in range(1, h + 1) if _few(column[[0, 1, 3]], y, most)}
-        fitting_x = {x for x in range(1, w + 1) if _few(row[:3], x, most)}
+        fitting_y = set(_few(column[[0, 1, 3]], most, h))
+        fitting_x = set(_few(row[:3], most, w))
     pairs = ((y, x) for y in fitting_y for x in fitting_x if x * y <= count)
     yield from sorted(pairs, key=lambda s: (s[0] * s[1], s))
 
 
-def _few(line: np.ndarray, step: int, most: int) -> bool:
-    """Whether, for every channel of a ``line`` (source, channel and place across the line;
-    channels; length), elements ``step`` apart differ in these three at most ``most`` times: those
-    of one pick do not differ."""
+def _few(line: np.ndarray, most: int, limit: int) -> Iterator[int]:
+    """The steps up to ``limit`` for which in every channel of a ``line`` (source, channel and place
+    across the line; channels; length) elements a step apart differ in these three at most ``most``
+    times: those of one pick do not differ."""
     number = _numbered(line)
-    for phase in range(step):
-        part = np.sort(number[:, phase::step], axis=1)
-        kinds = (part[:, 0] > 0) + (np.diff(part, axis=1) > 0).sum(axis=1)
-        if (kinds > most).any():
-            return False
-    return True
+    # Each of a step's phases has no more than ``most`` of all the kinds.
+    least = -(-_kinds(number) // most)
+    for step in range(max(least, 1), limit + 1):
+        if all(_kinds(number[:, phase::step]) <= most for phase in range(step)):
+            yield step
 
 
-def _regular(line: np.ndarray, step: int) -> bool:
-    """Whether, for every channel of a ``line`` (source, channel and place; channels; length), every
-    ``step``-th element could be of one pick: one source and channel, places at one positive
-    distance."""
-    part = line[:, :, ::step]
+def _kinds(numbers: np.ndarray) -> int:
+    """The most different numbers other than 0 that a line, along the last axis, has."""
+    ordered = np.sort(numbers, axis=-1)
+    kinds = (ordered[:, 0] > 0) + (np.diff(ordered, axis=-1) > 0).sum(axis=-1)
+    return int(kinds.max())
+
+
+def _regular(line: np.ndarray, limit: int) -> Iterator[int]:
+    """The steps up to ``limit`` for which in every channel of a ``line`` (source, channel and
+    place; channels; length) elements a step apart could be of one pick: one source and channel,
+    places at one positive distance."""
+    steps = np.arange(1, limit + 1)
+    # Most steps are ruled out by their first three elements.
+    head = line[:, :, : 2 * limit + 1].astype(np.int64)
+    short = 2 * limit + 1 - head.shape[2]
+    head = np.pad(head, ((0, 0), (0, 0), (0, short)), constant_values=-1)
+    a, b, c = head[:, :, :1], head[:, :, steps], head[:, :, 2 * steps]
+    uneven = (a[0] >= 0) & (b[0] >= 0) & (c[0] >= 0) & (c[2] - b[2] != b[2] - a[2])
+    possible = ~(_differ(a, b) | _differ(b, c) | uneven).any(axis=0)
+    for step in steps[possible].tolist():
+        if _in_line(line[:, :, ::step]):
+            yield step
+
+
+def _differ(first: np.ndarray, then: np.ndarray) -> np.ndarray:
+    """Whether elements cannot be of one pick with later ones."""
+    there = (first[0] >= 0) & (then[0] >= 0)
+    return there & ((first[:2] != then[:2]).any(axis=0) | (then[2] <= first[2]))
+
+
+def _in_line(part: np.ndarray) -> bool:
+    """Whether, for every channel of a ``part`` of a line, all elements could be of one pick."""
     part = part[:, (part[0] >= 0).any(axis=1)]
     valid = part[0] >= 0
     channels, length = np.arange(len(valid)), valid.shape[1]
@@ -377,11 +403,15 @@ def _cover(
         mine = left & (source == s) & (channel == own)
         height, width = sources[s][2][2:]
         best: tuple[int, tuple, tuple[np.ndarray, ...]] | None = None
+        largest = np.count_nonzero(mine)
         across = list(_lines(columns[i], mine[i], j, width))
         for sy, oy, ys in _lines(rows[:, j], mine[:, j], i, height):
             for sx, ox, xs in across:
-                size, box = len(ys) * len(xs), np.ix_(ys, xs)
-                if (best is None or size > best[0]) and (
+                size = len(ys) * len(xs)
+                if not (best[0] if best else 0) < size <= largest:
+                    continue
+                box = np.ix_(ys, xs)
+                if (
                     mine[box].all()
                     and (rows[box] == (ys * sy + oy)[:, None]).all()
                     and (columns[box] == xs * sx + ox).all()

@@ -78,9 +78,9 @@ def test_estimates_of_depthwise_convolutions(channels: int, size: int, config: C
 def test_columns_of_wide_images() -> None:
     """As many pieces as keep the line memory's rows, where that is a gain."""
 
-    def columns(width: int, kernel: int = 3, stride: int = 1, rows: int = 8):
+    def columns(width: int, kernel: int = 3, stride: int = 1, dilation: int = 1):
         shape = WindowShape(
-            kernel=(kernel,) * 2, stride=(stride,) * 2, dilation=(1, 1), out=(rows, width)
+            kernel=(kernel,) * 2, stride=(stride,) * 2, dilation=(dilation,) * 2, out=(8, width)
         )
         return window_columns(shape, Config())
 
@@ -91,14 +91,20 @@ def test_columns_of_wide_images() -> None:
     assert columns(255, kernel=9) == [(0, 255)]  # a cycle a tap, however narrow
     assert columns(300, kernel=1) == [(0, 300)]  # that is as quick
     assert columns(300, kernel=2, stride=3) == [(0, 300)]
+    assert columns(252, dilation=2) == [(0, 252)]
+    assert columns(253, dilation=2) == [(0, 126), (126, 127)]
+    assert columns(251, dilation=3) == [(0, 125), (125, 126)]
+    assert columns(300, dilation=4) == [(0, 300)]  # a cycle a tap, however narrow
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2), (7, 1)])
-def test_wide_images_stay_on_the_fast_path(kernel: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (7, 1, 1), (3, 1, 2)]
+)
+def test_wide_images_stay_on_the_fast_path(kernel: int, stride: int, dilation: int) -> None:
     config = Config.sized(4, 4, window_width=16)
-    b, pad = GraphBuilder(np.random.default_rng(0)), kernel // 2
+    b, pad = GraphBuilder(np.random.default_rng(0)), kernel // 2 * dilation
     x = b.input((1, 9, 11, 50))
-    y = b.conv(x, 9, (kernel,) * 2, (stride,) * 2, (pad,) * 4, (1, 1), group=9)
+    y = b.conv(x, 9, (kernel,) * 2, (stride,) * 2, (pad,) * 4, (dilation,) * 2, group=9)
     graph = b.graph([y])
     program = compile_graph(graph, config)
     shapes = [WindowShape.of_command(c) for c in program.decoded() if c["opcode"] == Opcode.WINDOW]

@@ -1,0 +1,57 @@
+"""The history of a memory: which command wrote each word last, and which have read it since."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+NEVER = -1
+"""The number of no command: nothing has written a word yet."""
+
+
+class History:
+    """The last accesses to the words of one memory, by the numbers of the commands.
+
+    Words that have been accessed alike lie together in segments, as commands mostly take whole
+    tiles, rows or pieces of weights."""
+
+    def __init__(self) -> None:
+        # By segment, in order: its first word, its last writer, and by engine its last reader since
+        # then.
+        self._starts = [0]
+        self._writers = [NEVER]
+        self._readers: list[dict[int, int]] = [{}]
+
+    def read(self, command: int, engine: int, first: int, end: int) -> set[int]:
+        """Note that a command reads words; those that wrote them last, which may be NEVER."""
+        low, high = self._segments(first, end)
+        for readers in self._readers[low:high]:
+            readers[engine] = command
+        return set(self._writers[low:high])
+
+    def write(self, command: int, first: int, end: int) -> set[int]:
+        """Note that a command writes words; those that wrote them last, which may be NEVER, and
+        that have read them since."""
+        low, high = self._segments(first, end)
+        before = set(self._writers[low:high])
+        for readers in self._readers[low:high]:
+            before.update(readers.values())
+        if low < high:
+            self._starts[low:high] = [first]
+            self._writers[low:high] = [command]
+            self._readers[low:high] = [{}]
+        return before
+
+    def _segments(self, first: int, end: int) -> tuple[int, int]:
+        """The segments that are exactly these words: the number of the first, and of the one behind
+        the last."""
+        return self._begin(first), self._begin(end)
+
+    def _begin(self, word: int) -> int:
+        """The number of the segment that begins with a word; another is divided for it."""
+        starts = self._starts
+        number = bisect_left(starts, word)
+        if number == len(starts) or starts[number] != word:
+            starts.insert(number, word)
+            self._writers.insert(number, self._writers[number - 1])
+            self._readers.insert(number, dict(self._readers[number - 1]))
+        return number

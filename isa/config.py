@@ -108,11 +108,11 @@ class Config:
             "inner_product",
             f"fast takes rows in pairs, and rows must be even, not {self.rows}",
         )
-        most = math.gcd(self.rows, self.cols)
         need(
-            self.post_lanes == 0 or (self.post_lanes > 0 and most % self.post_lanes == 0),
+            self.post_lanes == 0
+            or (self.post_lanes > 0 and self.most_lanes % self.post_lanes == 0),
             "post_lanes",
-            f"must be a divisor of gcd(rows, cols) = {most}, or 0 for all of that",
+            f"must be a divisor of gcd(rows, cols) = {self.most_lanes}, or 0 for all of that",
         )
         need(self.banks in (2, 4, 8, 16), "banks", "must be 2, 4, 8 or 16")
         need(
@@ -175,9 +175,14 @@ class Config:
     # Derived widths ------------------------------------------------------------------------------
 
     @property
+    def most_lanes(self) -> int:
+        """Output channels the post-processing handles a cycle, at most: ``gcd(rows, cols)``."""
+        return math.gcd(self.rows, self.cols)
+
+    @property
     def lanes(self) -> int:
         """Output channels the post-processing handles a cycle."""
-        return self.post_lanes or math.gcd(self.rows, self.cols)
+        return self.post_lanes or self.most_lanes
 
     @property
     def groups(self) -> int:

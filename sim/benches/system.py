@@ -99,6 +99,34 @@ class FaultCase:
         assert self.address is None or _same_burst(fault.address, self.address, config), where
 
 
+def _illegal_cases(load: list[int], store: list[int], no_runs: list[int]) -> list[FaultCase]:
+    """Illegal commands; ``load`` and ``store`` are legal, ``no_runs`` is a load with a field out of
+    its limits."""
+    bad_engine = [load[0] | Engine.CONV << 3, *load[1:]]
+    return [
+        FaultCase(
+            name="illegal opcode",
+            commands=[load, store, [0]],
+            code=Fault.ILLEGAL_COMMAND,
+            index=2,
+        ),
+        FaultCase(
+            name="illegal engine",
+            commands=[load, bad_engine],
+            code=Fault.ILLEGAL_COMMAND,
+            index=1,
+        ),
+        FaultCase(
+            name="illegal field",
+            commands=[load, store, no_runs],
+            code=Fault.ILLEGAL_FIELD,
+            index=2,
+            engine=Engine.LOAD,
+            address=0,
+        ),
+    ]
+
+
 def _fault_cases(beyond: int) -> list[FaultCase]:
     """A case of every fault. Transfers at ``beyond`` leave the DRAM window."""
     shape = {"count0": 4, "count1": 1, "count2": 1}
@@ -111,28 +139,8 @@ def _fault_cases(beyond: int) -> list[FaultCase]:
         return encode(Opcode.STORE, Engine.STORE, dram=dram, wait=1 << Engine.LOAD, **shape)
 
     first, second = load(), store(1024)
-    bad_engine = [first[0] | Engine.CONV << 3, *first[1:]]
     return [
-        FaultCase(
-            name="illegal opcode",
-            commands=[first, second, [0]],
-            code=Fault.ILLEGAL_COMMAND,
-            index=2,
-        ),
-        FaultCase(
-            name="illegal engine",
-            commands=[first, bad_engine],
-            code=Fault.ILLEGAL_COMMAND,
-            index=1,
-        ),
-        FaultCase(
-            name="illegal field",
-            commands=[first, second, load(runs=0)],
-            code=Fault.ILLEGAL_FIELD,
-            index=2,
-            engine=Engine.LOAD,
-            address=0,
-        ),
+        *_illegal_cases(first, second, load(runs=0)),
         FaultCase(
             name="LOAD beyond the window",
             commands=[first, second, load(beyond)],

@@ -19,7 +19,7 @@ CYCLES = {
     "yolov3-tiny": 10_981_526,
     "mobilenetv3-small": 475_409,
     "unet-small": 1_320_021,
-    "resnet50": 16_232_425,
+    "resnet50": 16_232_436,
 }
 """With the fast schedule, the memory model's defaults, trace on. A change of hardware or compiler
 that moves them is welcome or not; a test that fails says the new number to write here."""

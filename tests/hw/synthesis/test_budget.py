@@ -23,11 +23,11 @@ BUDGET = {
     "reduce": 63920,
     "scratchpad": 3688,
     "load": 13570,
-    "read-manager": 7526,
+    "read-manager": 8656,
     "fetch": 7180,
     "shell": 14741,
     "csr": 12161,
-    "trace": 6190,
+    "trace": 6246,
 }
 """Gate equivalents of blocks of a 4 x 4 machine with windows of 3 x 3; of one lane where a block
 has lanes."""

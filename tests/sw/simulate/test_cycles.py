@@ -71,8 +71,8 @@ def test_model_has_the_hardwares_constants(config):
     assert machine.array == array.latency(config.cols - 1)
     assert array.SWAP_LEAD == timing.SWAP_LEAD
     depth, reduction = timing.WINDOW_DEPTH, WindowReduce.LATENCY
-    assert depth[WindowOp.MAX] == reduction + 4
-    assert depth[WindowOp.SUM] == depth[WindowOp.DEPTHWISE] == reduction + Requantise.LATENCY + 4
+    assert depth[WindowOp.MAX] == reduction + 6
+    assert depth[WindowOp.SUM] == depth[WindowOp.DEPTHWISE] == reduction + Requantise.LATENCY + 6
 
 
 def test_layers_add_up_to_the_whole():

@@ -16,13 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from systole.hw.synthesis import ecp5, gates, nexus, yosys
+from systole.hw.synthesis import ecp5, gates, kept, nexus, yosys
 from systole.hw.synthesis.blocks import small, write_rtl
 from systole.isa import Config
-
-PATH = Path(__file__).parent / "results" / "now.json"
-BEFORE = PATH.with_name("before.json")
-"""What was measured before the work on clock and area, for comparison."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +111,7 @@ class Store:
 
     def __init__(self, path: Path):
         self.path = path
-        self.entries: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            self.entries = json.loads(path.read_text(encoding="utf-8"))
+        self.entries = kept.entries(path)
 
     def get(self, job: Job) -> dict[str, Any] | None:
         """The figures of a job, or None."""
@@ -132,7 +126,7 @@ class Store:
             "rtl": rtl,
             "device": target.device,
             "tools": {tool: yosys.version(tool) for tool in target.tools},
-            "config": _name(job.config),
+            "config": kept.name_of(job.config),
             "figures": figures,
         }
         self.path.parent.mkdir(exist_ok=True)
@@ -140,20 +134,6 @@ class Store:
         text = json.dumps(self.entries, indent=1, sort_keys=True)
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, self.path)
-
-
-def routed_chip(config: Config) -> tuple[float, str] | None:
-    """The clock in MHz that the whole chip of a configuration reached, placed and routed, and the
-    device; None if it was not measured."""
-    for label, entry in Store(PATH).entries.items():
-        whole = label.startswith("chip ") and label.endswith(" routed")
-        if whole and entry["config"] == _name(config):
-            return entry["figures"]["mhz"], entry["device"]
-    return None
-
-
-def _name(config: Config) -> str:
-    return f"{config.hash:#010x}"
 
 
 def key_of(job: Job, rtl: str) -> str:

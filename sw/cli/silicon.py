@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from systole.hw.synthesis.results import BEFORE, PATH, Store, measure, plan
+from systole.hw.synthesis.kept import BEFORE, PATH
+from systole.hw.synthesis.results import Store, measure, plan
 from systole.hw.synthesis.yosys import ToolError
 from systole.hw.verilog import GenerateError
 from systole.isa.tools.page import CheckOption, write_page

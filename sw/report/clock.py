@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from systole.hw.synthesis import results
+from systole.hw.synthesis import kept
 from systole.isa import Config
 
 ASSUMED_MHZ = 200.0
@@ -30,7 +30,7 @@ def clock_of(config: Config, mhz: float | None = None) -> Clock:
     synth`` has placed and routed it; else ``ASSUMED_MHZ``."""
     if mhz is not None:
         return Clock(mhz)
-    routed = results.routed_chip(config)
+    routed = kept.routed_chip(config)
     if routed is None:
         return Clock(ASSUMED_MHZ)
     reached, device = routed

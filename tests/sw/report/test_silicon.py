@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from systole.hw.synthesis import ecp5
-from systole.hw.synthesis.results import BEFORE, PARTS, PATH, Job, Store
+from systole.hw.synthesis.kept import BEFORE, PATH
+from systole.hw.synthesis.results import PARTS, Job, Store
 from systole.sw.cli.silicon import OUTPUT
 from systole.sw.report import silicon
 

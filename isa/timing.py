@@ -92,11 +92,13 @@ TABLE_WIDTH = 16
 as small memories come), and multiplexers behind it."""
 READ_AHEAD = 2
 """Cycles, beside its reads, from when POST may read parameters or a table to its first word."""
+POST_READ = 2
+"""Cycles from when POST issues a word to its sum from the accumulators."""
 POST_DEPTH = {
-    PostOp.NONE: 1 + REQUANTISE_LATENCY,
-    PostOp.ADD: 1 + REQUANTISE_LATENCY + COMBINE_LATENCY,
-    PostOp.SUB: 1 + REQUANTISE_LATENCY + COMBINE_LATENCY,
-    PostOp.MUL: 1 + REQUANTISE_LATENCY + COMBINE_LATENCY,
+    PostOp.NONE: POST_READ + REQUANTISE_LATENCY,
+    PostOp.ADD: POST_READ + REQUANTISE_LATENCY + COMBINE_LATENCY,
+    PostOp.SUB: POST_READ + REQUANTISE_LATENCY + COMBINE_LATENCY,
+    PostOp.MUL: POST_READ + REQUANTISE_LATENCY + COMBINE_LATENCY,
 }
 """Cycles from the last word that POST issues to the end of the command, as the cycle model counts
 them: for accumulators, without a table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -26,12 +26,12 @@ from systole.hw.post.queue import RegisteredQueue
 from systole.hw.post.table import PostTable
 from systole.hw.post.walk import PostWalk
 from systole.isa import Config, Opcode, PostOp, PostSource
-from systole.isa.commands import ADDRESS_BITS
+from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
 from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import post_keeps_operand, post_overlaps
 
-IN_FLIGHT = 24
-"""Words between being issued and being written: more than the longest way takes (22 cycles)."""
+IN_FLIGHT = 26
+"""Words between being issued and being written: more than the longest way takes (24 cycles)."""
 
 
 class PostEngine(wiring.Component):
@@ -57,9 +57,12 @@ class PostEngine(wiring.Component):
 
     ::
 
-        accumulators -> requantise -----------------> combine -> table -> results -> write
-        scratchpad ---> waiting a or b, addends ------^                              ^
-        walk ---------> issued: where each word goes --------------------------------'
+        walk -> request -> accumulators -> requantise ---------> combine -> table -> results -> write
+                        -> scratchpad ---> waiting a, b, addends --^                            ^
+             -> issued: where each word goes ---------------------------------------------------'
+
+    What the walk asks for stands in a register, ``request``, until it is taken: an address that
+    came from the walk's conditions would reach the scratchpad's arbiter late in the cycle.
     """
 
     command: CommandInterface
@@ -99,12 +102,26 @@ class PostEngine(wiring.Component):
         self._accept = Signal()
         self._start = Signal()  # a group starts
         self._going = Signal()  # the current group may issue words
-        self._ask = Signal()  # an operand is to be read
-        self._issue = Signal()  # the current word goes on its way
-        # The word of ``a`` or ``b`` that has been read, in this cycle and the one before.
-        self._taken = Signal()
-        self._a_next = Signal()
-        self._b_next = Signal()
+        self._free = Signal()  # the request's register takes the next
+        self._asks = Signal()  # an operand is asked for
+        self._issue = Signal()  # the current word goes on its way, with its last operand
+        # What is read next: a word of ``a`` or of ``b``, or (``sums``) of the accumulators.
+        self._request = record(
+            data.StructLayout(
+                {
+                    "sums": 1,
+                    "a": 1,
+                    "b": 1,
+                    "acc": ACC_ADDRESS_BITS,
+                    "addr": ADDRESS_BITS,
+                    "place": self._walk.place.shape(),
+                    "group": self._walk.group.shape(),
+                }
+            )
+        )
+        self._reads = self._request.a | self._request.b
+        self._taken = Signal()  # what is requested is read
+        # The word of ``a`` or ``b`` that was read two cycles ago.
         self._a_comes = Signal()
         self._b_comes = Signal()
         self._operand = Signal(8 * lanes)
@@ -123,6 +140,7 @@ class PostEngine(wiring.Component):
         self._read_ahead(m)
         self._start_group(m)
         self._issue_word(m)
+        self._request_operand(m)
         self._share_read_port(m)
         self._receive_operand(m)
         self._requantise_sums(m)
@@ -185,10 +203,11 @@ class PostEngine(wiring.Component):
             self._start.eq(
                 self._active
                 & ~streaming
+                & self._free
                 & (self._from_scratchpad | prepared)
                 & (~self._cmd.lut | self._table.loaded)
             ),
-            self._going.eq((self._start | streaming) & self._issued.w_rdy),
+            self._going.eq((self._start | streaming) & self._free & self._issued.w_rdy),
         ]
         with m.If(self._start):
             m.d.sync += streaming.eq(1)
@@ -201,41 +220,65 @@ class PostEngine(wiring.Component):
 
     def _issue_word(self, m: Module) -> None:
         """Ask for the current word's operands; it is issued with the last of them."""
-        walk, keeps_b = self._walk, self._keeps_b
-        second = Signal()  # ``a`` has been read, ``b`` not yet
-        held = Signal()  # the one ``b`` has been read for this group
+        walk, keeps_b, request = self._walk, self._keeps_b, self._request
+        second = Signal()  # ``a`` has been asked for, ``b`` not yet
+        held = Signal()  # the one ``b`` has been asked for in this group
+        a_next, b_next, more = Signal(), Signal(), Signal()
         pair = self._from_scratchpad & self._combines & ~keeps_b
-        reads = self._from_scratchpad | self._combines
-        more = Mux(keeps_b, self._b_next, pair & self._a_next)
         m.d.comb += [
-            self._ask.eq(
-                self._going & reads & ~self._parameters.read.valid & ~self._table.read.valid
-            ),
-            self._taken.eq(self._ask & self.scratchpad_read.ready),
-            self._a_next.eq(self._from_scratchpad & Mux(keeps_b, held, ~second)),
-            self._b_next.eq(self._combines & ~self._a_next),
-            self._issue.eq(Mux(reads, self._taken & ~more, self._going)),
-            self.accumulators.en.eq(self._issue & ~self._from_scratchpad),
-            self.accumulators.addr.eq(walk.acc),
+            a_next.eq(self._from_scratchpad & Mux(keeps_b, held, ~second)),
+            b_next.eq(self._combines & ~a_next),
+            more.eq(Mux(keeps_b, b_next, pair & a_next)),
+            self._asks.eq(self._going & (a_next | b_next)),
+            self._issue.eq(self._going & ~more),
             self._issued.w_en.eq(self._issue),
             self._issued.w_data.eq(Cat(walk.out_word, walk.place, walk.command_ends)),
         ]
-        with m.If(pair & self._taken):
+        with m.If(pair & self._going):
             m.d.sync += second.eq(~second)
-        with m.If(keeps_b & self._taken):
+        with m.If(keeps_b & self._going):
             m.d.sync += held.eq(~(self._issue & walk.group_ends))
+        with m.If(self._free):
+            m.d.sync += [
+                request.sums.eq(self._issue & ~self._from_scratchpad),
+                request.a.eq(self._going & a_next),
+                request.b.eq(self._going & b_next),
+            ]
+        with m.If(self._going):
+            m.d.sync += [
+                request.acc.eq(walk.acc),
+                request.addr.eq(Mux(a_next, walk.a_word, walk.b_word)),
+                request.place.eq(walk.place),
+                request.group.eq(walk.group),
+            ]
+
+    def _request_operand(self, m: Module) -> None:
+        """Read what is requested: the accumulators together with the scratchpad's word, if there is
+        one."""
+        request, sums = self._request, self.accumulators
+        m.d.comb += [
+            self._taken.eq(
+                self._reads
+                & ~self._parameters.read.valid
+                & ~self._table.read.valid
+                & self.scratchpad_read.ready
+            ),
+            self._free.eq(self._taken | ~self._reads),
+            sums.en.eq(request.sums & self._free),
+            sums.addr.eq(request.acc),
+        ]
 
     def _share_read_port(self, m: Module) -> None:
         """The scratchpad's read port: parameters go first, then the table, then operands."""
-        read, walk = self.scratchpad_read, self._walk
+        read = self.scratchpad_read
         parameters, table = self._parameters.read, self._table.read
         m.d.comb += [
             parameters.ready.eq(read.ready),
             parameters.data.eq(read.data),
             table.ready.eq(read.ready & ~parameters.valid),
             table.data.eq(read.data),
-            read.valid.eq(parameters.valid | table.valid | self._ask),
-            read.addr.eq(Mux(self._a_next, walk.a_word, walk.b_word)),
+            read.valid.eq(parameters.valid | table.valid | self._reads),
+            read.addr.eq(self._request.addr),
         ]
         with m.If(parameters.valid):
             m.d.comb += read.addr.eq(parameters.addr)
@@ -243,36 +286,41 @@ class PostEngine(wiring.Component):
             m.d.comb += read.addr.eq(table.addr)
 
     def _receive_operand(self, m: Module) -> None:
-        """The operand read in the cycle before: its group of lanes."""
-        word, lanes = self.scratchpad_read.data, self.config.lanes
+        """The operand read in the cycle before: its group of lanes, into a register."""
+        request, word, lanes = self._request, self.scratchpad_read.data, self.config.lanes
+        a_read, b_read = Signal(), Signal()
         m.d.sync += [
-            self._a_comes.eq(self._taken & self._a_next),
-            self._b_comes.eq(self._taken & self._b_next),
+            a_read.eq(self._taken & request.a),
+            b_read.eq(self._taken & request.b),
+            self._a_comes.eq(a_read),
+            self._b_comes.eq(b_read),
         ]
-        if self.config.word_groups == 1:
-            m.d.comb += self._operand.eq(word)
-        else:
-            read_place = Signal.like(self._walk.place)
+        operand: Value = word
+        if self.config.word_groups > 1:
+            read_place = Signal.like(request.place)
             with m.If(self._taken):
-                m.d.sync += read_place.eq(self._walk.place)
-            m.d.comb += self._operand.eq(word.word_select(read_place, 8 * lanes))
+                m.d.sync += read_place.eq(request.place)
+            operand = word.word_select(read_place, 8 * lanes)
+        with m.If(a_read | b_read):
+            m.d.sync += self._operand.eq(operand)
 
     def _requantise_sums(self, m: Module) -> None:
         """The accumulators read in the cycle before: their group of lanes, requantised."""
         requantise, cmd, sums = self._requantise, self._cmd, self.accumulators
-        lanes, arrive = self.config.lanes, Signal()
-        m.d.sync += arrive.eq(sums.en)
+        lanes, arrive, load = self.config.lanes, Signal(), Signal()
+        # A group starts when the last word of the one before is read: the load is as late as that.
+        m.d.sync += [arrive.eq(sums.en), load.eq(self._start & ~self._from_scratchpad)]
         if self.config.groups == 1:
             m.d.comb += requantise.acc.eq(sums.data)
         else:
-            read_group = Signal.like(self._walk.group)
+            read_group = Signal.like(self._request.group)
             with m.If(sums.en):
-                m.d.sync += read_group.eq(self._walk.group)
+                m.d.sync += read_group.eq(self._request.group)
             m.d.comb += requantise.acc.eq(sums.data.word_select(read_group, 32 * lanes))
         m.d.comb += [
             requantise.en.eq(1),
             requantise.i_valid.eq(arrive),
-            requantise.load.eq(self._start & ~self._from_scratchpad),
+            requantise.load.eq(load),
             requantise.params.eq(self._parameters.params[: 8 * PARAM_BYTES * lanes]),
             requantise.zero.eq(cmd.zero),
             requantise.low.eq(cmd.low),
@@ -334,6 +382,6 @@ class PostEngine(wiring.Component):
             self._issued.r_en.eq(written),
             self.command.retire.eq(written & target.last),
             self.command.stalled.eq(
-                (write.valid & ~write.ready) | (read.valid & ~read.ready & ~self._issue)
+                (write.valid & ~write.ready) | (read.valid & ~read.ready)
             ),
         ]

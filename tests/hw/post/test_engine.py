@@ -150,7 +150,7 @@ class Run:
 
     accepted: list[int] = field(default_factory=list)
     retired: list[int] = field(default_factory=list)
-    issued: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
     """Cycles with an accumulator read."""
     written: list[int] = field(default_factory=list)
     stalled: int = 0
@@ -196,7 +196,7 @@ def run(
                 word = memories.words[ctx.get(read.addr)].copy()
             if ctx.get(accumulators.en):
                 acc = memories.acc[ctx.get(accumulators.addr)]
-                out.issued.append(cycle)
+                out.read.append(cycle)
             if write_ready and ctx.get(write.valid):
                 value = np.frombuffer(ctx.get(write.data).to_bytes(rows, "little"), np.int8)
                 mask = ctx.get(write.mask)
@@ -324,7 +324,6 @@ def test_rates():
     common = {"out_w": 6, "out_h": 10, "ma": 1 << 20, "mb": 3 << 19, "shift": 21}
     for n, area in (("out", 0), ("a", 1), ("b", 2)):
         common |= tensor(n, area, 6, 10)
-    depths = {op: 1 + depth for op, depth in POST_DEPTH.items()}
     for source, op, lut in KINDS:
         pace = 2 if source == PostSource.SCRATCHPAD and op != PostOp.NONE else 1
         r = run(config, [fields(source=source, op=op, lut=lut, **common)], seed=2)
@@ -334,8 +333,8 @@ def test_rates():
         assert r.retired == r.written[-1:]
         if source == PostSource.ACCUMULATOR:
             table = TABLE_BYTES // 8 if lut else 0
-            assert r.issued[0] == config.param_words + table + 2
-            assert r.written[0] - r.issued[0] == depths[op] + (PostTable.LATENCY if lut else 0)
+            assert r.read[0] == config.param_words + table + 3
+            assert r.written[0] - r.read[0] == POST_DEPTH[op] + (PostTable.LATENCY if lut else 0)
         assert r.stalled == 0
 
 
@@ -358,7 +357,7 @@ def test_groups_hide_their_parameters():
     assert config.groups == 4
     c = fields(groups=4, out_w=config.param_words + 2, **tensor("out", 0, 10, 1))
     r = run(config, [c], seed=3)
-    assert r.issued[-1] - r.issued[0] == 4 * (config.param_words + 2) - 1
+    assert r.read[-1] - r.read[0] == 4 * (config.param_words + 2) - 1
 
 
 def test_one_word_groups():
@@ -378,11 +377,11 @@ def test_next_command_follows():
     config = Config.sized(8, 8)
     plain = fields(out_w=12, **tensor("out", 0, 12, 1))
     r = run(config, [plain] * 4, seed=4)
-    assert r.issued[-1] - r.issued[0] == 4 * 12 - 1 + 3
+    assert r.read[-1] - r.read[0] == 4 * 12 - 1 + 3
     adds = plain | {"op": PostOp.ADD, "ma": 1, "mb": 1} | tensor("b", 0, 12, 1)
     r = run(config, [plain, adds], seed=4)
     assert r.accepted[1] == r.retired[0] + 1
-    assert r.issued[12] == r.accepted[1] + 1
+    assert r.read[12] == r.accepted[1] + 2
 
 
 def test_stalls_cost_what_they_refuse():

@@ -130,7 +130,9 @@ class TokenIssue(wiring.Component):
         self._slot_y = Signal(3)
         self._params_index = Signal(range(PARAM_BYTES))
         self._params_held = Signal()  # parameters wait in the pipeline to be taken over
-        self._weight_next = Signal()  # weights are read again: the tap's come next
+        # In WALK, a word of the walk comes next, not weights that are read again. A register of its
+        # own: the walk's conditions stand behind it.
+        self._walking = Signal()
         # IM2COL: bytes of the word being collected before and after the segment.
         self._fill = Signal(range(config.rows))
         self._stop = Signal(range(2 * config.rows))
@@ -150,6 +152,7 @@ class TokenIssue(wiring.Component):
             words.current.eq(walk.current),
             words.next_tap.eq(walk.tap),
             words.start.eq(setup.take),
+            words.step.eq(self._walking & words.valid & self._room),
             self.current.eq(walk.current),
             self._im2col.eq(walk.current.cmd.op == WindowOp.IM2COL),
         ]
@@ -158,10 +161,7 @@ class TokenIssue(wiring.Component):
         may_follow = self._compare_modes(m)
         _, stored, again = self._weights_of(setup.prepared)
         with m.If(setup.take):
-            m.d.sync += [
-                self.stored.eq(stored),
-                *(s.eq(again) for s in (self._again, self._weight_next)),
-            ]
+            m.d.sync += [self.stored.eq(stored), self._again.eq(again)]
         m.d.comb += [
             self._stop.eq(self._fill + words.tap.bytes),
             self._unrotated.eq(words.tap.byte - self._fill),
@@ -178,10 +178,10 @@ class TokenIssue(wiring.Component):
             with m.State("PARAMETERS"):
                 self._read_parameters(m)
             with m.State("WALK"):
-                with m.If(self._weight_next):
+                with m.If(~self._walking):
                     self._read_weight(m)
                     with m.If(self._room):
-                        m.d.sync += self._weight_next.eq(0)
+                        m.d.sync += self._walking.eq(1)
                 with m.Elif(words.valid):
                     self._issue_word(m)
                     with m.If(self._room & ~words.prefetch):
@@ -278,6 +278,7 @@ class TokenIssue(wiring.Component):
         with m.If(in_window | stored):
             m.next = "WEIGHTS"
         with m.Elif((command.cmd.op == WindowOp.MAX) | (command.cmd.op == WindowOp.IM2COL)):
+            m.d.sync += self._walking.eq(1)
             m.next = "WALK"
         with m.Else():
             m.next = "PARAMETERS"
@@ -330,7 +331,7 @@ class TokenIssue(wiring.Component):
                 self._params_index.eq(self._params_index + 1),
             ]
             with m.If(self._params_index == PARAM_BYTES - 1):
-                m.d.sync += self._params_held.eq(1)
+                m.d.sync += [self._params_held.eq(1), self._walking.eq(~self._again)]
                 m.next = "WALK"
 
     def _issue_word(self, m: Module) -> None:
@@ -338,7 +339,6 @@ class TokenIssue(wiring.Component):
         issued, words, tap = self._issued, self._words, self._words.tap
         m.d.comb += [
             self._push.eq(1),
-            words.step.eq(self._room),
             issued.kind.eq(Mux(self._im2col, Kind.SEGMENT, Kind.PIXEL)),
             issued.read.eq(words.limit != 0),
             issued.addr.eq(words.addr),
@@ -376,7 +376,7 @@ class TokenIssue(wiring.Component):
         """What changes with every word of the walk: index, bytes collected, weights to read."""
         tap, fast, rows = self._words.tap, self.current.fast, self.config.rows
         index, fill, stop = self._index, self._fill, self._stop
-        m.d.sync += self._weight_next.eq(self._again)
+        m.d.sync += self._walking.eq(~self._again)
         with m.If(~fast | tap.last):
             m.d.sync += index.eq(Mux(Mux(fast, tap.row_end, tap.last), 0, index + 1))
         with m.If(stop > rows):
@@ -396,10 +396,10 @@ class TokenIssue(wiring.Component):
         """Go on to the pixel's last bytes, the next block or the next command, if it is time."""
         tap = self._words.tap
         with m.If(self._im2col & tap.last & (self._stop > self.config.rows)):
-            m.d.sync += self._flush_is_end.eq(tap.block_end)
+            m.d.sync += [self._flush_is_end.eq(tap.block_end), self._walking.eq(0)]
             m.next = "FLUSH"
         with m.Elif(tap.block_end):
-            m.d.sync += self._blocks_left.eq(self._blocks_left - 1)
+            m.d.sync += [self._blocks_left.eq(self._blocks_left - 1), self._walking.eq(0)]
             with m.If(self._blocks_left == 0):
                 m.next = "BEGIN"
             with m.Else():
@@ -422,4 +422,5 @@ class TokenIssue(wiring.Component):
             with m.If(self._flush_is_end):
                 m.next = "BEGIN"
             with m.Else():
+                m.d.sync += self._walking.eq(1)
                 m.next = "WALK"

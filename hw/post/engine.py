@@ -381,7 +381,5 @@ class PostEngine(wiring.Component):
             self._results.r_en.eq(write.ready),
             self._issued.r_en.eq(written),
             self.command.retire.eq(written & target.last),
-            self.command.stalled.eq(
-                (write.valid & ~write.ready) | (read.valid & ~read.ready)
-            ),
+            self.command.stalled.eq((write.valid & ~write.ready) | (read.valid & ~read.ready)),
         ]

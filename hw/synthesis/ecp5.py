@@ -23,6 +23,9 @@ DEVICE = "LFE5U-85F-6"
 AVAILABLE = {"lut": 83640, "ff": 83640, "dsp": 156, "ram": 208}
 """What the device has."""
 NAMES = {"lut": "places of LUTs", "ff": "flip-flops", "dsp": "MULT18X18D", "ram": "block RAMs"}
+SOFT_PRODUCTS = "*.window.reduce/t:$mul"
+"""Yosys' selection of the products that are made of LUTs where multipliers run out: there are many
+of them, they are small, and the array's are used more."""
 TARGET_MHZ = 125
 """The clock that placement aims at."""
 
@@ -80,20 +83,31 @@ class Synthesis:
     area: Area
     by_module: dict[str, Area]
     """By part of the block, as far as names tell: Yosys names a cell after a signal near it."""
+    soft: bool
+    """WINDOW's products are made of LUTs, as the device has not enough multipliers."""
     estimate: Estimate
     seconds: float
     """Processor time of Yosys."""
 
 
 def synthesise(directory: Path) -> Synthesis:
-    """Synthesise the SystemVerilog in ``directory``; leaves ``netlist.json`` there.
+    """Synthesise the SystemVerilog in ``directory``; leaves ``netlist.json`` there. Where the
+    device lacks a few multipliers, once more with WINDOW's products in LUTs.
 
     Raises :class:`~systole.hw.synthesis.yosys.ToolError`."""
-    seconds = yosys.run(
-        [*yosys.read_all(directory), f"synth_ecp5 -top {TOP} -json netlist.json"],
-        directory,
-        "yosys.log",
-    )
+    found = _synthesise(directory, soft=False)
+    if AVAILABLE["dsp"] < found.area.dsp < 2 * AVAILABLE["dsp"]:
+        found = _synthesise(directory, soft=True)
+    return found
+
+
+def _synthesise(directory: Path, *, soft: bool) -> Synthesis:
+    passes = [*yosys.read_all(directory)]
+    if soft:
+        # Yosys makes LUTs of products of this type, once it has mapped all others to multipliers.
+        passes += [f"hierarchy -top {TOP}", "proc", f"chtype -set $__soft_mul {SOFT_PRODUCTS}"]
+    passes.append(f"synth_ecp5 -top {TOP} -json netlist.json")
+    seconds = yosys.run(passes, directory, "yosys.log")
     module = json.loads((directory / "netlist.json").read_text())["modules"][TOP]
     kinds: Counter[str] = Counter()
     parts: dict[str, Counter[str]] = {}
@@ -101,7 +115,7 @@ def synthesise(directory: Path) -> Synthesis:
         kinds[cell["type"]] += 1
         parts.setdefault(name.partition(".")[0], Counter())[cell["type"]] += 1
     by_module = {part: _area(c) for part, c in parts.items() if sum(c.values()) > 1}
-    return Synthesis(_area(kinds), by_module, estimate(module), seconds)
+    return Synthesis(_area(kinds), by_module, soft, estimate(module), seconds)
 
 
 def _need_room(area: Area) -> None:

@@ -64,14 +64,26 @@ class Job:
     rows: int
     cols: int
     target: str
+    options: tuple[tuple[str, int | str], ...] = ()
+    """Fields of the configuration that are not as by default, with their values."""
+
+    @property
+    def chosen(self) -> str:
+        """The options as text."""
+        return ", ".join(f"{name} = {value}" for name, value in self.options)
 
     @property
     def label(self) -> str:
-        return f"{self.block} {self.rows}x{self.cols} {self.target}"
+        middle = f" ({self.chosen})" if self.options else ""
+        return f"{self.block} {self.rows}x{self.cols}{middle} {self.target}"
+
+    def on(self, target: str) -> Job:
+        """The same on another target."""
+        return dataclasses.replace(self, target=target)
 
     @property
     def config(self) -> Config:
-        return small(self.rows, self.cols)
+        return small(self.rows, self.cols, **dict(self.options))
 
 
 PARTS = (
@@ -88,22 +100,45 @@ GROWING = (
     *("weight-arbiter", "load", "store"),
 )
 """Those of them whose size depends on the array's."""
-PLACED = ("array", "requantise", "combine", "reduce", "scratchpad", "shell", "conv")
+PLACED = (
+    *("array", "accumulators", "conv", "requantise", "combine", "post-walk", "reduce", "issue"),
+    *("collector", "scratchpad", "load", "store", "read-manager", "write-manager"),
+    *("fetch", "shell", "csr", "trace"),
+)
 """Blocks that are also placed and routed alone."""
+CHIPS = (
+    Job("chip", 4, 4, "cells"),
+    Job("chip", 8, 8, "cells"),
+    Job("chip", 8, 8, "cells", (("post_lanes", 4),)),
+    Job("chip", 16, 16, "cells"),
+)
+"""Whole chips."""
+ROUTED = (CHIPS[0].on("routed"), CHIPS[2].on("routed"))
+"""Those of them that fit the device."""
+OPTIONS: tuple[tuple[tuple[str, int | str], ...], ...] = (
+    (("cell", 1),),
+    (("inner_product", "fast"),),
+    (("post_lanes", 2),),
+    (("window_kernel", 3),),
+    (("trace", False),),
+    (("window", False),),
+    (("post_lanes", 2), ("window_kernel", 3), ("trace", False)),
+)
+"""Choices of which it is measured what they cost and bring, beside the default."""
 
 
 def plan() -> Iterator[Job]:
     """What ``make synth`` measures, the quick ones first."""
     yield from (Job(block, 4, 4, "cells") for block in PARTS)
-    yield Job("chip", 4, 4, "cells")
+    yield CHIPS[0]
     yield from (Job(block, 4, 4, "gates") for block in PARTS)
     yield from (Job(block, 8, 8, "gates") for block in GROWING)
     yield from (Job(block, 4, 4, "routed") for block in PLACED)
     yield from (Job(block, 4, 4, "nexus") for block in ("array", "requantise", "combine", "reduce"))
     yield Job("chip", 4, 4, "nexus")
-    yield Job("chip", 8, 8, "cells")
-    yield Job("chip", 4, 4, "routed")
-    yield Job("chip", 16, 16, "cells")
+    yield from (Job("chip", 4, 4, "cells", options) for options in OPTIONS)
+    yield from CHIPS[1:]
+    yield from ROUTED
 
 
 class Store:
@@ -118,6 +153,11 @@ class Store:
         entry = self.entries.get(job.label)
         return entry and entry["figures"]
 
+    def extend(self, job: Job, figures: dict[str, Any]) -> None:
+        """Add figures to those of a job that has been measured."""
+        self.entries[job.label]["figures"] |= figures
+        self._write()
+
     def add(self, job: Job, key: str, rtl: str, figures: dict[str, Any]) -> None:
         """Keep a result, at once and whole."""
         target = TARGETS[job.target]
@@ -129,6 +169,9 @@ class Store:
             "config": kept.name_of(job.config),
             "figures": figures,
         }
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         text = json.dumps(self.entries, indent=1, sort_keys=True)

@@ -21,6 +21,7 @@ from systole.sw.cli.bench import OUTPUT as PERFORMANCE
 from systole.sw.cli.common import MISMATCH, check_document
 from systole.sw.files import write_atomically
 from systole.sw.report import silicon
+from systole.sw.report.options import predicted_cycles
 
 OUTPUT = PERFORMANCE.with_name("silicon.md")
 
@@ -56,6 +57,8 @@ def _measure(store: Store, only: str, *, only_check: bool) -> int:
         except (GenerateError, ToolError) as e:
             typer.echo(f"{job.label}: not measured: {e}", err=True)
             continue
+        if changed and not only_check and job.block == "chip" and job.target == "cells":
+            store.extend(job, {"cycles": predicted_cycles(job.config)})
         count += changed
         if changed:
             typer.echo(f"{job.label}: {'stale' if only_check else 'measured'}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from systole.hw.synthesis import ecp5, gates
 from systole.hw.synthesis.blocks import BLOCKS, small
-from systole.hw.synthesis.results import GROWING, PARTS, PLACED, Job, Store
+from systole.hw.synthesis.results import CHIPS, GROWING, OPTIONS, PARTS, PLACED, ROUTED, Job, Store
 from systole.isa.tools.page import table
 from systole.sw.report.plots import svg_of
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 AREA = "silicon-area.svg"
 """File name of the plot, beside the document."""
 MODULE = "sw.silicon"
-CHIPS = (4, 8, 16)
 PUBLISHED = (
     (
         "NVDLA nv_small, 64 MACs",
@@ -71,7 +71,10 @@ class _Snapshots:
 def document(before: Store, now: Store) -> str:
     """The page."""
     shots = _Snapshots(before, now)
-    parts = (_head(shots), _chips(shots), _rates(shots), _blocks(shots), _gates(shots))
+    parts = (
+        *(_head(shots), _chips(shots), _options(shots), _rates(shots), _blocks(shots)),
+        _gates(shots),
+    )
     lines = [line for part in (*parts, _nexus(shots), _how(shots)) for line in part]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -110,8 +113,7 @@ def _chips(shots: _Snapshots) -> Iterator[str]:
     yield "## The whole chip on ECP5"
     yield ""
     rows = []
-    for n in CHIPS:
-        job, routed = Job("chip", n, n, "cells"), Job("chip", n, n, "routed")
+    for job in CHIPS:
         cells = [
             shots.show(job, _area(f)) for f in ("lut", "carry", "small_ram", "ff", "dsp", "ram")
         ]
@@ -119,8 +121,10 @@ def _chips(shots: _Snapshots) -> Iterator[str]:
         over = [k for k in ("dsp", "ram") if found and found["area"][k] > ecp5.AVAILABLE[k]]
         fits = "–" if not found else f"no: {', '.join(over)}" if over else "yes"
         estimated = shots.show(job, _estimated_mhz, ".0f")
-        clock = shots.show(routed, lambda f: f["mhz"], ".1f")
-        rows.append((f"{n} x {n}", *cells, fits, estimated, clock))
+        if found and found.get("soft"):
+            fits += ", with WINDOW's products in LUTs"
+        clock = shots.show(job.on("routed"), lambda f: f["mhz"], ".1f")
+        rows.append((_machine(job), *cells, fits, estimated, clock))
     head = ("machine", "LUT4", "CCU2C", "DPR16X4", "FF", "MULT18", "block RAM", "fits")
     yield from table((*head, "MHz, estimated", "MHz, routed"), rows)
     found = shots.latest(Job("chip", 4, 4, "cells"))
@@ -137,9 +141,51 @@ def _chips(shots: _Snapshots) -> Iterator[str]:
             ("part", "LUT4", "CCU2C", "DPR16X4", "FF", "MULT18", "block RAM"),
             ((f"`{name}`", *(area[f] for f in fields)) for name, area in ordered[:12]),
         )
-    yield from _path(
-        "The critical path of the routed 4 x 4 chip", shots, Job("chip", 4, 4, "routed")
+    for job in ROUTED:
+        yield from _path(f"The critical path of the routed {_machine(job)} chip", shots, job)
+
+
+def _machine(job: Job) -> str:
+    """The machine of a job, for people."""
+    chosen = f", `{job.chosen}`" if job.options else ""
+    return f"{job.rows} x {job.cols}{chosen}"
+
+
+def _options(shots: _Snapshots) -> Iterator[str]:
+    """What choices of the configuration cost and bring."""
+    base = shots.now.get(CHIPS[0])
+    jobs = [Job("chip", 4, 4, "cells", options) for options in OPTIONS]
+    measured = [(job, figures) for job in jobs if (figures := shots.now.get(job))]
+    if base is None or "cycles" not in base or not measured:
+        return
+    yield "## What options cost and bring"
+    yield ""
+    networks = list(base["cycles"])
+    yield from _prose(
+        "The 4 x 4 chip with other choices than the defaults: places of LUTs (a CCU2C takes two, "
+        "a DPR16X4 six), cycles for each network as the cycle model predicts them, as a share of "
+        "the default's (a dash: it needs what the machine does not have), and the geometric mean "
+        "of these times the share of places: below 1, the choice is worth it for these networks."
     )
+    yield ""
+    rows = []
+    for job, figures in ((CHIPS[0], base), *measured):
+        cycles = figures["cycles"]
+        shares = [cycles[n] / base["cycles"][n] if n in cycles else None for n in networks]
+        known = [share for share in shares if share is not None]
+        worth = None
+        if known == shares:
+            worth = geometric_mean(known) * _places(figures) / _places(base)
+        area = (f"{figures['area'][f]:,}" for f in ("ff", "dsp", "ram"))
+        name = f"`{job.chosen}`" if job.options else "default"
+        products = ("–" if p is None else f"{p:.3f}" for p in (*shares, worth))
+        rows.append((name, f"{_places(figures):,}", *area, *products))
+    head = ("choice", "places", "FF", "MULT18", "block RAM", *networks, "cycles x places")
+    yield from table(head, rows)
+
+
+def _places(figures: Figures) -> int:
+    return ecp5.Area(**figures["area"]).places
 
 
 def _estimated_mhz(figures: Figures) -> float:
@@ -162,14 +208,13 @@ def _rates(shots: _Snapshots) -> Iterator[str]:
     yield "## MACs a second for the area"
     yield ""
     rows = []
-    for n in CHIPS:
-        cells = shots.latest(Job("chip", n, n, "cells"))
-        routed = shots.latest(Job("chip", n, n, "routed"))
+    for job in CHIPS:
+        cells, routed = shots.latest(job), shots.latest(job.on("routed"))
         if cells and routed:
-            rate = n * n * routed["mhz"] / 1000
+            rate = job.rows * job.cols * routed["mhz"] / 1000
             per_lut = 1000 * rate / cells["area"]["lut"]
             per_dsp = rate / cells["area"]["dsp"]
-            rows.append((f"{n} x {n}", f"{rate:.2f}", f"{per_lut:.3f}", f"{per_dsp:.4f}"))
+            rows.append((_machine(job), f"{rate:.2f}", f"{per_lut:.3f}", f"{per_dsp:.4f}"))
     if rows:
         yield "Peak, at the routed clock:"
         yield ""

@@ -20,6 +20,7 @@ from systole.hw.bus.interfaces import (
     command_layout,
     record,
 )
+from systole.hw.bus.registers import StreamRegisters
 from systole.hw.post.combine import PostCombine
 from systole.hw.post.parameters import ParameterPrefetch
 from systole.hw.post.queue import RegisteredQueue
@@ -57,12 +58,13 @@ class PostEngine(wiring.Component):
 
     ::
 
-        walk -> request -> accumulators -> requantise ---------> combine -> table -> results -> write
-                        -> scratchpad ---> waiting a, b, addends --^                            ^
+        walk -> requests > accumulators -> requantise --------> combine -> table -> results -> write
+                         > scratchpad ---> waiting a, b, addends --^                            ^
              -> issued: where each word goes ---------------------------------------------------'
 
-    What the walk asks for stands in a register, ``request``, until it is taken: an address that
-    came from the walk's conditions would reach the scratchpad's arbiter late in the cycle.
+    What the walk asks for stands in registers, ``requests``, until it is taken: an address that
+    came from the walk's conditions would reach the scratchpad's arbiter late in the cycle, and the
+    arbiter's answer the walk.
     """
 
     command: CommandInterface
@@ -102,11 +104,9 @@ class PostEngine(wiring.Component):
         self._accept = Signal()
         self._start = Signal()  # a group starts
         self._going = Signal()  # the current group may issue words
-        self._free = Signal()  # the request's register takes the next
-        self._asks = Signal()  # an operand is asked for
         self._issue = Signal()  # the current word goes on its way, with its last operand
-        # What is read next: a word of ``a`` or of ``b``, or (``sums``) of the accumulators.
-        self._request = record(
+        # What is read next: a word of ``a`` or of ``b``, of the accumulators (``sums``), or both.
+        self._requests = StreamRegisters(
             data.StructLayout(
                 {
                     "sums": 1,
@@ -119,8 +119,9 @@ class PostEngine(wiring.Component):
                 }
             )
         )
-        self._reads = self._request.a | self._request.b
-        self._taken = Signal()  # what is requested is read
+        self._request = self._requests.output.payload
+        self._reads = Signal()  # it has a word of the scratchpad
+        self._taken = Signal()  # that word is read
         # The word of ``a`` or ``b`` that was read two cycles ago.
         self._a_comes = Signal()
         self._b_comes = Signal()
@@ -133,6 +134,7 @@ class PostEngine(wiring.Component):
         m.submodules.requantise = self._requantise
         m.submodules.combine = self._combine
         m.submodules.table = self._table
+        m.submodules.requests = self._requests
         m.submodules.issued = self._issued
         m.submodules.results = self._results
         m.submodules.addends = self._addends
@@ -195,19 +197,22 @@ class PostEngine(wiring.Component):
 
     def _start_group(self, m: Module) -> None:
         """Start a group when the command, its parameters and its table are there, and issue its
-        words while there is room for the results."""
+        words while there is room for the results. It loads its parameters in the next cycle, in
+        which no word of the group before may be left to be read."""
         walk = self._walk
         streaming = Signal()  # the current group has started
-        prepared = self._parameters.ready & ~self._requantise.loading
+        read = ~self._requests.waiting & ~self._reads  # all words of the group before
+        prepared = self._parameters.ready & ~self._requantise.loading & read
         m.d.comb += [
             self._start.eq(
                 self._active
                 & ~streaming
-                & self._free
                 & (self._from_scratchpad | prepared)
                 & (~self._cmd.lut | self._table.loaded)
             ),
-            self._going.eq((self._start | streaming) & self._free & self._issued.w_rdy),
+            self._going.eq(
+                (self._start | streaming) & self._requests.input.ready & self._issued.w_rdy
+            ),
         ]
         with m.If(self._start):
             m.d.sync += streaming.eq(1)
@@ -220,7 +225,7 @@ class PostEngine(wiring.Component):
 
     def _issue_word(self, m: Module) -> None:
         """Ask for the current word's operands; it is issued with the last of them."""
-        walk, keeps_b, request = self._walk, self._keeps_b, self._request
+        walk, keeps_b, asked = self._walk, self._keeps_b, self._requests.input
         second = Signal()  # ``a`` has been asked for, ``b`` not yet
         held = Signal()  # the one ``b`` has been asked for in this group
         a_next, b_next, more = Signal(), Signal(), Signal()
@@ -229,7 +234,14 @@ class PostEngine(wiring.Component):
             a_next.eq(self._from_scratchpad & Mux(keeps_b, held, ~second)),
             b_next.eq(self._combines & ~a_next),
             more.eq(Mux(keeps_b, b_next, pair & a_next)),
-            self._asks.eq(self._going & (a_next | b_next)),
+            asked.valid.eq(self._going),
+            asked.payload.sums.eq(self._issue & ~self._from_scratchpad),
+            asked.payload.a.eq(a_next),
+            asked.payload.b.eq(b_next),
+            asked.payload.acc.eq(walk.acc),
+            asked.payload.addr.eq(Mux(a_next, walk.a_word, walk.b_word)),
+            asked.payload.place.eq(walk.place),
+            asked.payload.group.eq(walk.group),
             self._issue.eq(self._going & ~more),
             self._issued.w_en.eq(self._issue),
             self._issued.w_data.eq(Cat(walk.out_word, walk.place, walk.command_ends)),
@@ -238,33 +250,21 @@ class PostEngine(wiring.Component):
             m.d.sync += second.eq(~second)
         with m.If(keeps_b & self._going):
             m.d.sync += held.eq(~(self._issue & walk.group_ends))
-        with m.If(self._free):
-            m.d.sync += [
-                request.sums.eq(self._issue & ~self._from_scratchpad),
-                request.a.eq(self._going & a_next),
-                request.b.eq(self._going & b_next),
-            ]
-        with m.If(self._going):
-            m.d.sync += [
-                request.acc.eq(walk.acc),
-                request.addr.eq(Mux(a_next, walk.a_word, walk.b_word)),
-                request.place.eq(walk.place),
-                request.group.eq(walk.group),
-            ]
 
     def _request_operand(self, m: Module) -> None:
         """Read what is requested: the accumulators together with the scratchpad's word, if there is
         one."""
-        request, sums = self._request, self.accumulators
+        requested, request, sums = self._requests.output, self._request, self.accumulators
         m.d.comb += [
+            self._reads.eq(requested.valid & (request.a | request.b)),
             self._taken.eq(
                 self._reads
                 & ~self._parameters.read.valid
                 & ~self._table.read.valid
                 & self.scratchpad_read.ready
             ),
-            self._free.eq(self._taken | ~self._reads),
-            sums.en.eq(request.sums & self._free),
+            requested.ready.eq(self._taken | ~(request.a | request.b)),
+            sums.en.eq(requested.valid & request.sums & requested.ready),
             sums.addr.eq(request.acc),
         ]
 

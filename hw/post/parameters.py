@@ -52,10 +52,9 @@ class ParameterPrefetch(wiring.Component):
         index = Signal(range(max(count, 2)))  # of the word that comes next
         comes = Signal()
         ahead = Signal()  # the reading for the offered command has begun
-        m.d.comb += read.valid.eq(left != 0)
         idle = ~read.valid & ~comes & ~self.ready
         with m.If(read.valid & read.ready):
-            m.d.sync += [read.addr.eq(read.addr + 1), left.eq(left - 1)]
+            m.d.sync += [read.addr.eq(read.addr + 1), left.eq(left - 1), read.valid.eq(left != 1)]
         m.d.sync += comes.eq(read.valid & read.ready)
         with m.If(comes):
             for i in range(count):
@@ -67,9 +66,9 @@ class ParameterPrefetch(wiring.Component):
         with m.If(self.take):
             m.d.sync += self.ready.eq(0)
             with m.If(~self.last_group):
-                m.d.sync += left.eq(count)
+                m.d.sync += [left.eq(count), read.valid.eq(1)]
         with m.If(self.offered & ~ahead & idle):
-            m.d.sync += [read.addr.eq(self.first), left.eq(count), ahead.eq(1)]
+            m.d.sync += [read.addr.eq(self.first), left.eq(count), read.valid.eq(1), ahead.eq(1)]
         with m.If(self.accept):
             m.d.sync += ahead.eq(0)
         return m

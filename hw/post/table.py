@@ -77,7 +77,6 @@ class PostTable(wiring.Component):
         comes = Signal()
         taken = Signal()
         m.d.comb += [
-            read.valid.eq(left != 0),
             taken.eq(read.valid & read.ready),
             write.en.eq(comes),
             write.data.eq(read.data),
@@ -88,7 +87,12 @@ class PostTable(wiring.Component):
             m.d.comb += write.data.eq(whole.word_select(part_comes, 8 * self.width))
         m.d.sync += comes.eq(taken)
         with m.If(taken):
-            m.d.sync += [left.eq(left - 1), part.eq(part + 1), part_comes.eq(part)]
+            m.d.sync += [
+                left.eq(left - 1),
+                read.valid.eq(left != 1),
+                part.eq(part + 1),
+                part_comes.eq(part),
+            ]
             with m.If(part == self.parts - 1):
                 m.d.sync += [part.eq(0), read.addr.eq(read.addr + 1)]
         with m.If(comes):
@@ -98,6 +102,7 @@ class PostTable(wiring.Component):
         with m.If(self.load):
             m.d.sync += [
                 left.eq(self.load_words),
+                read.valid.eq(1),
                 read.addr.eq(self.table),
                 write.addr.eq(0),
                 self.loaded.eq(0),

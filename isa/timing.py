@@ -94,11 +94,16 @@ READ_AHEAD = 2
 """Cycles, beside its reads, from when POST may read parameters or a table to its first word."""
 POST_READ = 2
 """Cycles from when POST issues a word to its sum from the accumulators."""
+POST_RETIRE = 1
+"""Cycles from POST's last write to the end of the command."""
 POST_DEPTH = {
-    PostOp.NONE: POST_READ + REQUANTISE_LATENCY,
-    PostOp.ADD: POST_READ + REQUANTISE_LATENCY + COMBINE_LATENCY,
-    PostOp.SUB: POST_READ + REQUANTISE_LATENCY + COMBINE_LATENCY,
-    PostOp.MUL: POST_READ + REQUANTISE_LATENCY + COMBINE_LATENCY,
+    op: POST_READ + REQUANTISE_LATENCY + latency + POST_RETIRE
+    for op, latency in {
+        PostOp.NONE: 0,
+        PostOp.ADD: COMBINE_LATENCY,
+        PostOp.SUB: COMBINE_LATENCY,
+        PostOp.MUL: COMBINE_LATENCY,
+    }.items()
 }
 """Cycles from the last word that POST issues to the end of the command, as the cycle model counts
 them: for accumulators, without a table."""

@@ -15,11 +15,13 @@ class StreamRegisters(wiring.Component):
     ``output.valid``, ``output.payload`` and ``input.ready`` all come from registers: nothing that
     the taker needs time for reaches the giver in the same cycle. The second register holds what the
     giver sends in the cycle in which the taker first refuses. ``waiting``: it is in use.
+    ``flush`` forgets both, and what is given in that cycle.
     """
 
     input: stream.Interface
     output: stream.Interface
     waiting: Signal
+    flush: Signal
 
     def __init__(self, layout: data.StructLayout):
         self.layout = layout
@@ -28,6 +30,7 @@ class StreamRegisters(wiring.Component):
                 "input": In(stream.Signature(layout)),
                 "output": Out(stream.Signature(layout)),
                 "waiting": Out(1),
+                "flush": In(1),
             }
         )
 
@@ -44,4 +47,6 @@ class StreamRegisters(wiring.Component):
                 m.d.sync += taker.payload.eq(giver.payload)
         with m.Elif(giver.valid & ~waiting):
             m.d.sync += [waiting.eq(1), second.eq(giver.payload)]
+        with m.If(self.flush):
+            m.d.sync += [taker.valid.eq(0), waiting.eq(0)]
         return m

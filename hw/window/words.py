@@ -7,6 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import record
+from systole.hw.bus.registers import StreamRegisters
 from systole.hw.window.walk import prepared_layout, tap_layout, word_name
 from systole.isa import Config, WindowOp
 from systole.isa.commands import ADDRESS_BITS
@@ -16,9 +17,9 @@ from systole.isa.timing import im2col_keeps_words
 class SourceWords(wiring.Component):
     """Finds the source word of every step of :class:`~hw.window.walk.TapWalk`, one a cycle.
 
-    It holds one step: ``next_tap`` is taken when ``takes`` is high. From then on ``valid`` is high
-    and the other outputs describe the step; ``step`` goes on to the next. ``start`` drops what is
-    held: in the next cycle the first step of ``current`` is in ``next_tap``.
+    It holds up to two steps: ``next_tap`` is taken when ``takes`` is high. While ``valid`` is high,
+    the other outputs describe the first of them; ``step`` goes on to the next. ``start`` drops what
+    is held: in the next cycle the first step of ``current`` is in ``next_tap``.
 
     Without IM2COL every step has a word. IM2COL holds the last two words: ``fetch`` says that the
     step brings one more. The segment's first ``split`` bytes of the word (all, if it lies within
@@ -70,16 +71,22 @@ class SourceWords(wiring.Component):
             record(held, name=n) for n in ("holds", "pixel_holds", "next_holds")
         )
         self._run_starts = Signal()
+        self._taps = StreamRegisters(tap_layout(config))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        m.submodules.taps = taps = self._taps
         self._find_word(m)
         m.d.comb += [
-            self.takes.eq(~self.valid | (self.step & ~self.prefetch)),
+            taps.input.valid.eq(1),
+            taps.input.payload.eq(self.next_tap),
+            taps.output.ready.eq(self.step & ~self.prefetch),
+            taps.flush.eq(self.start),
+            self.takes.eq(taps.input.ready),
+            self.tap.eq(taps.output.payload),
+            self.valid.eq(taps.output.valid),
             self.reload.eq(self._run_starts & (self.current.cmd.kernel_h != 1)),
         ]
-        with m.If(self.takes):
-            m.d.sync += [self.tap.eq(self.next_tap), self.valid.eq(1)]
         with m.If(self.step):
             m.d.sync += [
                 self.first.eq(self.tap.last & ~self.prefetch),
@@ -89,7 +96,7 @@ class SourceWords(wiring.Component):
             with m.If(self.tap.run_end & ~self.prefetch):
                 self._end_run(m)
         with m.If(self.start):
-            m.d.sync += [self.valid.eq(0), self.first.eq(1), self._run_starts.eq(1)]
+            m.d.sync += [self.first.eq(1), self._run_starts.eq(1)]
             self._drop_words(m)
         return m
 

@@ -11,6 +11,7 @@ from systole.isa import Config, Engine, Opcode, PostOp, PostSource, WindowOp
 from systole.isa.timing import (
     END_WORDS,
     POST_DEPTH,
+    POST_RETIRE,
     READ_AHEAD,
     READ_RETURN,
     STORE_DEPTH,
@@ -53,7 +54,7 @@ class _Post:
     """When its last group starts."""
     issued: float
     """When all its words are issued."""
-    ended: float
+    written: float
     """When all its words are written."""
     overlaps: bool
     """Another such command may follow before it ends."""
@@ -227,7 +228,7 @@ class MachineModel:
     def _post(self, c: Mapping[str, int], index: int, start: float) -> None:
         config, before = self.config, self.post
         overlaps = bool(post_overlaps(c["source"], c["op"], c["lut"]))
-        accept = max(start, before.issued if overlaps and before.overlaps else before.ended)
+        accept = max(start, before.issued if overlaps and before.overlaps else before.written)
         begin = accept + 1
         step = n = c["out_w"] * c["out_h"]
         if c["source"] == PostSource.ACCUMULATOR:
@@ -237,11 +238,11 @@ class MachineModel:
         else:
             step = n = post_reads(c)
         if c["lut"]:
-            begin = max(begin, max(start, before.ended) + table_reads(config) + READ_AHEAD)
+            begin = max(begin, max(start, before.written) + table_reads(config) + READ_AHEAD)
         last_group = begin + (c["groups"] - 1) * step
         issued = last_group + n + self.delays.get(index, 0)
         ended = issued + POST_DEPTH[PostOp(c["op"])]
-        self.post = _Post(last_group, issued, ended, overlaps)
+        self.post = _Post(last_group, issued, ended - POST_RETIRE, overlaps)
         self.issues[index] = begin, issued
         # The next command is offered while this one is at work.
         self.free[Engine.POST] = accept

@@ -14,7 +14,7 @@ from systole.hw.post.table import PostTable
 from systole.isa import COMMANDS, Config, Opcode, PostOp, PostSource
 from systole.isa.commands import TABLE_BYTES
 from systole.isa.numerics import combine, requantise
-from systole.isa.timing import POST_DEPTH
+from systole.isa.timing import POST_DEPTH, POST_RETIRE
 from tests.helpers.simulation import Inputs, simulation
 
 PARAM_AREA = 1024
@@ -330,11 +330,13 @@ def test_rates():
         assert r.accepted == [0]
         assert len(r.written) == words
         assert r.written[-1] - r.written[0] == pace * (words - 1), (source, op)
-        assert r.retired == r.written[-1:]
+        assert r.retired == [r.written[-1] + POST_RETIRE]
         if source == PostSource.ACCUMULATOR:
             table = TABLE_BYTES // 8 if lut else 0
             assert r.read[0] == config.param_words + table + 3
-            assert r.written[0] - r.read[0] == POST_DEPTH[op] + (PostTable.LATENCY if lut else 0)
+            assert r.written[0] - r.read[0] == POST_DEPTH[op] - POST_RETIRE + (
+                PostTable.LATENCY if lut else 0
+            )
         assert r.stalled == 0
 
 
@@ -380,7 +382,7 @@ def test_next_command_follows():
     assert r.read[-1] - r.read[0] == 4 * 12 - 1 + 3
     adds = plain | {"op": PostOp.ADD, "ma": 1, "mb": 1} | tensor("b", 0, 12, 1)
     r = run(config, [plain, adds], seed=4)
-    assert r.accepted[1] == r.retired[0] + 1
+    assert r.accepted[1] == r.retired[0]
     assert r.read[12] == r.accepted[1] + 2
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from systole.isa import Config, Engine, Opcode, PostOp, WindowOp
-from systole.isa.timing import POST_DEPTH, TRANSFER_START, WINDOW_DEPTH, WINDOW_LEAD
+from systole.isa.timing import POST_DEPTH, POST_RETIRE, TRANSFER_START, WINDOW_DEPTH, WINDOW_LEAD
 from systole.sw.simulate.cycles.engines import (
     WindowTiming,
     conv_banks,
@@ -110,7 +110,7 @@ class Conflicts:
         taken = self._posts_banks(begin, end)
         if not taken:
             return 0
-        late = WINDOW_DEPTH[WindowOp(c["op"])] - POST_DEPTH[PostOp.NONE]
+        late = WINDOW_DEPTH[WindowOp(c["op"])] - (POST_DEPTH[PostOp.NONE] - POST_RETIRE)
         lost, written, before = 0, -1, -1
         for step, word in window_writes(c, self.windows[index], self.config):
             ready = step + late + lost

@@ -10,12 +10,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from systole.isa import Config, Engine, Opcode, PostOp, WindowOp
-from systole.isa.timing import POST_DEPTH, POST_RETIRE, TRANSFER_START, WINDOW_DEPTH, WINDOW_LEAD
+from systole.isa import Config, Engine, Opcode, PostOp, PostSource, WindowOp
+from systole.isa.timing import (
+    POST_DEPTH,
+    POST_RETIRE,
+    READ_AHEAD,
+    TRANSFER_START,
+    WINDOW_DEPTH,
+    WINDOW_LEAD,
+)
 from systole.sw.simulate.cycles.engines import (
     WindowTiming,
     conv_banks,
-    im2col_row,
+    window_banks,
     window_writes,
 )
 from systole.sw.simulate.cycles.machine import Timetable
@@ -29,6 +36,8 @@ ROWS_PER_MEETING = 2
 """A window meets CONV once in so many of its rows, and is in step with it from there on. Fitted to
 the RTL in commit fa8eea2; with it, commit 718b878 measured every layer of more than 1,000 cycles of
 MobileNetV1 and V2, vww and dscnn-kws at 16x16 within 3 %."""
+READS_AT_ONCE = 256
+"""Reads of WINDOW that are compared with CONV's at a time."""
 
 _Spans = Sequence[tuple[float, float, float, bool]]
 """Accesses of an engine, in order of their ends: from, to, how many, at an even stride."""
@@ -64,9 +73,11 @@ class Conflicts:
         self.posts = [
             i
             for i, c in enumerate(commands)
-            if c["opcode"] == Opcode.POST and c["out_step"] % 2 == 0
+            if c["opcode"] == Opcode.POST
+            and c["source"] == PostSource.ACCUMULATOR
+            and c["op"] == PostOp.NONE
         ]
-        """Commands that write every other bank."""
+        """Commands that write a word a cycle."""
 
     def lost(self) -> dict[int, int]:
         """Cycles that commands lose, by index; without those that lose none."""
@@ -95,8 +106,9 @@ class Conflicts:
     def _window_conflicts(self, index: int) -> float:
         c, (begin, end) = self.commands[index], self.schedule.issues[index]
         lost = 0.0
-        if c["op"] == WindowOp.IM2COL:
-            lost += self._im2col_conflicts(c, begin, end)
+        banks = window_banks(c, self.windows[index], self.config)
+        if banks is not None:
+            lost += self._read_conflicts(banks, begin, end)
         elif c["op"] != WindowOp.SUM:
             rows = c["blocks"] * ((c["out_h"] - 1) * c["stride_y"] + c["kernel_h"])
             meetings = rows / ROWS_PER_MEETING
@@ -107,9 +119,10 @@ class Conflicts:
         """Cycles that WINDOW's writes lose to those of ``posts``, which go first, at a bank. A word
         that is refused may wait beside the next."""
         banks, c = self.config.banks, self.commands[index]
-        taken = self._posts_banks(begin, end)
-        if not taken:
+        posts_banks = self._posts_banks(begin, 2 * end - begin)
+        if (posts_banks < 0).all():
             return 0
+        taken: list[int] = posts_banks.tolist()
         late = WINDOW_DEPTH[WindowOp(c["op"])] - (POST_DEPTH[PostOp.NONE] - POST_RETIRE)
         lost, written, before = 0, -1, -1
         for step, word in window_writes(c, self.windows[index], self.config):
@@ -119,54 +132,62 @@ class Conflicts:
                 lost += before + 2 - ready
                 ready = before + 2
             at, bank = max(ready, written + 1), word % banks
-            while taken.get(at) == bank:
+            while 0 <= at < len(taken) and taken[at] == bank:
                 at += 1
             before, written = written, at
         return lost
 
-    def _posts_banks(self, begin: float, end: float) -> dict[int, int]:
-        """The banks that ``posts`` write, by cycle from ``begin``, in which their words issue."""
-        banks = self.config.banks
-        taken: dict[int, int] = {}
+    def _posts_banks(self, begin: float, end: float) -> np.ndarray:
+        """The banks that ``posts`` write, by cycle from ``begin``, in which their words issue; -1:
+        none."""
+        config, length = self.config, round(end - begin)
+        taken = np.full(length, -1)
         first = bisect_left(self.posts, begin, key=lambda i: self.schedule.ends[i])
         for i in self.posts[first:]:
-            p, at = self.commands[i], round(self.schedule.issues[i][0] - begin)
-            if at >= end - begin:
+            p, start = self.commands[i], round(self.schedule.issues[i][0] - begin)
+            if start >= length:
                 break
-            for y in range(p["out_h"]):
-                bank = p["out"] + y * p["out_pitch"]
-                for _ in range(p["out_w"]):
-                    taken[at] = bank % banks
-                    bank += p["out_step"]
-                    at += 1
+            y, x = np.arange(p["out_h"])[:, None], np.arange(p["out_w"])
+            words = (p["out"] + y * p["out_pitch"] + x * p["out_step"]).reshape(-1)
+            group_cycles = max(words.size, config.param_words + READ_AHEAD)
+            for group in range(p["groups"]):
+                block = (p["lane"] + group) // config.word_groups
+                banks = (words + block * p["out_block"]) % config.banks
+                at = start + group * group_cycles
+                banks, at = banks[max(0, -at) :], max(at, 0)
+                taken[at : at + len(banks)] = banks[: max(length - at, 0)]
         return taken
 
-    def _im2col_conflicts(self, c: Mapping[str, int], begin: float, end: float) -> int:
-        """Cycles that IM2COL's reads lose to CONV's, which go first, at a bank."""
-        config = self.config
-        # CONV's banks in the cycles from ``begin`` on; twice the time, as there will be delays.
-        length = 2 * round(end - begin)
+    def _read_conflicts(self, banks: np.ndarray, begin: float, end: float) -> int:
+        """Cycles that WINDOW's reads lose to CONV's, which go first, at a bank. ``banks``: which it
+        reads at each step from ``begin`` on; -1: none."""
+        # Twice the time, as there will be delays.
+        taken = self._convs_banks(begin, WINDOW_LEAD + 2 * len(banks))
+        lost = at = 0
+        while at < len(banks):
+            own = banks[at : at + READS_AT_ONCE]
+            refused = (own >= 0) & (own == taken[WINDOW_LEAD + at + lost :][: len(own)])
+            if refused.any():
+                at += int(refused.argmax())
+                lost += 1
+                if lost == len(banks):
+                    break
+            else:
+                at += len(own)
+        return lost
+
+    def _convs_banks(self, begin: float, length: int) -> np.ndarray:
+        """The banks that CONV reads in the ``length`` cycles from ``begin`` on; -1: none."""
         taken = np.full(length, -1)
         first = bisect_left(self.schedule.streams, begin, key=lambda s: s[1])
         for start, _, index in self.schedule.streams[first:]:
             at = round(start - begin)
             if at >= length:
                 break
-            banks = conv_banks(self.commands[index], config)[max(0, -at) :]
+            banks = conv_banks(self.commands[index], self.config)[max(0, -at) :]
             at = max(at, 0)
             taken[at : at + len(banks)] = banks[: length - at]
-        steps, reads, _ = im2col_row(c, config)
-        taken_banks: list[int] = taken.tolist()
-        lost = 0
-        for oy in range(c["out_h"]):
-            for step, ky, word in reads:
-                y = c["y0"] + oy * c["stride_y"] + ky * c["dilation_y"]
-                if 0 <= y < c["in_h"]:
-                    bank = (c["src"] + y * c["src_pitch"] + word) % config.banks
-                    at = WINDOW_LEAD + oy * steps + step
-                    while at + lost < length and taken_banks[at + lost] == bank:
-                        lost += 1
-        return lost
+        return taken
 
 
 def _shared(spans: _Spans, start: float, end: float, *, even: bool) -> float:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from systole.isa import Config, WindowOp
+from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import (
     WINDOW_SET_UP,
     WindowShape,
@@ -167,6 +168,41 @@ def window_timing(c: Mapping[str, int], config: Config) -> WindowTiming:
     set_up = WINDOW_SET_UP + window_set_up_bits(c)
     mode = (fast, *(c[n] for n in window_modes(config)))
     return WindowTiming(set_up, window_walk_start(c["op"]), words, fast, mode)
+
+
+def window_banks(c: Mapping[str, int], window: WindowTiming, config: Config) -> np.ndarray | None:
+    """The bank that WINDOW reads at each of its steps; -1: none. None where it is not known: on
+    the general path, and with windows in several parts."""
+    if c["op"] == WindowOp.IM2COL:
+        return _im2col_banks(c, config)
+    shape = WindowShape.of_command(c)
+    if not window.fast or shape.further_parts:
+        return None
+    taps = shape.taps if c["op"] == WindowOp.DEPTHWISE else 0
+    parameters = 0 if c["op"] == WindowOp.MAX else PARAM_BYTES
+    y, x = (c[f"{a}0"] + np.arange(n) for a, n in zip("yx", shape.region, strict=True))
+    inside = ((y >= 0) & (y < c["in_h"]))[:, None] & (x >= 0) & (x < c["in_w"])
+    pixels = c["src"] + y[:, None] * c["src_pitch"] + x
+    words: list[np.ndarray] = []
+    for block in range(c["blocks"]):
+        words += [
+            c["weights"] + block * taps + np.arange(taps),
+            c["params"] + block * parameters + np.arange(parameters),
+            np.where(inside, pixels + block * c["src_block"], -1).reshape(-1),
+        ]
+    read = np.concatenate(words)
+    return np.where(read < 0, -1, read % config.banks)
+
+
+def _im2col_banks(c: Mapping[str, int], config: Config) -> np.ndarray:
+    steps, reads, _ = im2col_row(c, config)
+    out = np.full(c["out_h"] * steps, -1)
+    for oy in range(c["out_h"]):
+        for step, ky, word in reads:
+            y = c["y0"] + oy * c["stride_y"] + ky * c["dilation_y"]
+            if 0 <= y < c["in_h"]:
+                out[oy * steps + step] = (c["src"] + y * c["src_pitch"] + word) % config.banks
+    return out
 
 
 def window_writes(

@@ -29,10 +29,6 @@ from systole.sw.simulate.cycles.engines import post_reads, window_timing
 
 _ENGINES_OF = [tuple(int(e) for e in Engine if mask >> e & 1) for mask in range(1 << len(Engine))]
 """The engines in a mask of waits or signals."""
-REFUSED = 3
-"""Cycles that WINDOW loses between two of its commands, on average, to accesses that the scratchpad
-refuses. Fitted to the RTL with MobileNetV1-0.25, whose second layer is predicted 5 % short with 1
-(how its reads and writes meet those of CONV and POST changes with the length of the pipelines)."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +247,7 @@ class MachineModel:
 
     def _window(self, c: Mapping[str, int], index: int, start: float) -> None:
         window, (mode, issued, ended) = self.windows[index], self.window
-        may_follow = issued + WINDOW_GAP + REFUSED if window.mode == mode else ended
+        may_follow = issued + WINDOW_GAP if window.mode == mode else ended
         begin = max(start + window.set_up, may_follow) + window.walk_start
         issued = begin + window.words + self.delays.get(index, 0)
         ended = issued + WINDOW_DEPTH[WindowOp(c["op"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,13 +111,15 @@ class WeightStore:
 
     def _add(self, tiles: np.ndarray, used: np.ndarray) -> tuple[WeightRun, ...]:
         """Add the ``used`` of a column block's tiles (channel blocks, kh, kw, rows, cols)."""
-        edges = np.flatnonzero(np.diff(np.r_[False, used, False].astype(int)))
-        runs = []
-        for first, end in edges.reshape(-1, 2).tolist():
-            words = tiles[first:end].reshape(-1, self.config.cols)
-            runs.append(WeightRun(first, end - first, self._count))
-            self._data.append(words)
-            self._count += len(words)
+        runs, first = [], 0
+        for kept, alike in itertools.groupby(used.tolist()):
+            count = len(list(alike))
+            if kept:
+                words = tiles[first : first + count].reshape(-1, self.config.cols)
+                runs.append(WeightRun(first, count, self._count))
+                self._data.append(words)
+                self._count += len(words)
+            first += count
         return tuple(runs)
 
     def words(self) -> np.ndarray:

@@ -99,7 +99,7 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     """:func:`fit`, computed anew."""
     batched = max(len(index), *(shape[0] for _, _, shape in sources)) > 1
     for across_images in (False, True) if batched else (False,):
-        forms: list[tuple[bool, np.ndarray, list[Source], list[Shape], tuple[int, ...]]] = []
+        forms: list[tuple[bool, _Alike, list[Source], list[Shape], tuple[int, ...]]] = []
         for flat in (False, True):
             seen = [
                 (name, scale, _seen(shape, flat, across_images)) for name, scale, shape in sources
@@ -112,19 +112,60 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
                 continue
             cells = _cells(places, shapes)
             if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
-                forms.append((flat, cells, seen, shapes, places.shape))
+                forms.append((flat, _Alike.of(cells), seen, shapes, places.shape))
         bounds: dict[bool, _Bound] = {}
         for most, count in CHANNEL_PICKS:
-            for flat, cells, seen, _, _ in forms:
-                for sy, sx in _steps(cells, most, count):
+            for flat, alike, seen, _, _ in forms:
+                for sy, sx in _steps(alike.cells, most, count):
                     if flat not in bounds and (most, sy, sx) != (1, 1, 1):
-                        bounds[flat] = _Bound.of(cells)
+                        bounds[flat] = _Bound.of(alike.cells)
                     if flat in bounds and bounds[flat].picks((sy, sx)) > MAX_PICKS:
                         continue
-                    phases = _phases(cells, (sy, sx), seen, most)
+                    phases = _phases(alike.cells, (sy, sx), seen, most)
                     if phases is not None:
-                        return Fit((sy, sx), phases, flat, across_images)
+                        return Fit((sy, sx), alike.spread(phases), flat, across_images)
     return None
+
+
+class _Alike(NamedTuple):
+    """The cells of one channel for each way in which channels are filled. Most channels differ from
+    others only in the number of the channel that they take."""
+
+    cells: np.ndarray
+    """(4, ways, H, W)."""
+    way: np.ndarray
+    """By channel, its way."""
+    further: np.ndarray
+    """By channel, how much higher the channels that it takes are than those in ``cells``."""
+
+    @staticmethod
+    def of(cells: np.ndarray) -> _Alike:
+        """The ways of ``cells`` (4, C, H, W)."""
+        patterns, first = _patterns(cells)
+        number: dict[bytes, int] = {}
+        way = np.array([number.setdefault(p.tobytes(), len(number)) for p in patterns])
+        shown = np.unique(way, return_index=True)[1]
+        return _Alike(cells[:, shown], way, first - first[shown][way])
+
+    def spread(self, phases: list[list[Pick]]) -> list[list[Pick]]:
+        """The phases of all channels; ``phases``: those of ``cells``."""
+        out = []
+        for phase in phases:
+            taken = [pick.channels[self.way] for pick in phase]
+            every = [np.where(t < 0, -1, t + self.further) for t in taken]
+            out.append([replace(pick, channels=c) for pick, c in zip(phase, every, strict=True)])
+        return out
+
+
+def _patterns(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ``cells`` (4, C, h, w) of every channel, (C, 4, h, w), with channels counted from that of
+    its first element; and that channel."""
+    patterns = np.ascontiguousarray(cells.transpose(1, 0, 2, 3))
+    valid = patterns[:, 0] >= 0
+    at = valid.reshape(len(valid), -1).argmax(axis=1)
+    first = patterns[:, 1].reshape(len(valid), -1)[np.arange(len(valid)), at]
+    patterns[:, 1] = np.where(valid, patterns[:, 1] - first[:, None, None], 0)
+    return patterns, first
 
 
 class _Bound(NamedTuple):
@@ -353,13 +394,9 @@ def _phase(cells: np.ndarray, sources: Sequence[Source], most: int) -> list[Pick
     """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
     covers: dict[bytes, list[tuple[tuple, int]] | None] = {}
-    # Channels that differ in nothing but their number are covered alike.
-    patterns = np.ascontiguousarray(cells.transpose(1, 0, 2, 3))
-    valid = patterns[:, 0] >= 0
-    at = valid.reshape(len(valid), -1).argmax(axis=1)
-    firsts = patterns[:, 1].reshape(len(valid), -1)[np.arange(len(valid)), at]
-    patterns[:, 1] = np.where(valid, patterns[:, 1] - firsts[:, None, None], 0)
-    for o in np.flatnonzero(valid.any(axis=(1, 2))):
+    # Channels that differ in nothing but their number in this phase are covered alike.
+    patterns, firsts = _patterns(cells)
+    for o in np.flatnonzero((patterns[:, 0] >= 0).any(axis=(1, 2))):
         key, first = patterns[o].tobytes(), firsts[o]
         if key not in covers:
             covers[key] = _cover(patterns[o], sources, most)

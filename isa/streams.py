@@ -41,7 +41,7 @@ def encode_stream(commands: Sequence[StreamCommand]) -> EncodedStream:
         by_engine.setdefault(c.engine, []).append(i)
     for own in by_engine.values():
         complete = _complete([commands[i] for i in own])
-        kept = np.ones(complete.shape, bool)
+        kept = np.ones_like(complete, bool)
         kept[1:, 1:] = complete[1:, 1:] != complete[:-1, 1:]
         bits = np.uint64(1) << np.arange(_PRESENT_AT, _PRESENT_AT + kept.shape[1] - 1).astype("u8")
         complete[:, 0] |= kept[:, 1:] @ bits

@@ -8,7 +8,6 @@ lifetimes."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -296,8 +295,7 @@ class Planner:
     ) -> dict[BufferKey, int]:
         """Addresses of all buffers."""
         for pause in range(MAX_PAUSE, -1, -1):
-            spaced = [dataclasses.replace(b, last=b.last + pause) for b in buffers]
-            addresses, top = pack(spaced)
+            addresses, top = pack(buffers, pause)
             if top <= self.config.scratchpad_words:
                 return addresses
         # Fragmentation: give up the costliest tensor of the fullest moment.

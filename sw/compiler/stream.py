@@ -131,12 +131,12 @@ class CommandStream:
         index, conflicts = len(self.commands), set[int]()
         for span in reads:
             history = self._history[span.memory]
-            for first, end in span.runs():
-                conflicts |= history.read(index, me, first, end)
+            for words in span.runs():
+                history.read(index, me, words, conflicts)
         for span in writes:
             history = self._history[span.memory]
-            for first, end in span.runs():
-                conflicts |= history.write(index, first, end)
+            for words in span.runs():
+                history.write(index, words, conflicts)
         return conflicts
 
     def _hold_back(self, me: Engine) -> Iterator[int]:

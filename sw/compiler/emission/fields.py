@@ -18,9 +18,9 @@ class CommandFields:
     def __call__(self, **values: int) -> dict[str, int]:
         """The values by field; fields not named are 0. Raises ``TypeError`` for a name that is no
         field of the command."""
-        unknown = values.keys() - self._names
-        if unknown:
-            raise TypeError(f"{self.opcode.name} has no field {', '.join(sorted(unknown))}")
+        if not values.keys() <= self._names:
+            unknown = sorted(values.keys() - self._names)
+            raise TypeError(f"{self.opcode.name} has no field {', '.join(unknown)}")
         return values
 
 

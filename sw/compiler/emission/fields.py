@@ -5,6 +5,7 @@ from __future__ import annotations
 from systole.isa import COMMANDS, Opcode
 from systole.isa.commands import HEADER
 from systole.sw.compiler.emission.views import BufferView
+from systole.sw.compiler.regions import Extent
 from systole.sw.compiler.stages import Combine, Geometry, Requant
 
 
@@ -34,7 +35,7 @@ window = CommandFields(Opcode.WINDOW)
 # Groups of fields ---------------------------------------------------------------------------------
 
 
-def sliding(g: Geometry, view: BufferView) -> dict[str, int]:
+def sliding(g: Geometry, view: BufferView | Extent) -> dict[str, int]:
     """CONV, WINDOW: a sliding window whose pads are relative to a view."""
     return dict(
         in_w=view.w,

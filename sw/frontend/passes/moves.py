@@ -76,7 +76,7 @@ def fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     A network makes the same movements again and again, and placement asks for them with every
     attempt: results are kept by what they depend on."""
     shapes = tuple(shape for _, _, shape in sources)
-    places = np.ascontiguousarray(index, np.int64)
+    places = np.ascontiguousarray(index, np.int32)
     key = (places.shape, hashlib.sha256(places.tobytes()).digest(), shapes)
     if key not in _FITS:
         if len(_FITS) >= MAX_KEPT:
@@ -367,8 +367,9 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
     array (4, C, H, W). None if the images do not all move alike."""
     images, _, rows, columns = np.array(shapes).T
     sizes = np.prod(shapes, axis=1, dtype=np.int64)
-    ends, image = np.cumsum(sizes), sizes // images
-    which = np.searchsorted(ends, index, side="right")
+    ends, image = np.cumsum(sizes).astype(np.int32), (sizes // images).astype(np.int32)
+    sizes = sizes.astype(np.int32)
+    which = np.searchsorted(ends, index, side="right").astype(np.int32)
     which[index < 0] = -1
     own = which[0]
     valid = own >= 0
@@ -382,12 +383,14 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
         return None
     if len({shape[2:] for shape in shapes}) == 1:
         h, w = shapes[0][2:]
-        line, column = np.divmod(places[0], w)
-        channel, row = np.divmod(line, h)
+        # By one number, this is much faster than ``divmod``.
+        line = places[0] // w
+        channel = line // h
+        column, row = places[0] - line * w, line - channel * h
     else:
         line, column = np.divmod(places[0], columns[own])
         channel, row = np.divmod(line, rows[own])
-    return np.where(valid, np.stack([own, channel, row, column]), -1).astype(np.int32)
+    return np.where(valid, np.stack([own, channel, row, column]), np.int32(-1))
 
 
 def _phase(cells: np.ndarray, sources: Sequence[Source], most: int) -> list[Pick] | None:

@@ -160,7 +160,7 @@ class _Alike(NamedTuple):
 def _patterns(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ``cells`` (4, C, h, w) of every channel, (C, 4, h, w), with channels counted from that of
     its first element; and that channel."""
-    patterns = np.ascontiguousarray(cells.transpose(1, 0, 2, 3))
+    patterns = cells.transpose(1, 0, 2, 3).copy()
     valid = patterns[:, 0] >= 0
     at = valid.reshape(len(valid), -1).argmax(axis=1)
     first = patterns[:, 1].reshape(len(valid), -1)[np.arange(len(valid)), at]

@@ -177,7 +177,7 @@ class Compiler:
         shift = align(8 * len(words))
         self._check_memory(shift + window.size, "commands, weights and tensors")
         image = bytearray(shift + len(self.constants.data))
-        image[: 8 * len(words)] = np.array(words, "<u8").tobytes()
+        image[: 8 * len(words)] = words.astype("<u8").tobytes()
         image[shift:] = self.constants.data
         return Program(
             model=graph.name,

@@ -21,30 +21,33 @@ class History:
         self._writers = [NEVER]
         self._readers: list[dict[int, int]] = [{}]
 
-    def read(self, command: int, engine: int, first: int, end: int) -> set[int]:
-        """Note that a command reads words; those that wrote them last, which may be NEVER."""
-        low, high = self._segments(first, end)
+    def read(self, command: int, engine: int, words: tuple[int, int], before: set[int]) -> None:
+        """Note that a command reads words (first, end). To ``before`` those are added that wrote
+        them last, which may be NEVER."""
+        low, high = self._segments(*words)
         for readers in self._readers[low:high]:
             readers[engine] = command
-        return set(self._writers[low:high])
+        before.update(self._writers[low:high])
 
-    def write(self, command: int, first: int, end: int) -> set[int]:
-        """Note that a command writes words; those that wrote them last, which may be NEVER, and
-        that have read them since."""
-        low, high = self._segments(first, end)
-        before = set(self._writers[low:high])
+    def write(self, command: int, words: tuple[int, int], before: set[int]) -> None:
+        """Note that a command writes words (first, end). To ``before`` those are added that wrote
+        them last, which may be NEVER, and that have read them since."""
+        low, high = self._segments(*words)
+        before.update(self._writers[low:high])
         for readers in self._readers[low:high]:
             before.update(readers.values())
         if low < high:
-            self._starts[low:high] = [first]
+            self._starts[low:high] = words[:1]
             self._writers[low:high] = [command]
             self._readers[low:high] = [{}]
-        return before
 
     def _segments(self, first: int, end: int) -> tuple[int, int]:
         """The segments that are exactly these words: the number of the first, and of the one behind
         the last."""
-        return self._begin(first), self._begin(end)
+        low, starts = self._begin(first), self._starts
+        if low + 1 < len(starts) and starts[low + 1] == end:
+            return low, low + 1  # as mostly
+        return low, self._begin(end)
 
     def _begin(self, word: int) -> int:
         """The number of the segment that begins with a word; another is divided for it."""

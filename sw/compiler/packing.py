@@ -30,22 +30,24 @@ def words_in_use(buffers: Iterable[Buffer[Key]], stages: int) -> np.ndarray:
     return np.cumsum(change[:-1])
 
 
-def pack(buffers: Sequence[Buffer[Key]]) -> tuple[dict[Key, int], int]:
+def pack(buffers: Sequence[Buffer[Key]], pause: int = 0) -> tuple[dict[Key, int], int]:
     """Addresses by key such that buffers alive together do not overlap, and the words needed: the
-    largest first, each in the lowest gap that holds it."""
+    largest first, each in the lowest gap that holds it. ``pause``: stages for which the words of a
+    buffer are left alone behind its last."""
     addresses: dict[Key, int] = {}
     top = 0
-    # Of the buffers placed so far: first and last stage, begin and end.
+    # Of the buffers placed so far, in order of their addresses: first stage, stage behind the
+    # pause, begin and end.
     placed = np.zeros((4, len(buffers)), np.int64)
     for n, b in enumerate(sorted(buffers, key=lambda b: (-b.words, b.first))):
-        first, last, begins, ends = placed[:, :n]
-        together = (first <= b.last) & (b.first <= last)
-        begins, ends = begins[together], ends[together]
-        order = np.argsort(begins, kind="stable")
-        below = np.maximum.accumulate(np.concatenate([[0], ends[order]]))
-        gaps = np.flatnonzero(begins[order] - below[:-1] >= b.words)
+        first, free, begins, ends = placed[:, :n]
+        together = (first <= b.last + pause) & (b.first < free)
+        below = np.maximum.accumulate(np.concatenate([[0], ends[together]]))
+        gaps = np.flatnonzero(begins[together] - below[:-1] >= b.words)
         at = int(below[gaps[0] if len(gaps) else -1])
-        placed[:, n] = b.first, b.last, at, at + b.words
+        place = int(np.searchsorted(begins, at))
+        placed[:, place + 1 : n + 1] = placed[:, place:n]
+        placed[:, place] = b.first, b.last + pause + 1, at, at + b.words
         addresses[b.key] = at
         top = max(top, at + b.words)
     return addresses, top

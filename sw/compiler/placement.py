@@ -243,14 +243,21 @@ class Placement:
             unit: {units[s] for i in nodes for s in self._sources(i)} - {unit}
             for unit, nodes in members.items()
         }
+        readers: dict[Unit, list[Unit]] = {unit: [] for unit in members}
+        for unit, others in needs.items():
+            for other in others:
+                readers[other].append(unit)
+        missing = {unit: len(others) for unit, others in needs.items()}
         level: dict[Unit, int] = {}
-        waiting = list(members)
-        while ready := [unit for unit in waiting if needs[unit] <= level.keys()]:
-            for unit in ready:
-                own = int(unit[0])
-                least = [level[s] + (level[s] % 2 != own) for s in needs[unit]]
-                level[unit] = max([*least, -own])
-            waiting = [unit for unit in waiting if unit not in level]
+        ready = [unit for unit in members if not missing[unit]]
+        for unit in ready:
+            own = int(unit[0])
+            least = [level[s] + (level[s] % 2 != own) for s in needs[unit]]
+            level[unit] = max([*least, -own])
+            for reader in readers[unit]:
+                missing[reader] -= 1
+                if not missing[reader]:
+                    ready.append(reader)
         return level
 
     def with_conversions(self, own: Iterable[int]) -> list[int]:

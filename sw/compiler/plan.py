@@ -8,7 +8,6 @@ lifetimes."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -216,23 +215,31 @@ class Planner:
         resident = {t for t, words in self.words.items() if words <= capacity}
         resident -= self.within | self.streamed
         used = words_in_use(self._lasting_buffers(resident), len(self.stages))
+        known: dict[Chain, ChainPlan] = {}
         while True:
             try:
-                return self._plan_beside(resident, used)
+                return self._plan_beside(resident, used, known)
             except _NoRoomError as e:
                 resident = resident - {e.tensor}
                 first, last = self.life[e.tensor]
                 used[first : last + 1] -= self.words[e.tensor]
+                # A tensor matters to no chain outside its life.
+                known = {c: p for c, p in known.items() if c.last < first or last < c.first}
 
-    def _plan_beside(self, resident: set[str], used: np.ndarray) -> Plan:
+    def _plan_beside(
+        self, resident: set[str], used: np.ndarray, known: dict[Chain, ChainPlan]
+    ) -> Plan:
         """The plan with these tensors resident; ``used``: by stage, the words of
-        :meth:`_lasting_buffers`. Raises :class:`_NoRoomError`."""
+        :meth:`_lasting_buffers`; ``known``: plans of chains beside these tensors, to which those
+        made are added. Raises :class:`_NoRoomError`."""
         plans: list[StagePlan] = []
         rolls: dict[str, Roll] = {}
         while len(plans) < len(self.stages):
-            own = self._plan_chain(self.chain[len(plans)], resident, used)
-            plans += own.stages
-            rolls |= own.rolls
+            chain = self.chain[len(plans)]
+            if chain not in known:
+                known[chain] = self._plan_chain(chain, resident, used)
+            plans += known[chain].stages
+            rolls |= known[chain].rolls
         buffers = self._lasting_buffers(resident)
         for tensor, each in rolls.items():
             buffers.append(Buffer(TensorKey(tensor), each.words, *self.life[tensor]))
@@ -288,8 +295,7 @@ class Planner:
     ) -> dict[BufferKey, int]:
         """Addresses of all buffers."""
         for pause in range(MAX_PAUSE, -1, -1):
-            spaced = [dataclasses.replace(b, last=b.last + pause) for b in buffers]
-            addresses, top = pack(spaced)
+            addresses, top = pack(buffers, pause)
             if top <= self.config.scratchpad_words:
                 return addresses
         # Fragmentation: give up the costliest tensor of the fullest moment.

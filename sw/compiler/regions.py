@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from systole.isa import Config
@@ -28,8 +27,7 @@ class Extent(NamedTuple):
         return self.h * self.w
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A rectangle of output pixels of one image of the batch."""
 
     n: int

@@ -51,6 +51,17 @@ class _Candidate:
     """It has more stripes than are needed for it to fit."""
 
 
+@dataclass(frozen=True)
+class _Fitting:
+    """A chain that fits in the scratchpad."""
+
+    chain: Chain
+    planner: Planner
+    """That of a schedule of these stages as the only chain: it plans any number of stripes."""
+    resident: set[str]
+    """The tensors resident beside the chain."""
+
+
 class _FastSearch:
     """Chains by estimate."""
 
@@ -69,8 +80,8 @@ class _FastSearch:
         self.split = [p.split is not None for p in plan.stages]
         self.candidates = [
             candidate
-            for chain, resident in self._chains()
-            if (candidate := self._candidate(chain, resident)) is not None
+            for fitting in self._chains()
+            if (candidate := self._candidate(fitting)) is not None
         ]
 
     def chains(self, *, finer: bool) -> list[Chain]:
@@ -87,8 +98,8 @@ class _FastSearch:
             best.append(max(options, key=lambda option: option[0]))
         return best[-1][1]
 
-    def _chains(self) -> Iterator[tuple[Chain, set[str]]]:
-        """The chains that fit and save transfers, each with the tensors resident beside it."""
+    def _chains(self) -> Iterator[_Fitting]:
+        """The chains that fit and save transfers."""
         for first in range(len(self.stages)):
             outputs, moved = {self.stages[first].op.output}, False
             for last in range(first + 1, min(first + LONGEST, len(self.stages))):
@@ -100,49 +111,54 @@ class _FastSearch:
                 outputs.add(output)
                 if not moved:
                     continue
-                resident = self.resident
-                chain = self._fitting(first, last, resident)
-                if chain is None and output in resident:
-                    # Beside the chain there may be no room for its result.
-                    resident = resident - {output}
-                    chain = self._fitting(first, last, resident)
-                if chain is None:
+                fitting = self._fitting(first, last, output)
+                if fitting is None:
                     break
-                yield chain, resident
+                yield fitting
 
-    def _fitting(self, first: int, last: int, resident: set[str]) -> Chain | None:
-        """The chain with the fewest stripes that fits beside the resident tensors."""
+    def _fitting(self, first: int, last: int, output: str) -> _Fitting | None:
+        """The chain with the fewest stripes that fits beside the resident tensors; beside it there
+        may be no room for its ``output``."""
         most = min(self.planner.rows(i) for i in range(first, last + 1))
         numbers = STRIPES[: bisect_right(STRIPES, most)]
+        if not numbers:
+            return None
+        planner = self.planner.scheduled(Schedule((Chain(first, last),)))
+        beside = [self.resident]
+        if output in self.resident:
+            beside.append(self.resident - {output})
+        for resident in beside:
+            # The more stripes, the less room they take.
+            at = bisect_left(
+                numbers, True, key=lambda n: planner.fits(Chain(first, last, n), resident)
+            )
+            if at < len(numbers):
+                return _Fitting(Chain(first, last, numbers[at]), planner, resident)
+        return None
 
-        # The more stripes, the less room they take.
-        at = bisect_left(numbers, True, key=lambda n: self._fits(Chain(first, last, n), resident))
-        return Chain(first, last, numbers[at]) if at < len(numbers) else None
-
-    def _fits(self, chain: Chain, resident: set[str]) -> bool:
-        return self.planner.scheduled(Schedule((chain,))).fits(chain, resident)
-
-    def _candidate(self, chain: Chain, resident: set[str]) -> _Candidate | None:
+    def _candidate(self, fitting: _Fitting) -> _Candidate | None:
         """The chain, or else the same with as few more stripes as make it gain."""
+        chain = fitting.chain
         cycles = sum(self.alone[i] for i in chain.stages)
-        for finer in self._finer(chain, resident):
-            gain = cycles - self._cycles(finer, resident)
+        for finer in self._finer(fitting):
+            gain = cycles - self._cycles(finer, fitting)
             if gain > MIN_GAIN * cycles:
                 return _Candidate(finer, gain, finer != chain)
         return None
 
-    def _finer(self, chain: Chain, resident: set[str]) -> Iterator[Chain]:
+    def _finer(self, fitting: _Fitting) -> Iterator[Chain]:
         """The chain, and with more stripes: sooner filled and drained, and otherwise slower."""
+        chain = fitting.chain
         most = min(self.planner.rows(i) for i in chain.stages)
         yield chain
         for times in FINER:
             finer = replace(chain, stripes=times * chain.stripes)
-            if finer.stripes <= most and self._fits(finer, resident):
+            if finer.stripes <= most and fitting.planner.fits(finer, fitting.resident):
                 yield finer
 
-    def _cycles(self, chain: Chain, resident: set[str]) -> float:
-        """Estimated cycles of a chain that fits."""
-        planner = self.planner.scheduled(Schedule((chain,)))
+    def _cycles(self, chain: Chain, fitting: _Fitting) -> float:
+        """Estimated cycles of a chain, in as many stripes, that fits."""
+        planner, resident = fitting.planner, fitting.resident
         striped = planner.stripes(chain, resident)
         assert striped is not None
         plans, rolls = striped

@@ -15,12 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from systole.isa import COMMANDS, Encoder, Engine, Opcode
+import numpy as np
+
+from systole.isa import COMMANDS, Engine, Opcode
 from systole.isa.csr import TOKEN_BITS
+from systole.isa.streams import StreamCommand, encode_stream
 from systole.sw.compiler.history import NEVER, History
 from systole.sw.ir.graph import ModelError
 
-(DRAM_AT,) = {COMMANDS[o].places["dram"][1] for o in (Opcode.LOAD, Opcode.STORE)}
+_TRANSFERS = (Opcode.LOAD, Opcode.STORE)
+(DRAM_AT,) = {COMMANDS[o].places["dram"][1] for o in _TRANSFERS}
 """Bit of a command's first word where its DRAM address begins."""
 assert DRAM_AT + COMMANDS[Opcode.LOAD].places["dram"][0].bits <= 64
 
@@ -127,12 +131,12 @@ class CommandStream:
         index, conflicts = len(self.commands), set[int]()
         for span in reads:
             history = self._history[span.memory]
-            for first, end in span.runs():
-                conflicts |= history.read(index, me, first, end)
+            for words in span.runs():
+                history.read(index, me, words, conflicts)
         for span in writes:
             history = self._history[span.memory]
-            for first, end in span.runs():
-                conflicts |= history.write(index, first, end)
+            for words in span.runs():
+                history.write(index, words, conflicts)
         return conflicts
 
     def _hold_back(self, me: Engine) -> Iterator[int]:
@@ -198,19 +202,13 @@ class CommandStream:
                             f"{Engine(target).name} outstanding: a counter holds {MAX_TOKENS}"
                         )
 
-    def words(self, move_to: Callable[[int], int] = lambda words: 0) -> list[int]:
-        """The encoded program, END appended. ``move_to``: how far the DRAM addresses are to be
-        moved, in bytes, for a program of so many words."""
-        out: list[int] = []
-        transfers: list[int] = []
-        encoder = Encoder()
-        for c in self.commands:
-            if c.opcode in (Opcode.LOAD, Opcode.STORE):
-                transfers.append(len(out))
-            out += encoder.encode(c.opcode, c.engine, wait=c.wait, signal=c.signal, **c.fields)
-        out += encoder.encode(Opcode.END)
+    def words(self, move_to: Callable[[int], int] = lambda words: 0) -> np.ndarray:
+        """The encoded program, uint64, END appended. ``move_to``: how far the DRAM addresses are to
+        be moved, in bytes, for a program of so many words."""
+        words, starts = encode_stream(
+            [StreamCommand(c.opcode, c.engine, c.wait, c.signal, c.fields) for c in self.commands]
+        )
         # Addresses are in the commands' first words, which are always there: the length stays.
-        distance = move_to(len(out)) << DRAM_AT
-        for at in transfers:
-            out[at] += distance
-        return out
+        transfers = [i for i, c in enumerate(self.commands) if c.opcode in _TRANSFERS]
+        words[starts[transfers]] += np.uint64(move_to(len(words)) << DRAM_AT)
+        return words

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from systole.sw.compiler.regions import cuts
+from systole.sw.compiler.regions import Extent, cuts
 
 CHUNK_WORDS = 512
 """Weight words one WLOAD brings, about: the grain at which CONV can follow the load."""
@@ -69,6 +69,11 @@ class Piece:
     """First tap of a row."""
     kernel_w: int
     """Taps of a row."""
+
+    @functools.cached_property
+    def taps(self) -> Extent:
+        """The rectangle of the kernel."""
+        return Extent(self.ky, self.kx, self.kernel_h, self.kernel_w)
 
     def words(self, rows: int) -> int:
         """Weight words."""

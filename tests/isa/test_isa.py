@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
@@ -25,6 +26,7 @@ from systole.isa import (
     encode,
 )
 from systole.isa.params import REQUANT_PARAMS
+from systole.isa.streams import StreamCommand, encode_stream
 from systole.isa.tools import assembler, document, header
 from systole.isa.tools.assembler import AssemblyError, assemble, disassemble
 
@@ -61,6 +63,39 @@ def test_encode_decode_text_round_trip(program):
         text = disassemble(words)
         assert len(text.splitlines()) == len(program)
         assert assemble(text) == words
+
+
+@settings(max_examples=80)
+@given(st.lists(commands().filter(lambda c: c[0] != Opcode.END), max_size=6))
+def test_whole_streams_are_encoded_as_command_by_command(program):
+    header = ("wait", "signal", "present")
+    listed = [
+        StreamCommand(
+            opcode,
+            COMMANDS[opcode].engines[0] if engine is None else engine,
+            fields.get("wait", 0),
+            fields.get("signal", 0),
+            {name: value for name, value in fields.items() if name not in header},
+        )
+        for opcode, engine, fields in program
+    ]
+    encoder, expected, starts = Encoder(), [], []
+    for c in listed:
+        starts.append(len(expected))
+        expected += encoder.encode(c.opcode, c.engine, wait=c.wait, signal=c.signal, **c.values)
+    stream = encode_stream(listed)
+    assert stream.words.tolist() == [*expected, *encode(Opcode.END)]
+    assert stream.starts.tolist() == [*starts, len(expected)]
+
+
+@pytest.mark.parametrize("values", [{"acc": -1}, {"nonsense": 1}, {"out_w": 1 << 16}])
+def test_whole_streams_refuse_what_commands_refuse(values):
+    with pytest.raises(ValueError) as one:
+        encode(Opcode.POST, **values)
+    with pytest.raises(ValueError, match=re.escape(str(one.value))):
+        encode_stream(
+            [StreamCommand(Opcode.POST, Engine.POST, 0, 0, v) for v in ({"acc": 1}, values)]
+        )
 
 
 def test_words_that_stay_are_left_out():

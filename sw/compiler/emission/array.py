@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from systole.sw.compiler.emission.activations import ActivationMover
 from systole.sw.compiler.emission.context import EmissionContext, OutputGroup
@@ -44,8 +43,9 @@ class ArrayEmitter:
             region = _of_phase(stage, phase, group.region)
             if region.h <= 0 or region.w <= 0:
                 continue
+            parts = list(tiles(region, config))
             for column in columns:
-                for part in tiles(region, config):
+                for part in parts:
                     self._half ^= 1
                     tile = ArrayTile(
                         index=group.index,
@@ -67,4 +67,4 @@ def _of_phase(stage: ArrayStage, phase: Phase, region: Region) -> Region:
     less."""
     rows = -(-(stage.out_h - phase.y) // stage.steps[0]) - region.y
     columns = -(-(stage.out_w - phase.x) // stage.steps[1]) - region.x
-    return replace(region, h=min(region.h, rows), w=min(region.w, columns))
+    return region._replace(h=min(region.h, rows), w=min(region.w, columns))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from systole.isa import Opcode
 from systole.sw.compiler.emission import fields
@@ -138,11 +140,9 @@ class ConvolutionEmitter:
         self, each: TileRun, piece: Piece, x: BufferView, at: int, accumulate: bool
     ) -> None:
         """The CONV command of one piece of a run, whose weights begin at address ``at``."""
-        config, tile, g = self.context.config, each.tile, each.convolution.geometry
+        config, tile = self.context.config, each.tile
         region, block = tile.region, piece.block + each.weights.block
-        y0 = region.y * g.strides[0] - g.pads[0] + piece.ky * g.dilations[0] - x.y
-        x0 = region.x * g.strides[1] - g.pads[1] + piece.kx * g.dilations[1] - x.x
-        part = Geometry((piece.kernel_h, piece.kernel_w), g.strides, (-y0, -x0), g.dilations)
+        window = _window(each.convolution.geometry, piece.taps, region.extent, x.extent)
         values = fields.conv(
             accumulate=int(accumulate),
             weights=at,
@@ -154,18 +154,36 @@ class ConvolutionEmitter:
             pad=tile.stage.sources[each.convolution.source].zero,
             out_w=region.w,
             out_h=region.h,
-            **fields.sliding(part, x),
+            **window.fields,
         )
-        top, bottom = part.span(0, 0, region.h, x.h)
-        left, right = part.span(1, 0, region.w, x.w)
-        read = Extent(x.y + top, x.x + left, bottom - top, right - left)
         self.context.stream.emit(
             Opcode.CONV,
             values,
             [
-                x.words(read, block, piece.blocks),
+                x.words(window.read, block, piece.blocks),
                 run(StreamMemory.WEIGHTS, at, piece.words(config.rows)),
             ],
             [accumulators(tile.half)],
             stage=tile.index,
         )
+
+
+class _Window(NamedTuple):
+    """How a CONV command slides over its input."""
+
+    fields: dict[str, int]
+    read: Extent
+    """What it reads of the tensor."""
+
+
+@functools.lru_cache(4096)
+def _window(g: Geometry, taps: Extent, out: Extent, view: Extent) -> _Window:
+    """The window of some ``taps`` of the kernel over a view of the input, for the outputs
+    ``out``. Most commands of a stage differ in their weights alone."""
+    y0 = out.y * g.strides[0] - g.pads[0] + taps.y * g.dilations[0] - view.y
+    x0 = out.x * g.strides[1] - g.pads[1] + taps.x * g.dilations[1] - view.x
+    part = Geometry((taps.h, taps.w), g.strides, (-y0, -x0), g.dilations)
+    top, bottom = part.span(0, 0, out.h, view.h)
+    left, right = part.span(1, 0, out.w, view.w)
+    read = Extent(view.y + top, view.x + left, bottom - top, right - left)
+    return _Window(fields.sliding(part, view), read)

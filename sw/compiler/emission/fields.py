@@ -5,6 +5,7 @@ from __future__ import annotations
 from systole.isa import COMMANDS, Opcode
 from systole.isa.commands import HEADER
 from systole.sw.compiler.emission.views import BufferView
+from systole.sw.compiler.regions import Extent
 from systole.sw.compiler.stages import Combine, Geometry, Requant
 
 
@@ -18,9 +19,9 @@ class CommandFields:
     def __call__(self, **values: int) -> dict[str, int]:
         """The values by field; fields not named are 0. Raises ``TypeError`` for a name that is no
         field of the command."""
-        unknown = values.keys() - self._names
-        if unknown:
-            raise TypeError(f"{self.opcode.name} has no field {', '.join(sorted(unknown))}")
+        if not values.keys() <= self._names:
+            unknown = sorted(values.keys() - self._names)
+            raise TypeError(f"{self.opcode.name} has no field {', '.join(unknown)}")
         return values
 
 
@@ -34,7 +35,7 @@ window = CommandFields(Opcode.WINDOW)
 # Groups of fields ---------------------------------------------------------------------------------
 
 
-def sliding(g: Geometry, view: BufferView) -> dict[str, int]:
+def sliding(g: Geometry, view: BufferView | Extent) -> dict[str, int]:
     """CONV, WINDOW: a sliding window whose pads are relative to a view."""
     return dict(
         in_w=view.w,

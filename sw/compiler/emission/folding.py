@@ -55,7 +55,7 @@ class FoldEmitter:
         out = BufferView(base=start, pitch=w, block=rows * w, y=y, h=count, w=w)
         first = max(first, y)
         if first < y + count:
-            part = replace(out, base=out.at(first, 0), y=first, h=y + count - first)
+            part = out._replace(base=out.at(first, 0), y=first, h=y + count - first)
             window = Geometry(
                 (1, g.kernel[1]), (1, g.strides[1]), (-first, g.pads[1]), (1, g.dilations[1])
             )

@@ -52,8 +52,7 @@ class RunKey(NamedTuple):
     """First channel block."""
 
 
-@dataclass(frozen=True)
-class TileRun:
+class TileRun(NamedTuple):
     """One run of weights for a tile."""
 
     tile: ArrayTile

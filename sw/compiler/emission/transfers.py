@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from systole.isa import Engine, LoadTarget, Opcode
 from systole.sw.compiler.emission import fields
@@ -16,8 +16,7 @@ MAX_COUNT = largest(Opcode.LOAD, "count0")
 """Words of one contiguous run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransferBox:
+class TransferBox(NamedTuple):
     """Words in runs, and runs in groups, in DRAM as well as in the scratchpad."""
 
     address: int
@@ -37,8 +36,7 @@ class TransferBox:
         groups, runs, words = box.counts
         if runs > 1:
             return box
-        box = replace(
-            box,
+        box = box._replace(
             counts=(1, groups, words),
             dram_steps=(0, box.dram_steps[0]),
             local_steps=(0, box.local_steps[0]),
@@ -49,7 +47,7 @@ class TransferBox:
         groups, runs, words = self.counts
         follow = self.dram_steps[1] == words * vector and self.local_steps[1] == words
         if runs > 1 and follow and words * runs <= MAX_COUNT:
-            return replace(self, counts=(groups, 1, words * runs))
+            return self._replace(counts=(groups, 1, words * runs))
         return self
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from systole.sw.compiler.regions import Extent
 from systole.sw.compiler.stream import Span, StreamMemory
 
 
-@dataclass(frozen=True, kw_only=True)
-class BufferView:
+class BufferView(NamedTuple):
     """A rectangle of a tensor in the scratchpad."""
 
     base: int
@@ -18,12 +17,12 @@ class BufferView:
     """Words from one row to the next."""
     block: int
     """Words from one block to the next."""
+    h: int
+    w: int
     y: int = 0
     """First row, in the tensor."""
     x: int = 0
     """First column, in the tensor."""
-    h: int
-    w: int
 
     @staticmethod
     def of(base: int, extent: Extent) -> BufferView:
@@ -37,7 +36,7 @@ class BufferView:
 
     def from_block(self, block: int) -> BufferView:
         """The same without the first blocks."""
-        return replace(self, base=self.base + block * self.block)
+        return self._replace(base=self.base + block * self.block)
 
     def at(self, y: int, x: int, block: int = 0) -> int:
         """Word of position (y, x) of the tensor."""

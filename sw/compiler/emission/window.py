@@ -31,7 +31,7 @@ class WindowEmitter:
             if params is not None:
                 word = params + number * self.context.config.window_param_words
             for first, w in window_columns(window_shape(stage, part), self.context.config):
-                piece = replace(part, x=part.x + first, w=w)
+                piece = part._replace(x=part.x + first, w=w)
                 self._command(replace(group, region=piece), stage, x, word)
 
     def _parts(self, group: OutputGroup, stage: WindowStage) -> Iterator[tuple[Region, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,9 +29,23 @@ class PackedKernel(NamedTuple):
     """A kernel as weight tiles."""
 
     tiles: np.ndarray
-    """int8 (column blocks, channel blocks, kh, kw, rows, cols)."""
+    """int8 (count, kh, kw, rows, cols): those used, column block by column block."""
     used: np.ndarray
     """By column block and channel block: there are weights other than zero."""
+
+    def with_zeros(self, columns: np.ndarray) -> PackedKernel:
+        """The same with tiles of zeros, used, for the first channel block of some column blocks
+        that have none."""
+        used = self.used.copy()
+        used[columns, 0] = True
+        tiles = np.zeros((int(used.sum()), *self.tiles.shape[1:]), np.int8)
+        tiles[self.used[used]] = self.tiles
+        return PackedKernel(tiles, used)
+
+    def by_column(self) -> list[np.ndarray]:
+        """The tiles of each column block."""
+        ends = np.cumsum(self.used.sum(axis=1)).tolist()
+        return [self.tiles[begin:end] for begin, end in zip([0, *ends], ends)]
 
 
 @dataclass(frozen=True)
@@ -49,13 +64,14 @@ class Permutation:
     def packed(self, config: Config) -> PackedKernel:
         """Its tiles, without a look at all the zeros among them."""
         columns, blocks = -(-self.size[0] // config.cols), -(-self.size[1] // config.rows)
-        tiles = np.zeros((columns, blocks, 1, 1, config.rows, config.cols), np.int8)
-        used = np.zeros((columns, blocks), bool)
+        used = np.zeros(columns * blocks, bool)
         column, col = np.divmod(self.outputs, config.cols)
         block, row = np.divmod(self.inputs, config.rows)
-        tiles[column, block, 0, 0, row, col] = self.weight
-        used[column, block] = self.weight != 0
-        return PackedKernel(tiles, used)
+        taken, number = np.unique(column * blocks + block, return_inverse=True)
+        tiles = np.zeros((len(taken), 1, 1, config.rows, config.cols), np.int8)
+        tiles[number, 0, 0, row, col] = self.weight
+        used[taken] = self.weight != 0
+        return PackedKernel(tiles[: int(used.sum())], used.reshape(columns, blocks))
 
 
 @dataclass(frozen=True)
@@ -103,20 +119,29 @@ class WeightStore:
         only of zeros."""
         packed = [_packed(kernel, self.config) for kernel in kernels]
         empty = ~np.any([each.used.any(axis=-1) for each in packed], axis=0)
-        packed[0].used[empty, 0] = True
-        columns = range(len(packed[0].tiles))
-        by_column = [[self._add(each.tiles[c], each.used[c]) for each in packed] for c in columns]
+        if empty.any():
+            packed[0] = packed[0].with_zeros(empty)
+        tiles = [each.by_column() for each in packed]
+        by_column = [
+            [self._add(own[c], each.used[c]) for own, each in zip(tiles, packed, strict=True)]
+            for c in range(len(empty))
+        ]
         return [tuple(runs[k] for runs in by_column) for k in range(len(kernels))]
 
     def _add(self, tiles: np.ndarray, used: np.ndarray) -> tuple[WeightRun, ...]:
-        """Add the ``used`` of a column block's tiles (channel blocks, kh, kw, rows, cols)."""
-        edges = np.flatnonzero(np.diff(np.r_[False, used, False].astype(int)))
-        runs = []
-        for first, end in edges.reshape(-1, 2).tolist():
-            words = tiles[first:end].reshape(-1, self.config.cols)
-            runs.append(WeightRun(first, end - first, self._count))
-            self._data.append(words)
-            self._count += len(words)
+        """Add the tiles (count, kh, kw, rows, cols) of a column block's ``used`` channel blocks."""
+        if not len(tiles):
+            return ()
+        words = tiles.reshape(-1, self.config.cols)
+        self._data.append(words)
+        of_tile = len(words) // len(tiles)
+        runs, first = [], 0
+        for kept, alike in itertools.groupby(used.tolist()):
+            count = len(list(alike))
+            if kept:
+                runs.append(WeightRun(first, count, self._count))
+                self._count += count * of_tile
+            first += count
         return tuple(runs)
 
     def words(self) -> np.ndarray:
@@ -129,7 +154,8 @@ def _packed(kernel: np.ndarray | Permutation, config: Config) -> PackedKernel:
     if isinstance(kernel, Permutation):
         return kernel.packed(config)
     tiles = layout.pack_weights(kernel, config)
-    return PackedKernel(tiles, np.asarray(tiles.reshape(*tiles.shape[:2], -1).any(2)))
+    used = np.asarray(tiles.reshape(*tiles.shape[:2], -1).any(2))
+    return PackedKernel(tiles[used], used)
 
 
 def array_stage(

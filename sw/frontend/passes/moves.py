@@ -76,7 +76,7 @@ def fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     A network makes the same movements again and again, and placement asks for them with every
     attempt: results are kept by what they depend on."""
     shapes = tuple(shape for _, _, shape in sources)
-    places = np.ascontiguousarray(index, np.int64)
+    places = np.ascontiguousarray(index, np.int32)
     key = (places.shape, hashlib.sha256(places.tobytes()).digest(), shapes)
     if key not in _FITS:
         if len(_FITS) >= MAX_KEPT:
@@ -99,7 +99,7 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     """:func:`fit`, computed anew."""
     batched = max(len(index), *(shape[0] for _, _, shape in sources)) > 1
     for across_images in (False, True) if batched else (False,):
-        forms: list[tuple[bool, np.ndarray, list[Source], list[Shape], tuple[int, ...]]] = []
+        forms: list[tuple[bool, _Alike, list[Source], list[Shape], tuple[int, ...]]] = []
         for flat in (False, True):
             seen = [
                 (name, scale, _seen(shape, flat, across_images)) for name, scale, shape in sources
@@ -112,19 +112,60 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
                 continue
             cells = _cells(places, shapes)
             if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
-                forms.append((flat, cells, seen, shapes, places.shape))
+                forms.append((flat, _Alike.of(cells), seen, shapes, places.shape))
         bounds: dict[bool, _Bound] = {}
         for most, count in CHANNEL_PICKS:
-            for flat, cells, seen, _, _ in forms:
-                for sy, sx in _steps(cells, most, count):
+            for flat, alike, seen, _, _ in forms:
+                for sy, sx in _steps(alike.cells, most, count):
                     if flat not in bounds and (most, sy, sx) != (1, 1, 1):
-                        bounds[flat] = _Bound.of(cells)
+                        bounds[flat] = _Bound.of(alike.cells)
                     if flat in bounds and bounds[flat].picks((sy, sx)) > MAX_PICKS:
                         continue
-                    phases = _phases(cells, (sy, sx), seen, most)
+                    phases = _phases(alike.cells, (sy, sx), seen, most)
                     if phases is not None:
-                        return Fit((sy, sx), phases, flat, across_images)
+                        return Fit((sy, sx), alike.spread(phases), flat, across_images)
     return None
+
+
+class _Alike(NamedTuple):
+    """The cells of one channel for each way in which channels are filled. Most channels differ from
+    others only in the number of the channel that they take."""
+
+    cells: np.ndarray
+    """(4, ways, H, W)."""
+    way: np.ndarray
+    """By channel, its way."""
+    further: np.ndarray
+    """By channel, how much higher the channels that it takes are than those in ``cells``."""
+
+    @staticmethod
+    def of(cells: np.ndarray) -> _Alike:
+        """The ways of ``cells`` (4, C, H, W)."""
+        patterns, first = _patterns(cells)
+        number: dict[bytes, int] = {}
+        way = np.array([number.setdefault(p.tobytes(), len(number)) for p in patterns])
+        shown = np.unique(way, return_index=True)[1]
+        return _Alike(cells[:, shown], way, first - first[shown][way])
+
+    def spread(self, phases: list[list[Pick]]) -> list[list[Pick]]:
+        """The phases of all channels; ``phases``: those of ``cells``."""
+        out = []
+        for phase in phases:
+            taken = [pick.channels[self.way] for pick in phase]
+            every = [np.where(t < 0, -1, t + self.further) for t in taken]
+            out.append([replace(pick, channels=c) for pick, c in zip(phase, every, strict=True)])
+        return out
+
+
+def _patterns(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ``cells`` (4, C, h, w) of every channel, (C, 4, h, w), with channels counted from that of
+    its first element; and that channel."""
+    patterns = cells.transpose(1, 0, 2, 3).copy()
+    valid = patterns[:, 0] >= 0
+    at = valid.reshape(len(valid), -1).argmax(axis=1)
+    first = patterns[:, 1].reshape(len(valid), -1)[np.arange(len(valid)), at]
+    patterns[:, 1] = np.where(valid, patterns[:, 1] - first[:, None, None], 0)
+    return patterns, first
 
 
 class _Bound(NamedTuple):
@@ -326,8 +367,9 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
     array (4, C, H, W). None if the images do not all move alike."""
     images, _, rows, columns = np.array(shapes).T
     sizes = np.prod(shapes, axis=1, dtype=np.int64)
-    ends, image = np.cumsum(sizes), sizes // images
-    which = np.searchsorted(ends, index, side="right")
+    ends, image = np.cumsum(sizes).astype(np.int32), (sizes // images).astype(np.int32)
+    sizes = sizes.astype(np.int32)
+    which = np.searchsorted(ends, index, side="right").astype(np.int32)
     which[index < 0] = -1
     own = which[0]
     valid = own >= 0
@@ -341,25 +383,23 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
         return None
     if len({shape[2:] for shape in shapes}) == 1:
         h, w = shapes[0][2:]
-        line, column = np.divmod(places[0], w)
-        channel, row = np.divmod(line, h)
+        # By one number, this is much faster than ``divmod``.
+        line = places[0] // w
+        channel = line // h
+        column, row = places[0] - line * w, line - channel * h
     else:
         line, column = np.divmod(places[0], columns[own])
         channel, row = np.divmod(line, rows[own])
-    return np.where(valid, np.stack([own, channel, row, column]), -1).astype(np.int32)
+    return np.where(valid, np.stack([own, channel, row, column]), np.int32(-1))
 
 
 def _phase(cells: np.ndarray, sources: Sequence[Source], most: int) -> list[Pick] | None:
     """The picks that give ``cells`` (4, C, h, w), at most ``most`` for a channel, or None."""
     groups: dict[tuple, np.ndarray] = {}
     covers: dict[bytes, list[tuple[tuple, int]] | None] = {}
-    # Channels that differ in nothing but their number are covered alike.
-    patterns = np.ascontiguousarray(cells.transpose(1, 0, 2, 3))
-    valid = patterns[:, 0] >= 0
-    at = valid.reshape(len(valid), -1).argmax(axis=1)
-    firsts = patterns[:, 1].reshape(len(valid), -1)[np.arange(len(valid)), at]
-    patterns[:, 1] = np.where(valid, patterns[:, 1] - firsts[:, None, None], 0)
-    for o in np.flatnonzero(valid.any(axis=(1, 2))):
+    # Channels that differ in nothing but their number in this phase are covered alike.
+    patterns, firsts = _patterns(cells)
+    for o in np.flatnonzero((patterns[:, 0] >= 0).any(axis=(1, 2))):
         key, first = patterns[o].tobytes(), firsts[o]
         if key not in covers:
             covers[key] = _cover(patterns[o], sources, most)

@@ -23,6 +23,7 @@ from systole.sw.quantisation.measure import layer_noise
 from systole.sw.quantisation.pipeline import QuantisationOptions, quantise, quantise_model
 from systole.sw.quantisation.prepare import input_shapes, prepare, session
 from systole.sw.quantisation.samples import ArraySamples, Preprocessing, read_samples
+from tests.helpers.marks import fewer_unless_long
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "models"
 IMAGENET = (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
@@ -544,6 +545,7 @@ def _cifar(mean, std) -> tuple[np.ndarray, np.ndarray]:
     return ((x / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32), y
 
 
+# Of each kind of network, the smaller first.
 TRAINED = {
     "mlperf_tiny/kws_float": lambda: _keywords(False),
     "mlperf_tiny/vww_float": lambda: (
@@ -554,13 +556,13 @@ TRAINED = {
     "mlperf_tiny/sww_float": lambda: _stored("sww_calib45.npz", "x"),
     "other/mnist_cntk_float": lambda: tuple(a[:300] for a in _stored("mnist_t10k.npz", "x_uint8")),
     "other/winml_cifar_float": lambda: _cifar(0.5, 0.5),
+    "other/ml_kws_cnn_s_float": lambda: _keywords(True),
     "other/resnet20_cifar_float": lambda: _cifar(*IMAGENET),
     "other/ml_kws_ds_cnn_s_float": lambda: _keywords(True),
-    "other/ml_kws_cnn_s_float": lambda: _keywords(True),
 }
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", fewer_unless_long([*TRAINED], fast=7))
 def test_trained(name):
     """Classes after quantisation: nearly all as before, about as many right."""
     path = SHARED / f"{name}.onnx"

@@ -67,3 +67,14 @@ def test_channels_that_take_too_many_places_are_refused_by_the_bound(monkeypatch
     monkeypatch.setattr(moves, "_phases", recorded)
     assert moves._fit(index, [("x", 1.0, (1, 28, 28, 48))]) is None
     assert not tried
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 1, 2], [2, 3, 0, 1]])
+def test_channels_filled_alike_take_channels_of_their_own(order):
+    """Columns of three channels in another order, among them a single channel."""
+    places = np.arange(5 * 4 * 4).reshape(1, 5, 4, 4)
+    for channels in ([3], [4, 1, 2], [0, 0, 3]):
+        fit = moves.fit(places[:, channels][..., order], [("x", 1.0, (1, 5, 4, 4))])
+        assert fit is not None
+        taken = np.stack([pick.channels for phase in fit.phases for pick in phase])
+        assert taken.tolist() == [channels] * len(taken)

@@ -26,7 +26,7 @@ NAMES = {"lut": "places of LUTs", "ff": "flip-flops", "dsp": "MULT18X18D", "ram"
 SOFT_PRODUCTS = "*.window.reduce/t:$mul"
 """Yosys' selection of the products that are made of LUTs where multipliers run out: there are many
 of them, they are small, and the array's are used more."""
-TARGET_MHZ = 125
+TARGET_MHZ = 100
 """The clock that placement aims at."""
 
 
@@ -193,6 +193,7 @@ def place(directory: Path, *, seed: int = 1) -> Placed:
         ),
         *("--85k", "--speed", "6", "--package", "CABGA756", "--out-of-context"),
         *("--timing-allow-fail", "--freq", str(TARGET_MHZ), "--seed", str(seed)),
+        *("--router", "router2"),
         *("--json", "registered.json", "--report", "report.json"),
     ]
     seconds = yosys.call(command, directory, "nextpnr.log", NEXTPNR)

@@ -44,32 +44,17 @@ _Spans = Sequence[tuple[float, float, float, bool]]
 
 
 class Conflicts:
-    """The conflicts of a program's commands as one pass has scheduled them."""
+    """The conflicts of a program's commands, as passes have scheduled them."""
 
     def __init__(
         self,
         commands: Sequence[Mapping[str, int]],
         windows: Mapping[int, WindowTiming],
-        schedule: Timetable,
         config: Config,
         read_latency: int,
     ):
-        self.commands, self.windows, self.schedule = commands, windows, schedule
-        self.config = config
-        self.convs: _Spans = [
-            (begin, stop, stop - begin, commands[i]["stride_x"] % 2 == 0)
-            for begin, stop, i in schedule.streams
-        ]
-        self.loads: _Spans = [
-            (
-                schedule.starts[i] + TRANSFER_START + read_latency,
-                schedule.ends[i],
-                c["count0"] * c["count1"] * c["count2"],
-                False,
-            )
-            for i, c in enumerate(commands)
-            if c["engine"] == Engine.LOAD and config.beat_bytes >= config.vector_bytes
-        ]
+        self.commands, self.windows, self.config = commands, windows, config
+        self.read_latency = read_latency
         self.posts = [
             i
             for i, c in enumerate(commands)
@@ -78,9 +63,31 @@ class Conflicts:
             and c["op"] == PostOp.NONE
         ]
         """Commands that write a word a cycle."""
+        # What WINDOW reads and writes in its own time is the same in all passes.
+        self.window_banks = {
+            i: window_banks(commands[i], window, config) for i, window in windows.items()
+        }
+        self.window_writes = {
+            i: list(window_writes(commands[i], window, config)) for i, window in windows.items()
+        }
 
-    def lost(self) -> dict[int, int]:
-        """Cycles that commands lose, by index; without those that lose none."""
+    def lost(self, schedule: Timetable) -> dict[int, int]:
+        """Cycles that commands lose in a pass, by index; without those that lose none."""
+        self.schedule = schedule
+        self.convs: _Spans = [
+            (begin, stop, stop - begin, self.commands[i]["stride_x"] % 2 == 0)
+            for begin, stop, i in schedule.streams
+        ]
+        self.loads: _Spans = [
+            (
+                schedule.starts[i] + TRANSFER_START + self.read_latency,
+                schedule.ends[i],
+                c["count0"] * c["count1"] * c["count2"],
+                False,
+            )
+            for i, c in enumerate(self.commands)
+            if c["engine"] == Engine.LOAD and self.config.beat_bytes >= self.config.vector_bytes
+        ]
         out = {}
         for index, c in enumerate(self.commands):
             if c["opcode"] == Opcode.WINDOW:
@@ -106,7 +113,7 @@ class Conflicts:
     def _window_conflicts(self, index: int) -> float:
         c, (begin, end) = self.commands[index], self.schedule.issues[index]
         lost = 0.0
-        banks = window_banks(c, self.windows[index], self.config)
+        banks = self.window_banks[index]
         if banks is not None:
             lost += self._read_conflicts(banks, begin, end)
         elif c["op"] != WindowOp.SUM:
@@ -125,7 +132,7 @@ class Conflicts:
         taken: list[int] = posts_banks.tolist()
         late = WINDOW_DEPTH[WindowOp(c["op"])] - (POST_DEPTH[PostOp.NONE] - POST_RETIRE)
         lost, written, before = 0, -1, -1
-        for step, word in window_writes(c, self.windows[index], self.config):
+        for step, word in self.window_writes[index]:
             ready = step + late + lost
             # The word before the last must have been written before this one comes.
             if before >= ready - 1:

@@ -196,13 +196,13 @@ def window_banks(c: Mapping[str, int], window: WindowTiming, config: Config) -> 
 
 def _im2col_banks(c: Mapping[str, int], config: Config) -> np.ndarray:
     steps, reads, _ = im2col_row(c, config)
-    out = np.full(c["out_h"] * steps, -1)
-    for oy in range(c["out_h"]):
-        for step, ky, word in reads:
-            y = c["y0"] + oy * c["stride_y"] + ky * c["dilation_y"]
-            if 0 <= y < c["in_h"]:
-                out[oy * steps + step] = (c["src"] + y * c["src_pitch"] + word) % config.banks
-    return out
+    out = np.full((c["out_h"], steps), -1)
+    if reads:
+        step, kernel_row, word = np.array(reads).T
+        y = c["y0"] + np.arange(c["out_h"])[:, None] * c["stride_y"] + kernel_row * c["dilation_y"]
+        banks = (c["src"] + y * c["src_pitch"] + word) % config.banks
+        out[:, step] = np.where((y >= 0) & (y < c["in_h"]), banks, -1)
+    return out.reshape(-1)
 
 
 def window_writes(

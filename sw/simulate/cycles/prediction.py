@@ -59,10 +59,11 @@ def _predict(
 ) -> list[Timing]:
     machine = MachineModel(commands, config, read_latency, write_latency)
     schedule = machine.run({})
+    conflicts = Conflicts(commands, machine.windows, config, read_latency)
     delays: dict[int, int] = {}
     for _ in range(PASSES):
         before = delays
-        delays = Conflicts(commands, machine.windows, schedule, config, read_latency).lost()
+        delays = conflicts.lost(schedule)
         if delays == before:
             break
         schedule = machine.run(delays)

@@ -232,14 +232,16 @@ class TokenIssue(wiring.Component):
         prepared, current = self._setup.prepared, self.current
         modes = window_modes(self.config)
         same = Signal()
+        drained = Signal()  # nothing was under way in the cycle before, nor on its way there
         fresh = Signal()  # the command began with an empty pipeline
+        m.d.sync += drained.eq(self.drained & ~self._has_checked & ~self.tokens.valid)
         with m.If(self._setup.decided):
             equal = (prepared.cmd[f] == current.cmd[f] for f in modes)
             m.d.sync += same.eq(Cat(prepared.fast == current.fast, *equal).all())
         m.d.comb += self.clear_weights.eq(self.begun & fresh)
         with m.If(self._setup.take):
-            m.d.sync += fresh.eq(self.drained)
-        return ~self._has_checked & ~self.tokens.valid & (self.drained | same)
+            m.d.sync += fresh.eq(drained)
+        return ~self._has_checked & ~self.tokens.valid & (drained | same)
 
     def _weights_of(self, command: data.View) -> tuple[Value, Value, Value]:
         """Where a command's weights go: into the window, into the line memory, or into the window

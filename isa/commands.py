@@ -232,6 +232,7 @@ def _ordered(names: str, groups: Sequence[Sequence[Field]]) -> tuple[Field, ...]
 
 AT_LEAST_1 = (Limit(least=1),)
 
+_ZERO_POINTS = (Limit(least="least_zero_point", most="most_zero_point"),)
 _SCRATCHPAD_VECTORS = (Limit(multiple="vector_bytes"),)
 _VECTORS_BY_TARGET = (
     Limit(multiple="vector_bytes", where=(LoadTarget.SCRATCHPAD,)),
@@ -276,6 +277,16 @@ def _window(kernel_doc: str) -> tuple[Field, ...]:
         Field("dilation_x", 8, "input columns per tap column", limits=AT_LEAST_1),
         Field("dilation_y", 8, "input rows per tap row", limits=AT_LEAST_1),
         Field("pad", 8, "value read outside the input: its zero point", signed=True),
+    )
+
+
+def _weight_zero(where: str) -> Field:
+    return Field(
+        "weight_zero",
+        8,
+        f"{where}zero point of the weights, which is subtracted from them",
+        signed=True,
+        limits=_ZERO_POINTS,
     )
 
 
@@ -459,7 +470,7 @@ COMMANDS: dict[Opcode, Command] = {
             _ordered(
                 "out src weights params y0 high out_h in_h x0 out_w in_w src_pitch out_pitch low "
                 "zero src_block out_block pad op kernel_w kernel_h stride_x stride_y dilation_x "
-                "dilation_y blocks run",
+                "dilation_y blocks run weight_zero",
                 [
                     (
                         Field("op", 2, "what is done over the window", enum=WindowOp),
@@ -489,6 +500,7 @@ COMMANDS: dict[Opcode, Command] = {
                             ADDRESS_BITS,
                             "DEPTHWISE, SUM: scratchpad word of the parameters",
                         ),
+                        _weight_zero("DEPTHWISE: "),
                     ),
                     _requantise(),
                 ],
@@ -497,7 +509,8 @@ COMMANDS: dict[Opcode, Command] = {
             "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x) over "
             "the taps (x as for CONV) and writes scratchpad word out + b * out_block + oy * "
             "out_pitch + ox. Tap weights of block b: words weights + (b * kernel_h + ky) * "
-            "kernel_w + kx; parameters of block b: 8 words at params + 8 * b. "
+            "kernel_w + kx, each less ``weight_zero``; parameters of block b: 8 words at params + "
+            "8 * b. "
             "IM2COL: the input is packed bytes: row y starts at word src + y * src_pitch; in_w, "
             "x0, stride_x, dilation_x count bytes (a negative or too large byte column, or a row "
             "outside 0..in_h-1, reads as ``pad``). For every output (oy, ox), the bytes of all "

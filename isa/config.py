@@ -88,6 +88,9 @@ class Config:
     and a window smaller by more than half; larger kernels take a cycle a tap. 7: nearly twice the
     line buffer; kernels of more than 5 rows or columns take a cycle for each of their columns, and
     those dilated by 2 or 3 that span no more than 7 are as fast."""
+    zero_points: bool = False
+    """The window engine subtracts a zero point from weights where they enter it: weights of uint8
+    then take one pass. Its multipliers are of 8 by 9 bits."""
     trace: bool = True
     """The trace unit exists."""
 
@@ -235,6 +238,21 @@ class Config:
     def acc_half(self) -> int:
         """Accumulator words in one half."""
         return self.acc_words // 2
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight less its zero point."""
+        return 9 if self.zero_points else 8
+
+    @property
+    def least_zero_point(self) -> int:
+        """The least zero point that a command may name."""
+        return -128 if self.zero_points else 0
+
+    @property
+    def most_zero_point(self) -> int:
+        """The largest zero point that a command may name."""
+        return 127 if self.zero_points else 0
 
     @property
     def window_square(self) -> int:

@@ -245,7 +245,8 @@ def window_modes(config: Config) -> tuple[str, ...]:
     """Fields of a WINDOW command that must be the same, as must its path, for it to follow another
     before that one's pipeline is empty."""
     dilations = ("dilation_x", "dilation_y") if config.window_by_columns else ()
-    return ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h", *dilations)
+    zeros = ("weight_zero",) if config.zero_points else ()
+    return ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h", *dilations, *zeros)
 
 
 def im2col_keeps_words(config: Config, *, kernel_w: Any, kernel_h: Any) -> Any:

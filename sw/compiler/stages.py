@@ -334,6 +334,8 @@ class WindowStage(BaseStage):
     """int8 (words, rows), for every block, or for one that stands for all."""
     window_weights: np.ndarray | None = None
     """int8 (blocks * kh * kw, rows)."""
+    weight_zero: int = 0
+    """Zero point of these weights."""
     bands: ParameterBands | None = None
 
     @property

@@ -355,7 +355,7 @@ class Engines:
             box = span(c.weights, c.blocks * taps)
             self._read(TrackedMemory.SCRATCHPAD, box, "weights")
             w = self.memories.scratchpad[c.weights : c.weights + c.blocks * taps]
-            w = w.reshape(c.blocks, taps, 1, 1, rows).astype(np.int32)
+            w = w.reshape(c.blocks, taps, 1, 1, rows).astype(np.int32) - c.weight_zero
         out = self._outputs(c, c.blocks)
         if c.op != WindowOp.MAX:
             constants = np.arange(c.params, c.params + words * c.blocks)

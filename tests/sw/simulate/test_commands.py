@@ -102,6 +102,8 @@ def random_command(rng: random.Random, config: Config, kind: str) -> tuple[Opcod
         fields["src_pitch"] = rng.randint(3, 5)
     fields |= output_fields(rng, fields["out_w"], fields["out_h"]) | clamp_fields(rng)
     fields |= {"weights": 320 + rng.randrange(9), "params": 380 + rng.randrange(9)}
+    if config.zero_points:
+        fields["weight_zero"] = rng.choice([-128, 127, rng.randint(-128, 127)])
     return Opcode.WINDOW, fields
 
 
@@ -144,12 +146,16 @@ def serialised(commands: list[tuple[Opcode, Engine, dict[str, int]]]) -> list[in
     return words + encoder.encode(Opcode.END)
 
 
-@pytest.mark.parametrize("kind", ["conv", "post", *WindowOp.__members__, "transfer"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_commands_equal_plain_loops(shape, kind):
+KINDS = ["conv", "post", *WindowOp.__members__, "transfer"]
+CASES = [(shape, kind, False) for kind in KINDS for shape in SHAPES]
+CASES += [(shape, "DEPTHWISE", True) for shape in SHAPES]
+
+
+@pytest.mark.parametrize(("shape", "kind", "zero_points"), CASES)
+def test_commands_equal_plain_loops(shape, kind, zero_points):
     seed = f"{shape} {kind}"
     rng = random.Random(seed)
-    config = tiny(*shape)
+    config = tiny(*shape, zero_points=zero_points)
     vector, weight_vector = config.vector_bytes, config.weight_vector_bytes
     # Everything has a value before the commands under test: all words loaded, accumulators set
     # by a convolution that covers them.

@@ -280,14 +280,8 @@ def _window(kernel_doc: str) -> tuple[Field, ...]:
     )
 
 
-def _weight_zero(where: str) -> Field:
-    return Field(
-        "weight_zero",
-        8,
-        f"{where}zero point of the weights, which is subtracted from them",
-        signed=True,
-        limits=_ZERO_POINTS,
-    )
+def _zero_point(name: str, doc: str) -> Field:
+    return Field(name, 8, f"{doc}, which is subtracted", signed=True, limits=_ZERO_POINTS)
 
 
 def _output() -> tuple[Field, ...]:
@@ -345,7 +339,8 @@ COMMANDS: dict[Opcode, Command] = {
             (Engine.CONV,),
             _ordered(
                 "weights acc accumulate pad src blocks x0 kernel_w stride_x y0 out_h in_h kernel_h "
-                "out_w in_w src_pitch src_block stride_y dilation_x dilation_y",
+                "out_w in_w src_pitch src_block stride_y dilation_x dilation_y input_zero "
+                "weight_zero",
                 [
                     (
                         Field(
@@ -356,15 +351,18 @@ COMMANDS: dict[Opcode, Command] = {
                         Field("weights", ADDRESS_BITS, "weight word of the first tile"),
                         Field("acc", ACC_ADDRESS_BITS, "accumulator word of output (0, 0)"),
                         Field("blocks", 12, "input channel blocks", limits=AT_LEAST_1),
+                        _zero_point("input_zero", "zero point of the input"),
+                        _zero_point("weight_zero", "zero point of the weights"),
                     ),
                     _window("kernel"),
                 ],
             ),
             "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight "
             "buffer: for every output (oy, ox): acc[oy * out_w + ox][n] += sum over lanes r of "
-            "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x)[r] * "
-            "w[tile][r][n], modulo 2^32. x(b, y, x) is scratchpad word src + b * src_block + "
-            "y * src_pitch + x, or ``pad`` in every lane outside the input.",
+            "(x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x)[r] "
+            "- input_zero) * (w[tile][r][n] - weight_zero), modulo 2^32. x(b, y, x) is scratchpad "
+            "word src + b * src_block + y * src_pitch + x, or ``pad`` in every lane outside the "
+            "input.",
         ),
         Command(
             Opcode.POST,
@@ -500,7 +498,7 @@ COMMANDS: dict[Opcode, Command] = {
                             ADDRESS_BITS,
                             "DEPTHWISE, SUM: scratchpad word of the parameters",
                         ),
-                        _weight_zero("DEPTHWISE: "),
+                        _zero_point("weight_zero", "DEPTHWISE: zero point of the weights"),
                     ),
                     _requantise(),
                 ],

@@ -89,8 +89,9 @@ class Config:
     line buffer; kernels of more than 5 rows or columns take a cycle for each of their columns, and
     those dilated by 2 or 3 that span no more than 7 are as fast."""
     zero_points: bool = False
-    """The window engine subtracts a zero point from weights where they enter it: weights of uint8
-    then take one pass. Its multipliers are of 8 by 9 bits."""
+    """Zero points are taken off where operands enter the array (activations and weights) and the
+    window engine (weights). Weights of uint8 and products of two activations then take one pass
+    each, not two to three. The array's multipliers are of 9 bits, the window engine's of 8 by 9."""
     trace: bool = True
     """The trace unit exists."""
 
@@ -240,8 +241,9 @@ class Config:
         return self.acc_words // 2
 
     @property
-    def weight_bits(self) -> int:
-        """Bits of a weight less its zero point."""
+    def operand_bits(self) -> int:
+        """Bits of the array's operands and of the window engine's weights: int8, or int8 less a
+        zero point."""
         return 9 if self.zero_points else 8
 
     @property

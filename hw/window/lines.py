@@ -147,7 +147,7 @@ class WindowReduce(wiring.Component):
         size = config.window_square
         self._parts = window_part_positions(size)
         # By row and column; and the rows of a column that are older than the square's.
-        bits = config.weight_bits
+        bits = config.operand_bits
         self._window, self._weights = (
             [[self._register(f"{name}_{y}{x}", lane) for x in range(size)] for y in range(size)]
             for name, lane in (("window", 8), ("weights", bits))
@@ -246,7 +246,7 @@ class WindowReduce(wiring.Component):
 
     def _subtract_zero(self, m: Module) -> None:
         """Stage 1: the word at hand less the zero point."""
-        bits = self.config.weight_bits
+        bits = self.config.operand_bits
         self._entering = Signal(bits * self.config.rows, name="entering")
         for lane in range(self.config.rows):
             weight = self.word.word_select(lane, 8).as_signed()
@@ -261,7 +261,7 @@ class WindowReduce(wiring.Component):
         registers = [self._weights[y][x] for y, x in positions]
 
         def one_word(one: Value) -> Value:
-            lane = Cat(one, *([0] * (self.config.weight_bits - 1)))
+            lane = Cat(one, *([0] * (self.config.operand_bits - 1)))
             return lane.replicate(self.config.rows)
 
         with m.If(self.clear):
@@ -276,7 +276,7 @@ class WindowReduce(wiring.Component):
 
     def _keep_weights(self, m: Module) -> None:
         """The memory of the weights of a kernel that is reduced by columns, a word for each."""
-        bits, height = self.config.weight_bits * self.config.rows, self.config.window_kernel
+        bits, height = self.config.operand_bits * self.config.rows, self.config.window_kernel
         weights: memory.Memory = memory.Memory(shape=height * bits, depth=KERNEL_WORDS, init=[])
         m.submodules.kernel = weights
         read, write = weights.read_port(), weights.write_port(granularity=bits)
@@ -344,7 +344,7 @@ class WindowReduce(wiring.Component):
         """Stage 2: the positions of the part at hand. Those that no multiplier is left for are not
         used. What is chosen goes through registers: the choice has too many loads to lie in one
         path with the multipliers."""
-        bits, weight_bits = (n * self.config.rows for n in (8, self.config.weight_bits))
+        bits, weight_bits = (n * self.config.rows for n in (8, self.config.operand_bits))
         parts = self._positions_of_parts()
         operands = []
         for n in range(WINDOW_MACS):
@@ -406,7 +406,7 @@ class WindowReduce(wiring.Component):
     def _sum_products(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
         """Stages 3 to 5: products, sums of every three, their sum. 16 bits hold the products of
         weights of 9 bits, too: these are no less than -255."""
-        bits = self.config.weight_bits
+        bits = self.config.operand_bits
 
         def register(name: str, bits: int) -> Signal:
             return Signal(signed(bits), name=f"{name}_{lane}", reset_less=True)

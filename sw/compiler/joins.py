@@ -528,8 +528,8 @@ class _Joiner:
     def _convolution_cycles(self, rewrite: _Rewrite, item: _Item, op: Conv | ConvTranspose) -> int:
         # A transposed convolution streams its input: each phase has its share of the kernel.
         n, _, h, w = rewrite.tensors[item.output if isinstance(op, Conv) else op.x].shape
-        # Weights beyond int8 are split into two int8 kernels.
-        kernels = 1 if op.weights.dtype == np.int8 else 2
+        # Weights that no zero point makes int8 are split into two int8 kernels.
+        kernels = 1 if fitting_zero(op.weights, self.config) is not None else 2
         taps = kernels * math.prod(op.weights.shape[2:])
         return array_cycles(n * h * w, taps * self._tap_tiles(rewrite, op), self.config)
 

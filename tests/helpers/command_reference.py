@@ -126,7 +126,7 @@ class Reference:
                                 total = 0 if tile == 0 and not c.accumulate else acc[n]
                                 for r in range(rows):
                                     w = self.weights[c.weights + tile * rows + r][n]
-                                    total += x[r] * w
+                                    total += (x[r] - c.input_zero) * (w - c.weight_zero)
                                 acc[n] = wrap(total)
                     tile += 1
 

@@ -20,6 +20,7 @@ from systole.sw.compiler.stages import (
     Source,
     WeightRun,
 )
+from systole.sw.compiler.zeros import fitting_zero
 from systole.sw.ir import layout
 from systole.sw.ir.graph import Op
 
@@ -28,7 +29,8 @@ class PackedKernel(NamedTuple):
     """A kernel as weight tiles."""
 
     tiles: np.ndarray
-    """int8 (column blocks, channel blocks, kh, kw, rows, cols)."""
+    """int8 (column blocks, channel blocks, kh, kw, rows, cols): the weights and their zero
+    point."""
     used: np.ndarray
     """By column block and channel block: there are weights other than zero."""
 
@@ -44,28 +46,29 @@ class Permutation:
     inputs: np.ndarray
     """The channel of the input that each of these takes."""
     weight: int
-    """int8."""
+    """int8, less a zero point."""
 
-    def packed(self, config: Config) -> PackedKernel:
+    def packed(self, config: Config, zero: int) -> PackedKernel:
         """Its tiles, without a look at all the zeros among them."""
         columns, blocks = -(-self.size[0] // config.cols), -(-self.size[1] // config.rows)
-        tiles = np.zeros((columns, blocks, 1, 1, config.rows, config.cols), np.int8)
+        tiles = np.full((columns, blocks, 1, 1, config.rows, config.cols), zero, np.int8)
         used = np.zeros((columns, blocks), bool)
         column, col = np.divmod(self.outputs, config.cols)
         block, row = np.divmod(self.inputs, config.rows)
-        tiles[column, block, 0, 0, row, col] = self.weight
+        tiles[column, block, 0, 0, row, col] = self.weight + zero
         used[column, block] = self.weight != 0
         return PackedKernel(tiles, used)
 
 
 @dataclass(frozen=True)
 class KernelPass:
-    """A convolution of one source by an int8 kernel (O, C, kh, kw)."""
+    """A convolution of one source by a kernel (O, C, kh, kw) of int8 less a zero point."""
 
     source: int
     """Its number among the stage's sources."""
     geometry: Geometry
     kernel: np.ndarray | Permutation
+    zero: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ def int8_parts(weights: np.ndarray) -> list[np.ndarray]:
     return parts
 
 
+def kernel_parts(weights: np.ndarray, config: Config) -> list[tuple[np.ndarray, int]]:
+    """Kernels that add up to ``weights``, each of int8 less a zero point, with that."""
+    zero = fitting_zero(weights, config)
+    if zero is None:
+        return [(part, 0) for part in int8_parts(weights)]
+    return [(weights if zero else weights.astype(np.int8, copy=False), zero)]
+
+
 class WeightStore:
     """The weight tiles of a stage, blocks of zeros left out."""
 
@@ -96,12 +107,13 @@ class WeightStore:
         self._data: list[np.ndarray] = []
 
     def runs(
-        self, kernels: list[np.ndarray | Permutation]
+        self, kernels: list[np.ndarray | Permutation], zeros: list[int]
     ) -> list[tuple[tuple[WeightRun, ...], ...]]:
-        """Add the kernels (O, C, kh, kw) of a phase, column block by column block. The result has
+        """Add the kernels (O, C, kh, kw) of a phase, of those zero points, column block by column
+        block. The result has
         for each kernel its runs by column block. Each column block has a run of some kernel, if
         only of zeros."""
-        packed = [_packed(kernel, self.config) for kernel in kernels]
+        packed = [_packed(kernel, zero, self.config) for kernel, zero in zip(kernels, zeros)]
         empty = ~np.any([each.used.any(axis=-1) for each in packed], axis=0)
         packed[0].used[empty, 0] = True
         columns = range(len(packed[0].tiles))
@@ -124,12 +136,13 @@ class WeightStore:
         return np.concatenate(self._data)
 
 
-def _packed(kernel: np.ndarray | Permutation, config: Config) -> PackedKernel:
+def _packed(kernel: np.ndarray | Permutation, zero: int, config: Config) -> PackedKernel:
     """A kernel's tiles."""
     if isinstance(kernel, Permutation):
-        return kernel.packed(config)
+        return kernel.packed(config, zero)
     tiles = layout.pack_weights(kernel, config)
-    return PackedKernel(tiles, np.asarray(tiles.reshape(*tiles.shape[:2], -1).any(2)))
+    used = np.asarray(tiles.reshape(*tiles.shape[:2], -1).any(2))
+    return PackedKernel((tiles + zero).astype(np.int8) if zero else tiles, used)
 
 
 def array_stage(
@@ -156,8 +169,9 @@ def array_stage(
     per_phase = len(params) // len(phases)
     stored = []
     for k, phase in enumerate(phases):
-        runs = store.runs([each.kernel for each in phase.passes])
-        passes = [Pass(e.source, e.geometry, own) for e, own in zip(phase.passes, runs)]
+        kernels, zeros = zip(*((each.kernel, each.zero) for each in phase.passes))
+        runs = store.runs(kernels, zeros)
+        passes = [Pass(e.source, e.geometry, own, e.zero) for e, own in zip(phase.passes, runs)]
         stored.append(Phase(phase.y, phase.x, tuple(passes), k * per_phase))
     return ArrayStage(
         layer=layer,

@@ -69,6 +69,9 @@ def random_command(rng: random.Random, config: Config, kind: str) -> tuple[Opcod
         fields["weights"] = rng.randint(0, (24 - tiles) * config.rows)
         fields["acc"] = rng.randrange(64 - 25)
         fields["accumulate"] = rng.randrange(2)
+        if config.zero_points:
+            for name in ("input_zero", "weight_zero"):
+                fields[name] = rng.choice([-128, 0, 127, rng.randint(-128, 127)])
         return Opcode.CONV, fields
     if kind == "post":
         per_word = config.rows // config.lanes
@@ -148,7 +151,7 @@ def serialised(commands: list[tuple[Opcode, Engine, dict[str, int]]]) -> list[in
 
 KINDS = ["conv", "post", *WindowOp.__members__, "transfer"]
 CASES = [(shape, kind, False) for kind in KINDS for shape in SHAPES]
-CASES += [(shape, "DEPTHWISE", True) for shape in SHAPES]
+CASES += [(shape, kind, True) for kind in ("conv", "DEPTHWISE") for shape in SHAPES]
 
 
 @pytest.mark.parametrize(("shape", "kind", "zero_points"), CASES)

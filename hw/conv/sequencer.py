@@ -239,7 +239,7 @@ class ActivationSequencer(wiring.Component):
         self._near = Signal()  # its first vectors add to the last words of the one before it
         self._step = Signal()  # the loops go on to the next vector
         # The vector that is asked for: the one that the loops have just left.
-        self._vector = {
+        self._vector: dict[str, ShapeLike] = {
             **{"inside": 1, "addr": ADDRESS_BITS, "pad": 8, "first": 1, "near": 1},
             **{"acc": ACC_ADDRESS_BITS, "overwrite": 1, "last": 1},
         }

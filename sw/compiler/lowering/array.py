@@ -106,19 +106,16 @@ class WeightStore:
         self._count = 0
         self._data: list[np.ndarray] = []
 
-    def runs(
-        self, kernels: list[np.ndarray | Permutation], zeros: list[int]
-    ) -> list[tuple[tuple[WeightRun, ...], ...]]:
-        """Add the kernels (O, C, kh, kw) of a phase, of those zero points, column block by column
-        block. The result has
+    def runs(self, passes: list[KernelPass]) -> list[tuple[tuple[WeightRun, ...], ...]]:
+        """Add the kernels (O, C, kh, kw) of a phase, column block by column block. The result has
         for each kernel its runs by column block. Each column block has a run of some kernel, if
         only of zeros."""
-        packed = [_packed(kernel, zero, self.config) for kernel, zero in zip(kernels, zeros)]
+        packed = [_packed(each.kernel, each.zero, self.config) for each in passes]
         empty = ~np.any([each.used.any(axis=-1) for each in packed], axis=0)
         packed[0].used[empty, 0] = True
         columns = range(len(packed[0].tiles))
         by_column = [[self._add(each.tiles[c], each.used[c]) for each in packed] for c in columns]
-        return [tuple(runs[k] for runs in by_column) for k in range(len(kernels))]
+        return [tuple(runs[k] for runs in by_column) for k in range(len(passes))]
 
     def _add(self, tiles: np.ndarray, used: np.ndarray) -> tuple[WeightRun, ...]:
         """Add the ``used`` of a column block's tiles (channel blocks, kh, kw, rows, cols)."""
@@ -169,8 +166,7 @@ def array_stage(
     per_phase = len(params) // len(phases)
     stored = []
     for k, phase in enumerate(phases):
-        kernels, zeros = zip(*((each.kernel, each.zero) for each in phase.passes))
-        runs = store.runs(kernels, zeros)
+        runs = store.runs(phase.passes)
         passes = [Pass(e.source, e.geometry, own, e.zero) for e, own in zip(phase.passes, runs)]
         stored.append(Phase(phase.y, phase.x, tuple(passes), k * per_phase))
     return ArrayStage(

@@ -232,6 +232,7 @@ def _ordered(names: str, groups: Sequence[Sequence[Field]]) -> tuple[Field, ...]
 
 AT_LEAST_1 = (Limit(least=1),)
 
+_ZERO_POINTS = (Limit(least="least_zero_point", most="most_zero_point"),)
 _SCRATCHPAD_VECTORS = (Limit(multiple="vector_bytes"),)
 _VECTORS_BY_TARGET = (
     Limit(multiple="vector_bytes", where=(LoadTarget.SCRATCHPAD,)),
@@ -277,6 +278,10 @@ def _window(kernel_doc: str) -> tuple[Field, ...]:
         Field("dilation_y", 8, "input rows per tap row", limits=AT_LEAST_1),
         Field("pad", 8, "value read outside the input: its zero point", signed=True),
     )
+
+
+def _zero_point(name: str, doc: str) -> Field:
+    return Field(name, 8, f"{doc}, which is subtracted", signed=True, limits=_ZERO_POINTS)
 
 
 def _output() -> tuple[Field, ...]:
@@ -334,7 +339,8 @@ COMMANDS: dict[Opcode, Command] = {
             (Engine.CONV,),
             _ordered(
                 "weights acc accumulate pad src blocks x0 kernel_w stride_x y0 out_h in_h kernel_h "
-                "out_w in_w src_pitch src_block stride_y dilation_x dilation_y",
+                "out_w in_w src_pitch src_block stride_y dilation_x dilation_y input_zero "
+                "weight_zero",
                 [
                     (
                         Field(
@@ -345,15 +351,18 @@ COMMANDS: dict[Opcode, Command] = {
                         Field("weights", ADDRESS_BITS, "weight word of the first tile"),
                         Field("acc", ACC_ADDRESS_BITS, "accumulator word of output (0, 0)"),
                         Field("blocks", 12, "input channel blocks", limits=AT_LEAST_1),
+                        _zero_point("input_zero", "zero point of the input"),
+                        _zero_point("weight_zero", "zero point of the weights"),
                     ),
                     _window("kernel"),
                 ],
             ),
             "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight "
             "buffer: for every output (oy, ox): acc[oy * out_w + ox][n] += sum over lanes r of "
-            "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x)[r] * "
-            "w[tile][r][n], modulo 2^32. x(b, y, x) is scratchpad word src + b * src_block + "
-            "y * src_pitch + x, or ``pad`` in every lane outside the input.",
+            "(x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x)[r] "
+            "- input_zero) * (w[tile][r][n] - weight_zero), modulo 2^32. x(b, y, x) is scratchpad "
+            "word src + b * src_block + y * src_pitch + x, or ``pad`` in every lane outside the "
+            "input.",
         ),
         Command(
             Opcode.POST,
@@ -459,7 +468,7 @@ COMMANDS: dict[Opcode, Command] = {
             _ordered(
                 "out src weights params y0 high out_h in_h x0 out_w in_w src_pitch out_pitch low "
                 "zero src_block out_block pad op kernel_w kernel_h stride_x stride_y dilation_x "
-                "dilation_y blocks run",
+                "dilation_y blocks run weight_zero",
                 [
                     (
                         Field("op", 2, "what is done over the window", enum=WindowOp),
@@ -489,6 +498,7 @@ COMMANDS: dict[Opcode, Command] = {
                             ADDRESS_BITS,
                             "DEPTHWISE, SUM: scratchpad word of the parameters",
                         ),
+                        _zero_point("weight_zero", "DEPTHWISE: zero point of the weights"),
                     ),
                     _requantise(),
                 ],
@@ -497,7 +507,8 @@ COMMANDS: dict[Opcode, Command] = {
             "x(b, y0 + oy * stride_y + ky * dilation_y, x0 + ox * stride_x + kx * dilation_x) over "
             "the taps (x as for CONV) and writes scratchpad word out + b * out_block + oy * "
             "out_pitch + ox. Tap weights of block b: words weights + (b * kernel_h + ky) * "
-            "kernel_w + kx; parameters of block b: 8 words at params + 8 * b. "
+            "kernel_w + kx, each less ``weight_zero``; parameters of block b: 8 words at params + "
+            "8 * b. "
             "IM2COL: the input is packed bytes: row y starts at word src + y * src_pitch; in_w, "
             "x0, stride_x, dilation_x count bytes (a negative or too large byte column, or a row "
             "outside 0..in_h-1, reads as ``pad``). For every output (oy, ox), the bytes of all "

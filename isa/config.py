@@ -88,6 +88,10 @@ class Config:
     and a window smaller by more than half; larger kernels take a cycle a tap. 7: nearly twice the
     line buffer; kernels of more than 5 rows or columns take a cycle for each of their columns, and
     those dilated by 2 or 3 that span no more than 7 are as fast."""
+    zero_points: bool = False
+    """Zero points are taken off where operands enter the array (activations and weights) and the
+    window engine (weights). Weights of uint8 and products of two activations then take one pass
+    each, not two to three. The array's multipliers are of 9 bits, the window engine's of 8 by 9."""
     trace: bool = True
     """The trace unit exists."""
 
@@ -235,6 +239,22 @@ class Config:
     def acc_half(self) -> int:
         """Accumulator words in one half."""
         return self.acc_words // 2
+
+    @property
+    def operand_bits(self) -> int:
+        """Bits of the array's operands and of the window engine's weights: int8, or int8 less a
+        zero point."""
+        return 9 if self.zero_points else 8
+
+    @property
+    def least_zero_point(self) -> int:
+        """The least zero point that a command may name."""
+        return -128 if self.zero_points else 0
+
+    @property
+    def most_zero_point(self) -> int:
+        """The largest zero point that a command may name."""
+        return 127 if self.zero_points else 0
 
     @property
     def window_square(self) -> int:

@@ -59,6 +59,13 @@ vectors that add to the same word."""
 FAST_STAGES = 2
 """Cycles that the fast inner product takes beside the plain one: the operands' sums, and what is
 subtracted at the foot of the column."""
+EDGE_STAGES = 1
+"""Cycles that zero points take at the array's edges, where there are any, for all that enters."""
+
+
+def array_lead(config: Config) -> int:
+    """Cycles from the read of a vector to its entry into the array."""
+    return SWAP_LEAD + (EDGE_STAGES if config.zero_points else 0)
 
 
 def capture_lead(config: Config) -> int:
@@ -252,7 +259,8 @@ def window_modes(config: Config) -> tuple[str, ...]:
     """Fields of a WINDOW command that must be the same, as must its path, for it to follow another
     before that one's pipeline is empty."""
     dilations = ("dilation_x", "dilation_y") if config.window_by_columns else ()
-    return ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h", *dilations)
+    zeros = ("weight_zero",) if config.zero_points else ()
+    return ("op", "pad", "zero", "low", "high", "kernel_w", "kernel_h", *dilations, *zeros)
 
 
 def im2col_keeps_words(config: Config, *, kernel_w: Any, kernel_h: Any) -> Any:

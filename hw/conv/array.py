@@ -29,6 +29,8 @@ class SystolicArray(wiring.Component):
     each, indexed by diagonal. Each element registers its product; a cell adds up its products one
     cycle after it multiplied.
 
+    Operands are int8; with ``zero_points`` they are of 9 bits, each an int8 less another.
+
     * ``valid`` with ``x`` (lane 0 lowest): a vector enters. In the cycles between, nothing toggles.
       ``sums[c]`` holds its sum of column ``c`` exactly ``latency(c)`` cycles later, until the next
       vector's.
@@ -61,13 +63,14 @@ class SystolicArray(wiring.Component):
         self.cell_row_count = config.rows // config.cell_rows
         self.cell_col_count = config.cols // config.cell_cols
         self.capture_lead = capture_lead(config)
-        self.sum_width = 16 + bits_for(config.rows)
+        self.bits = config.operand_bits
+        self.sum_width = 8 + self.bits + bits_for(config.rows)
         super().__init__(
             {
-                "x": In(8 * config.rows),
+                "x": In(self.bits * config.rows),
                 "valid": In(1),
                 "swap": In(1),
-                "weights": In(8 * config.cols),
+                "weights": In(self.bits * config.cols),
                 "capture": In(1),
                 "sums": Out(signed(self.sum_width)).array(config.cols),
             }
@@ -82,7 +85,7 @@ class SystolicArray(wiring.Component):
         activations: list[list[Value]] = []
         for r in range(self.config.rows):
             i = r // self.config.cell_rows
-            value: Value = self.x.word_select(r, 8).as_signed()
+            value: Value = self.x.word_select(r, self.bits).as_signed()
             for d in range(i):
                 value = delayed(m, f"skew_{r}_{d}", value, valid_wave[d])
             activations.append([value])
@@ -90,6 +93,12 @@ class SystolicArray(wiring.Component):
                 value = delayed(m, f"x_{r}_{j}", value, valid_wave[i + j])
                 activations[r].append(value)
         return activations
+
+    def _product(self, a: Value, b: Value) -> Value:
+        """``a * b``. Numbers less a zero point are never the least of their bits, so that their
+        product needs a bit less."""
+        product = a * b
+        return product[:-1].as_signed() if self.config.zero_points else product
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -110,7 +119,7 @@ class SystolicArray(wiring.Component):
         activations = self._activations(m, valid_wave)
         for c in range(cols):
             j = c // cell_cols
-            weight = self.weights.word_select(c, 8).as_signed()
+            weight = self.weights.word_select(c, self.bits).as_signed()
             for d in range(j):
                 # A row of weights is on this column's bus while the wave is in its first cells.
                 weight = delayed(m, f"bus_{c}_{d}", weight, capture_wave[d : d + rows].any())
@@ -119,7 +128,7 @@ class SystolicArray(wiring.Component):
                 for r in range(i * cell_rows, (i + 1) * cell_rows):
                     shadow = delayed(m, f"shadow_{r}_{c}", weight, capture_wave[r + j])
                     active = delayed(m, f"weight_{r}_{c}", shadow, swap_wave[i + j])
-                    product = activations[r][j] * active
+                    product = self._product(activations[r][j], active)
                     total += delayed(m, f"product_{r}_{c}", product, valid_wave[i + j])
                 partial = Signal(signed(self.sum_width), name=f"sum_{i}_{c}", reset_less=True)
                 with m.If(valid_wave[i + j + 1]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,6 +18,7 @@ from systole.hw.bus.interfaces import (
     record,
 )
 from systole.hw.conv.array import SystolicArray
+from systole.hw.conv.edges import ArrayEdges
 from systole.hw.conv.fast_array import array_of
 from systole.hw.conv.sequencer import CONV, TAG, ActivationSequencer, WeightSequencer
 from systole.isa import Config, Opcode
@@ -132,7 +133,7 @@ class ConvEngine(wiring.Component):
     Throughput: a tile of n outputs takes max(n, about ``rows``) cycles, with no cycle between tiles
     and commands; a refused scratchpad read costs the cycle it is refused in. Latency: the first
     read follows a command by ``conv_lead`` cycles when the engine was idle, and ``retire`` follows
-    the last read by ``SWAP_LEAD + latency(cols - 1)`` of the array.
+    the last read by ``array_lead``, and by ``latency(cols - 1)`` of the array.
 
     Two commands beyond the one that streams are taken from ``command``, so that the next one's
     first weights are in place in time. ``stalled`` is a refused scratchpad read. CONV never faults.
@@ -187,20 +188,52 @@ class ConvEngine(wiring.Component):
             write.data.eq(self.weight_write.data),
             read.en.eq(weights.read_en),
             read.addr.eq(weights.read_addr),
-            array.weights.eq(read.data),
-            array.capture.eq(weights.capture),
             activations.loaded.eq(weights.loaded),
             weights.swap.eq(activations.swap),
-            array.swap.eq(activations.swap),
-            array.x.eq(activations.x),
-            array.valid.eq(activations.valid),
-            accumulators.valid.eq(activations.valid),
-            accumulators.tag.eq(activations.tag),
             self.command.retire.eq(accumulators.done),
             self.command.stalled.eq(self.scratchpad.valid & ~self.scratchpad.ready),
         ]
+        self._enter_array(m, weights, activations, accumulators, read.data)
         for c in range(config.cols):
             m.d.comb += accumulators.sums[c].eq(array.sums[c])
         wiring.connect(m, activations.scratchpad, wiring.flipped(self.scratchpad))
         wiring.connect(m, accumulators.read, wiring.flipped(self.accumulators))
         return m
+
+    def _enter_array(
+        self,
+        m: Module,
+        weights: WeightSequencer,
+        activations: ActivationSequencer,
+        accumulators: Accumulators,
+        weight: Value,
+    ) -> None:
+        """Both sequencers' words into the array, ``weight`` the weight buffer's; less their zero
+        points, if there are any."""
+        x, valid, tag, swap, capture = (
+            *(activations.x, activations.valid, activations.tag, activations.swap),
+            weights.capture,
+        )
+        if self.config.zero_points:
+            m.submodules.edges = edges = ArrayEdges(self.config)
+            m.d.comb += [
+                edges.x.eq(x),
+                edges.valid.eq(valid),
+                edges.tag.eq(tag),
+                edges.input_zero.eq(activations.input_zero),
+                edges.swap.eq(swap),
+                edges.weights.eq(weight),
+                edges.weight_zero.eq(weights.weight_zero),
+                edges.capture.eq(capture),
+            ]
+            x, valid, tag, swap = edges.o_x, edges.o_valid, edges.o_tag, edges.o_swap
+            weight, capture = edges.o_weights, edges.o_capture
+        m.d.comb += [
+            self.array.weights.eq(weight),
+            self.array.capture.eq(capture),
+            self.array.swap.eq(swap),
+            self.array.x.eq(x),
+            self.array.valid.eq(valid),
+            accumulators.valid.eq(valid),
+            accumulators.tag.eq(tag),
+        ]

@@ -16,9 +16,10 @@ class FastSystolicArray(SystolicArray):
 
         a1 b1 + a2 b2 = (a1 + b2) (a2 + b1) - a1 a2 - b1 b2
 
-    The first product takes one multiplier of 9 bits for each two rows and column. The others do not
-    depend on both vector and weights. ``alpha`` = sum of a1 a2 is of the vector alone: ``rows / 2``
-    multipliers left of the first column, and the sum passes along the feet of the columns.
+    The first product takes one multiplier of 9 bits (with ``zero_points``, 10) for each two rows
+    and column. The others do not depend on both vector and weights. ``alpha`` = sum of a1 a2 is of
+    the vector alone: ``rows / 2`` multipliers left of the first column, and the sum passes along
+    the feet of the columns.
     ``beta`` = sum of b1 b2 is of a column's weights alone: one multiplier a column, at the bus on
     which they arrive, and the sum becomes active with the tile. Both are subtracted at the foot.
     Sums between may wrap: the column's sum is exact modulo 2 ** ``sum_width``, which holds it.
@@ -47,7 +48,7 @@ class FastSystolicArray(SystolicArray):
         alphas = self._alphas(m, [row[0] for row in activations])
         for c in range(self.config.cols):
             j = c // self.config.cell_cols
-            weight: Value = self.weights.word_select(c, 8).as_signed()
+            weight: Value = self.weights.word_select(c, self.bits).as_signed()
             for d in range(j):
                 # A row of weights is on this column's bus while the wave is in its first cells.
                 enable = self._capture[d : d + rows].any()
@@ -63,7 +64,7 @@ class FastSystolicArray(SystolicArray):
     @property
     def _edge_shape(self) -> Shape:
         """Holds ``alpha`` and ``beta``."""
-        return signed(16 + bits_for(self.config.rows // 2))
+        return signed(8 + self.bits + bits_for(self.config.rows // 2))
 
     def _alphas(self, m: Module, x: list[Value]) -> list[Value]:
         """``alpha`` at the foot of each cell column, with the column's sum."""
@@ -71,7 +72,7 @@ class FastSystolicArray(SystolicArray):
         total: Value = Const(0)
         for i in range(self.cell_row_count):
             for p in range(i * pairs, (i + 1) * pairs):
-                product = x[2 * p] * x[2 * p + 1]
+                product = self._product(x[2 * p], x[2 * p + 1])
                 total = total + delayed(m, f"alpha_product_{p}", product, self._valid[i])
             partial = Signal(self._edge_shape, name=f"alpha_sum_{i}", reset_less=True)
             with m.If(self._valid[i + 1]):
@@ -90,7 +91,7 @@ class FastSystolicArray(SystolicArray):
         wave = self._capture[j:]
         first = delayed(m, f"beta_first_{c}", weight, Cat(wave[0:rows:2]).any())
         enable = Cat(wave[1 : rows + 1 : 2]).any()
-        product = delayed(m, f"beta_product_{c}", first * weight, enable)
+        product = delayed(m, f"beta_product_{c}", self._product(first, weight), enable)
         running = Signal(self._edge_shape, name=f"beta_sum_{c}", reset_less=True)
         with m.If(Cat(wave[2 : rows + 2 : 2]).any()):
             m.d.sync += running.eq(Mux(wave[2], 0, running) + product)
@@ -110,7 +111,8 @@ class FastSystolicArray(SystolicArray):
                     active.append(delayed(m, f"weight_{r}_{c}", shadow, self._swap[i + j]))
                 left = delayed(m, f"left_{p}_{c}", x[2 * p] + active[1], wave[0])
                 right = delayed(m, f"right_{p}_{c}", x[2 * p + 1] + active[0], wave[0])
-                total = total + delayed(m, f"product_{p}_{c}", left * right, wave[1])
+                product = self._product(left, right)
+                total = total + delayed(m, f"product_{p}_{c}", product, wave[1])
             partial = Signal(signed(self.sum_width), name=f"sum_{i}_{c}", reset_less=True)
             with m.If(wave[2]):
                 m.d.sync += partial.eq(total)

@@ -68,6 +68,7 @@ class WeightSequencer(wiring.Component):
     * ``read_en``/``read_addr``: weight buffer read; the word goes to the array in the next cycle.
     * ``capture``: to the array, with the read of a tile's row 0; the other rows follow without a
       gap.
+    * ``weight_zero``, with ``zero_points``: of the tile whose words go to the array.
     * ``loaded``: the shadow weights may be swapped in, now or at any later time.
     * ``swap``: they are.
     """
@@ -76,14 +77,17 @@ class WeightSequencer(wiring.Component):
     read_en: Signal
     read_addr: Signal
     capture: Signal
+    weight_zero: Signal
     loaded: Signal
     swap: Signal
 
     def __init__(self, config: Config, array: SystolicArray):
         self.config = config
         self.capture_lead = array.capture_lead
+        zero_points = {"weight_zero": Out(signed(8))} if config.zero_points else {}
         super().__init__(
             {
+                **zero_points,
                 "command": In(stream.Signature(CONV)),
                 "read_en": Out(1),
                 "read_addr": Out(ADDRESS_BITS),
@@ -145,6 +149,8 @@ class WeightSequencer(wiring.Component):
                     m.d.sync += count.blocks.eq(count.blocks - 1)
             with m.If(last_tile):
                 m.d.sync += active.eq(0)
+        if self.config.zero_points:
+            self._keep_zero(m, start)
         with m.If(self.command.valid & self.command.ready):
             m.d.sync += [
                 active.eq(1),
@@ -156,6 +162,15 @@ class WeightSequencer(wiring.Component):
                 kernel.kernel_w.eq(command.kernel_w),
             ]
         return m
+
+    def _keep_zero(self, m: Module, start: Signal) -> None:
+        """The zero point of the command at hand, and of the tile that is being read: the next
+        command is taken while the last tile of the one before is."""
+        zero = Signal(signed(8), name="zero", reset_less=True)
+        with m.If(start):
+            m.d.sync += self.weight_zero.eq(zero)
+        with m.If(self.command.valid & self.command.ready):
+            m.d.sync += zero.eq(self.command.p.weight_zero)
 
 
 class ActivationSequencer(wiring.Component):
@@ -169,7 +184,8 @@ class ActivationSequencer(wiring.Component):
       current one streams.
     * ``swap``: to the array and the weight sequencer, in the cycle in which a tile's first vector
       is requested, which is ``SWAP_LEAD`` cycles before it enters the array.
-    * ``x``, ``valid``, ``tag``: the vectors, in the cycle in which they enter the array.
+    * ``x``, ``valid``, ``tag``: the vectors, in the cycle in which they enter the array; with
+      ``zero_points``, in that before, with their ``input_zero``.
     """
 
     command: stream.Interface
@@ -179,11 +195,14 @@ class ActivationSequencer(wiring.Component):
     x: Signal
     valid: Signal
     tag: data.View
+    input_zero: Signal
 
     def __init__(self, config: Config):
         self.config = config
+        zero_points = {"input_zero": Out(signed(8))} if config.zero_points else {}
         super().__init__(
             {
+                **zero_points,
                 "command": In(stream.Signature(CONV)),
                 "scratchpad": Out(ScratchpadRead(config)),
                 "loaded": In(1),
@@ -195,7 +214,8 @@ class ActivationSequencer(wiring.Component):
         )
         # The next command, with all products its addresses need. Addresses are modulo 2^20.
         products = dict.fromkeys(("origin", "stride_row", "dilation_row"), ADDRESS_BITS)
-        self._prepared = fields(*COPIED) | products
+        self._copied = (*COPIED, "input_zero") if config.zero_points else COPIED
+        self._prepared = fields(*self._copied) | products
         self._following = registers("following", **self._prepared)
         # The current command, the loop counters (down to 1), and the coordinates and address of the
         # current vector and of the points the loops return to.
@@ -219,10 +239,12 @@ class ActivationSequencer(wiring.Component):
         self._near = Signal()  # its first vectors add to the last words of the one before it
         self._step = Signal()  # the loops go on to the next vector
         # The vector that is asked for: the one that the loops have just left.
-        self._vector = {
+        self._vector: dict[str, ShapeLike] = {
             **{"inside": 1, "addr": ADDRESS_BITS, "pad": 8, "first": 1, "near": 1},
             **{"acc": ACC_ADDRESS_BITS, "overwrite": 1, "last": 1},
         }
+        if config.zero_points:
+            self._vector["input_zero"] = signed(8)
         self._wanted = registers("wanted", **self._vector)
         self._waiting = Signal()  # there is one
         self._hold = Signal()  # it must not go yet
@@ -263,7 +285,7 @@ class ActivationSequencer(wiring.Component):
             m.d.sync += [held.eq(0), valid.eq(0)]
         with m.If(self.command.valid & self.command.ready):
             m.d.sync += held.eq(1)
-            m.d.sync += [getattr(following, name).eq(command[name]) for name in COPIED]
+            m.d.sync += [getattr(following, name).eq(command[name]) for name in self._copied]
             pitch = command.src_pitch
             m.d.sync += [
                 following.origin.eq(command.src + command.x0),
@@ -298,6 +320,8 @@ class ActivationSequencer(wiring.Component):
             "overwrite": self._overwrite,
             "last": self._last_vector & self._last_tile,
         }
+        if self.config.zero_points:
+            new["input_zero"] = current.input_zero
         moves = (full | self._step) & (~self._waiting | self._fire)
         m.d.comb += self._step.eq(self._active & ~full)
         m.d.sync += full.eq((full | self._step) & self._waiting & ~self._fire)
@@ -428,3 +452,9 @@ class ActivationSequencer(wiring.Component):
             pad = fetched.pad.replicate(self.config.rows)
             m.d.sync += self.x.eq(Mux(fetched.inside, self.scratchpad.data, pad))
             m.d.sync += self.tag.eq(fetched.tag)
+        if self.config.zero_points:
+            zero = Signal(signed(8), name="fetched_zero", reset_less=True)
+            with m.If(self._fire):
+                m.d.sync += zero.eq(wanted.input_zero)
+            with m.If(fired):
+                m.d.sync += self.input_zero.eq(zero)

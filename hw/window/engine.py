@@ -211,6 +211,8 @@ class WindowEngine(wiring.Component):
             reduce.weight.eq(self._token.weight),
             reduce.word.eq(self._word),
         ]
+        if self.config.zero_points:
+            m.d.comb += reduce.weight_zero.eq(issue.current.cmd.weight_zero)
 
     def _requantise_sums(self, m: Module) -> None:
         """Stages 9 to 17. Parameters are taken over in the stage in which their block's first

@@ -78,6 +78,8 @@ class WindowReduce(wiring.Component):
     last word of an output, ``o_valid`` with the accumulators on ``acc``, 32 bits a lane, lane 0
     lowest. While ``en`` is low everything holds still.
 
+    With ``zero_points``, ``weight_zero`` is subtracted from weights as they come.
+
     In the fast way a row must have two words or more (the line memory is read one ahead).
 
     The line memory is also lent out: ``kept`` is what it has at the ``index`` of the last ``issue``
@@ -102,6 +104,7 @@ class WindowReduce(wiring.Component):
     pixel: data.View
     weight_valid: Signal
     weight: data.View
+    weight_zero: Signal
     word: Signal
     kept: Signal
     keep: Signal
@@ -113,6 +116,7 @@ class WindowReduce(wiring.Component):
         self.config = config
         word = 8 * config.rows
         positions = window_positions(config)
+        zero_points = {"weight_zero": In(signed(8))} if config.zero_points else {}
         super().__init__(
             {
                 "en": In(1),
@@ -131,6 +135,7 @@ class WindowReduce(wiring.Component):
                 "pixel": In(pixel_layout()),
                 "weight_valid": In(1),
                 "weight": In(weight_layout()),
+                **zero_points,
                 "word": In(word),
                 "kept": Out(2 * word),
                 "keep": In(1),
@@ -142,14 +147,17 @@ class WindowReduce(wiring.Component):
         size = config.window_square
         self._parts = window_part_positions(size)
         # By row and column; and the rows of a column that are older than the square's.
+        bits = config.operand_bits
         self._window, self._weights = (
-            [[self._register(f"{name}_{y}{x}") for x in range(size)] for y in range(size)]
-            for name in ("window", "weights")
+            [[self._register(f"{name}_{y}{x}", lane) for x in range(size)] for y in range(size)]
+            for name, lane in (("window", 8), ("weights", bits))
         )
         self._older, self._older_weights = (
-            [self._register(f"{name}{y}") for y in range(config.window_kernel - size)]
-            for name in ("older", "older_weights")
+            [self._register(f"{name}{y}", lane) for y in range(config.window_kernel - size)]
+            for name, lane in (("older", 8), ("older_weights", bits))
         )
+        self._entering: Value = self.word  # weights less their zero point
+        self._stored: Value = C(0)  # those of a tap that the line memory holds
         # The column's weights, oldest row first.
         self._recalled: list[Value] = []
         self._shift = Signal()  # a word enters the line memory and the window
@@ -162,12 +170,14 @@ class WindowReduce(wiring.Component):
         self._last = Signal(self.LATENCY)
         self._part = Signal(range(len(self._parts) + config.window_by_columns))
 
-    def _register(self, name: str) -> Signal:
-        """A register of a word."""
-        return Signal(8 * self.config.rows, name=name, reset_less=True)
+    def _register(self, name: str, bits: int) -> Signal:
+        """A register of a word of lanes of ``bits``."""
+        return Signal(bits * self.config.rows, name=name, reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        if self.config.zero_points:
+            self._subtract_zero(m)
         self._keep_lines(m)
         self._shift_window(m)
         self._load_weights(m)
@@ -190,6 +200,10 @@ class WindowReduce(wiring.Component):
         address = bits_for(depth)
         self._before = [read.data.word_select(y, bits) for y in range(count)]
         stores = self.en & self.weight_valid & self.weight.store
+        self._stored = read.data[: len(self._entering)]
+        line: Value = Cat(self.word, *self._before[:-1])
+        if self.config.zero_points:
+            line = Mux(self.fast, line, Cat(self._entering, line[len(self._entering) :]))
         m.d.comb += [
             self._shift.eq(self.en & self.pixel_valid & (self.pixel.part == 0)),
             read.en.eq(self.en & self.issue),
@@ -198,7 +212,7 @@ class WindowReduce(wiring.Component):
             write.addr.eq(
                 Mux(self.fast | self.keep, self.pixel.index, self.weight.index)[:address]
             ),
-            write.data.eq(Mux(self.keep, self.held, Cat(self.word, *self._before[:-1]))),
+            write.data.eq(Mux(self.keep, self.held, line)),
             self.kept.eq(read.data),
         ]
         if self.config.window_by_columns:
@@ -230,6 +244,14 @@ class WindowReduce(wiring.Component):
             for line, new in zip(self._window, column, strict=True):
                 m.d.sync += [a.eq(b) for a, b in zip(line, (*line[1:], new), strict=True)]
 
+    def _subtract_zero(self, m: Module) -> None:
+        """Stage 1: the word at hand less the zero point."""
+        bits = self.config.operand_bits
+        self._entering = Signal(bits * self.config.rows, name="entering")
+        for lane in range(self.config.rows):
+            weight = self.word.word_select(lane, 8).as_signed()
+            m.d.comb += self._entering.word_select(lane, bits).eq(weight - self.weight_zero)
+
     def _load_weights(self, m: Module) -> None:
         """Stage 1: weights enter the window; those that are stored with the word of their tap."""
         size = self.config.window_square
@@ -237,19 +259,24 @@ class WindowReduce(wiring.Component):
         outside = self.config.window_kernel - size
         positions = [(y, x) for y in range(size) for x in range(size)]
         registers = [self._weights[y][x] for y, x in positions]
+
+        def one_word(one: Value) -> Value:
+            lane = Cat(one, *([0] * (self.config.operand_bits - 1)))
+            return lane.replicate(self.config.rows)
+
         with m.If(self.clear):
             for weight, one in zip([*registers, *self._older_weights], self.ones, strict=True):
-                m.d.sync += weight.eq(Cat(one, *([0] * 7)).replicate(self.config.rows))
+                m.d.sync += weight.eq(one_word(one))
         with m.If(self.en & self.weight_valid & ~self.weight.store & ~self.columns):
             for (y, x), weight in zip(positions, registers, strict=True):
                 with m.If((self.weight.y == y + outside) & (self.weight.x == x + outside)):
-                    m.d.sync += weight.eq(self.word)
+                    m.d.sync += weight.eq(self._entering)
         with m.If(self._shift & self.stored):
-            m.d.sync += self._weights[-1][-1].eq(self._before[0])
+            m.d.sync += self._weights[-1][-1].eq(self._stored)
 
     def _keep_weights(self, m: Module) -> None:
         """The memory of the weights of a kernel that is reduced by columns, a word for each."""
-        bits, height = 8 * self.config.rows, self.config.window_kernel
+        bits, height = self.config.operand_bits * self.config.rows, self.config.window_kernel
         weights: memory.Memory = memory.Memory(shape=height * bits, depth=KERNEL_WORDS, init=[])
         m.submodules.kernel = weights
         read, write = weights.read_port(), weights.write_port(granularity=bits)
@@ -259,7 +286,7 @@ class WindowReduce(wiring.Component):
             read.addr.eq(self.column),
             write.en.eq(Cat(stores & (self.weight.y == y) for y in range(height))),
             write.addr.eq(self.weight.x),
-            write.data.eq(self.word.replicate(height)),
+            write.data.eq(self._entering.replicate(height)),
         ]
         self._recalled = [read.data.word_select(y, bits) for y in range(height)]
 
@@ -317,17 +344,17 @@ class WindowReduce(wiring.Component):
         """Stage 2: the positions of the part at hand. Those that no multiplier is left for are not
         used. What is chosen goes through registers: the choice has too many loads to lie in one
         path with the multipliers."""
-        bits = 8 * self.config.rows
+        bits, weight_bits = (n * self.config.rows for n in (8, self.config.operand_bits))
         parts = self._positions_of_parts()
         operands = []
         for n in range(WINDOW_MACS):
             word = Signal(bits, name=f"operand{n}", reset_less=True)
-            weight = Signal(bits, name=f"weight{n}", reset_less=True)
+            weight = Signal(weight_bits, name=f"weight{n}", reset_less=True)
             used = Signal(name=f"takes{n}")
             with m.If(self._does[0]), m.Switch(self._part):
                 for part, positions in enumerate(parts):
                     with m.Case(part):
-                        unused = Operand(word, C(0, bits), C(0))
+                        unused = Operand(word, C(0, weight_bits), C(0))
                         chosen = positions[n] if n < len(positions) else unused
                         m.d.sync += [
                             word.eq(chosen.word),
@@ -377,7 +404,9 @@ class WindowReduce(wiring.Component):
         m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
     def _sum_products(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
-        """Stages 3 to 5: products, sums of every three, their sum."""
+        """Stages 3 to 5: products, sums of every three, their sum. 16 bits hold the products of
+        weights of 9 bits, too: these are no less than -255."""
+        bits = self.config.operand_bits
 
         def register(name: str, bits: int) -> Signal:
             return Signal(signed(bits), name=f"{name}_{lane}", reset_less=True)
@@ -386,7 +415,8 @@ class WindowReduce(wiring.Component):
         sums = [register(f"sum{n}", 18) for n in range(0, WINDOW_MACS, 3)]
         with m.If(self._does[1] & ~self.maximum):
             for product, operand in zip(products, operands, strict=True):
-                a, b = (v.word_select(lane, 8).as_signed() for v in (operand.word, operand.weight))
+                a = operand.word.word_select(lane, 8).as_signed()
+                b = operand.weight.word_select(lane, bits).as_signed()
                 m.d.sync += product.eq(a * b)
         with m.If(self._does[2] & ~self.maximum):
             for n, total in enumerate(sums):

@@ -32,6 +32,7 @@ from systole.sw.compiler.costs import (
     table_share,
     window_image_cycles,
 )
+from systole.sw.compiler.zeros import fitting_zero
 from systole.sw.ir.graph import (
     Conv,
     ConvTranspose,
@@ -108,7 +109,7 @@ def windowed(op: Op, config: Config) -> bool:
         return True
     if not isinstance(op, Conv) or op.residual is not None or op.shortcut is not None:
         return False
-    return op.depthwise and config.window and op.weights.dtype == np.int8
+    return op.depthwise and config.window and fitting_zero(op.weights, config) is not None
 
 
 @dataclass(frozen=True)
@@ -527,8 +528,8 @@ class _Joiner:
     def _convolution_cycles(self, rewrite: _Rewrite, item: _Item, op: Conv | ConvTranspose) -> int:
         # A transposed convolution streams its input: each phase has its share of the kernel.
         n, _, h, w = rewrite.tensors[item.output if isinstance(op, Conv) else op.x].shape
-        # Weights beyond int8 are split into two int8 kernels.
-        kernels = 1 if op.weights.dtype == np.int8 else 2
+        # Weights that no zero point makes int8 are split into two int8 kernels.
+        kernels = 1 if fitting_zero(op.weights, self.config) is not None else 2
         taps = kernels * math.prod(op.weights.shape[2:])
         return array_cycles(n * h * w, taps * self._tap_tiles(rewrite, op), self.config)
 
@@ -608,7 +609,7 @@ def _depthwise_part(op: Conv, channels: np.ndarray, count: int) -> Conv:
     """The depthwise convolution of one part, a tensor of ``count`` channels. Channels outside the
     part are undefined."""
     taken = np.flatnonzero(channels >= 0)
-    weights = np.zeros((count, *op.weights.shape[1:]), np.int8)
+    weights = np.zeros((count, *op.weights.shape[1:]), op.weights.dtype)
     bias, scale = np.zeros(count, np.int32), np.ones(count, np.float32)
     weights[channels[taken]] = op.weights[taken]
     bias[channels[taken]] = op.bias[taken]

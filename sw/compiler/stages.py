@@ -157,6 +157,8 @@ class Pass:
     geometry: Geometry
     runs: tuple[tuple[WeightRun, ...], ...]
     """By column block, the runs of weights."""
+    weight_zero: int = 0
+    """Zero point of the weights."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,9 @@ class Product:
     """An activation as the weights of an array stage, another matrix for every image: its words in
     DRAM, channels in the lanes, are weight words. (Then ``rows`` is ``cols``.)
 
-    Accumulated are x * w, x * (minus the zero point of w), constant weights, and (minus the zero
-    point of x) * w, for which the input is read outside itself."""
+    Where the array takes zero points off its operands, it gets those of x and w, and multiplies
+    once. Otherwise these are 0 and accumulated are x * w, x * (minus the zero point of w), constant
+    weights, and (minus the zero point of x) * w, for which the input is read outside itself."""
 
     tensor: str
     complement: str | None
@@ -191,7 +194,9 @@ class Product:
     """int8 numbers that add up to minus the zero point of the input, with a complement to it."""
     zeros: dict[int, tuple[int, ...]]
     """By lane, the words in ``weights`` of constant matrices that add up to minus the zero point of
-    the matrix in its rows. ``weights`` begins with ``rows`` words of zeros."""
+    the matrix in its rows. ``weights`` begins with ``rows`` words of ``weight_zero``."""
+    input_zero: int = 0
+    weight_zero: int = 0
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -334,6 +339,8 @@ class WindowStage(BaseStage):
     """int8 (words, rows), for every block, or for one that stands for all."""
     window_weights: np.ndarray | None = None
     """int8 (blocks * kh * kw, rows)."""
+    weight_zero: int = 0
+    """Zero point of these weights."""
     bands: ParameterBands | None = None
 
     @property

@@ -330,17 +330,22 @@ class Engines:
         if not c.accumulate:
             acc[:] = 0
         row, column = row.T, column.T
-        for tile in range(0, tiles, EXACT_DEPTH // rows):
-            t = np.arange(tile, min(tile + EXACT_DEPTH // rows, tiles))
+        # A zero point makes products up to twice as large.
+        depth = EXACT_DEPTH >> bool(c.input_zero) + bool(c.weight_zero)
+        for tile in range(0, tiles, depth // rows):
+            t = np.arange(tile, min(tile + depth // rows, tiles))
             block, ky, kx = t // taps, t // c.kernel_w % c.kernel_h, t % c.kernel_w
             first = c.weights + tile * rows
             w = self.memories.weights[first : first + len(t) * rows].astype(np.float32)
+            w -= c.weight_zero
             for o in range(0, outputs, OUTPUT_CHUNK):
                 oy, ox = np.divmod(np.arange(o, min(o + OUTPUT_CHUNK, outputs)), c.out_w)
                 word = row[oy][:, ky] + column[ox][:, kx]
                 word += c.src + block * c.src_block
                 x = self.memories.lanes[np.minimum(word, pad_word)]
-                sums = x.reshape(len(oy), -1).astype(np.float32) @ w
+                x = x.reshape(len(oy), -1).astype(np.float32)
+                x -= c.input_zero
+                sums = x @ w
                 acc[o : o + len(oy)] += sums.astype(np.int32)
 
     def _window(self, c: SimpleNamespace) -> None:
@@ -355,7 +360,7 @@ class Engines:
             box = span(c.weights, c.blocks * taps)
             self._read(TrackedMemory.SCRATCHPAD, box, "weights")
             w = self.memories.scratchpad[c.weights : c.weights + c.blocks * taps]
-            w = w.reshape(c.blocks, taps, 1, 1, rows).astype(np.int32)
+            w = w.reshape(c.blocks, taps, 1, 1, rows).astype(np.int32) - c.weight_zero
         out = self._outputs(c, c.blocks)
         if c.op != WindowOp.MAX:
             constants = np.arange(c.params, c.params + words * c.blocks)

@@ -14,7 +14,7 @@ POINTWISE = "kernel_w=1 kernel_h=1 stride_x=1 stride_y=1 dilation_x=1 dilation_y
 """Fields of a window of one tap."""
 
 
-def tiny(rows: int, cols: int) -> Config:
+def tiny(rows: int, cols: int, **fields: bool) -> Config:
     """1024 scratchpad words, 24 weight tiles, 64 accumulators."""
     return Config.sized(
         rows,
@@ -22,6 +22,7 @@ def tiny(rows: int, cols: int) -> Config:
         scratchpad_bytes=1024 * rows,
         weight_bytes=24 * rows * cols,
         accumulator_bytes=64 * 4 * cols,
+        **fields,
     )
 
 
@@ -125,7 +126,7 @@ class Reference:
                                 total = 0 if tile == 0 and not c.accumulate else acc[n]
                                 for r in range(rows):
                                     w = self.weights[c.weights + tile * rows + r][n]
-                                    total += x[r] * w
+                                    total += (x[r] - c.input_zero) * (w - c.weight_zero)
                                 acc[n] = wrap(total)
                     tile += 1
 
@@ -184,7 +185,7 @@ class Reference:
                             w = [1] * rows
                             if c.op == WindowOp.DEPTHWISE:
                                 tap = (b * c.kernel_h + ky) * c.kernel_w + kx
-                                w = self.scratchpad[c.weights + tap]
+                                w = [n - c.weight_zero for n in self.scratchpad[c.weights + tap]]
                             taps.append((self.x(c, b, y, x), w))
                     out = []
                     for r in range(rows):

@@ -164,3 +164,34 @@ def encoder_block(
         constants,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def uint8_convolution(
+    rng: np.random.Generator,
+    zeros: tuple[int, int],
+    *,
+    channels: int = 20,
+    outputs: int | None = None,
+    kernel: tuple[int, int] = (3, 3),
+    extreme: bool = False,
+    **attributes,
+) -> onnx.ModelProto:
+    """A convolution with uint8 weights. ``zeros``: of input and weights. Depthwise unless the
+    number of ``outputs`` is given. ``extreme``: all weights are 0 or 255."""
+    group = channels if outputs is None else 1
+    outputs = outputs or channels
+    shape = (outputs, channels // group, *kernel)
+    weights = rng.choice([0, 255], shape) if extreme else rng.integers(0, 256, shape)
+    # The largest zero point and the smallest put all weights on one side.
+    reach = 128 * (abs(zeros[1] - 128) + 90) * np.prod(shape[1:]) ** 0.75
+    model = Model()
+    names = [model.input("x", np.uint8, (1, channels, 14, 12))]
+    names += model.pair("x", 0.05, np.uint8(zeros[0]))
+    names += [
+        model.const("w", weights.astype(np.uint8)),
+        *model.pair("w", 0.01, np.uint8(zeros[1])),
+    ]
+    names += model.pair("y", 0.05 * 0.01 * reach / 128, np.uint8(121))
+    same = {"pads": [k // 2 for k in (*kernel, *kernel)], "kernel_shape": list(kernel)}
+    y = model.node("QLinearConv", names, "y", group=group, **same | attributes)
+    return model.done(y, np.uint8)

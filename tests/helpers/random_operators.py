@@ -29,11 +29,13 @@ from systole.sw.ir.graph import (
 class Sketch:
     """A graph under construction, of random tensors.
 
-    ``constants``: all inputs but the first become constants.
+    ``constants``: all inputs but the first become constants. ``uint8``: all weights are uint8 less
+    a zero point of theirs.
     """
 
-    def __init__(self, rng, constants=False):
+    def __init__(self, rng, constants=False, uint8=False):
         self.rng = rng
+        self.uint8 = uint8
         self.constants = constants
         self.tensors = {}
         self.ops = []
@@ -73,6 +75,9 @@ class Sketch:
         return Activation(f"mid{len(self.ops)}", int(self.rng.integers(-128, 128)), self.table())
 
     def weights(self, shape):
+        if self.uint8:
+            weights = self.rng.integers(0, 256, shape) - self.rng.integers(0, 256)
+            return weights.astype(np.int16)
         if self.rng.integers(3) == 0:
             return self.rng.integers(-255, 255, shape).astype(np.int16)
         return self.rng.integers(-128, 128, shape).astype(np.int8)

@@ -152,6 +152,7 @@ class ConvolutionEmitter:
             src_pitch=x.pitch,
             src_block=x.block,
             pad=tile.stage.sources[each.convolution.source].zero,
+            weight_zero=each.convolution.weight_zero,
             out_w=region.w,
             out_h=region.h,
             **window.fields,

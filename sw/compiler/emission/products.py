@@ -53,7 +53,14 @@ class ProductEmitter:
         for part in cuts(spread.blocks[image], self.weights.piece_limit // rows):
             blocks = ChannelBlocks(*part)
             at = self._matrix_rows(tile, product, product.tensor, blocks)
-            self._multiply(tile, x, blocks, at, accumulate=accumulate)
+            self._multiply(
+                tile,
+                x,
+                blocks,
+                at,
+                accumulate=accumulate,
+                zeros=(product.input_zero, product.weight_zero),
+            )
             accumulate = True
             for pad in product.pads:
                 at = self._matrix_rows(tile, product, product.tensors[-1], blocks)
@@ -109,9 +116,10 @@ class ProductEmitter:
         *,
         accumulate: bool = True,
         pad: int | None = None,
+        zeros: tuple[int, int] = (0, 0),
     ) -> None:
         """One CONV command of some blocks of the input, or of ``pad`` alone in every lane, by the
-        rows at address ``at``."""
+        rows at address ``at``; both less their zero points."""
         config, region = self.context.config, tile.region
         row = Extent(x.y, region.x, 1, region.w)
         src = x.at(row.y, row.x, blocks.first)
@@ -128,6 +136,8 @@ class ProductEmitter:
             out_w=region.w,
             out_h=1,
             pad=pad or 0,
+            input_zero=zeros[0],
+            weight_zero=zeros[1],
             **fields.sliding(window, BufferView.of(src, row)),
         )
         reads = [run(StreamMemory.WEIGHTS, at, blocks.count * config.rows)]

@@ -78,7 +78,7 @@ class WindowEmitter:
         if stage.window_weights is not None:
             taps = g.kernel[0] * g.kernel[1]
             weights = self.context.fixed_word(group.index, "window_weights") + group.group * taps
-            values |= fields.window(weights=weights)
+            values |= fields.window(weights=weights, weight_zero=stage.weight_zero)
             reads.append(run(StreamMemory.SCRATCHPAD, weights, taps))
         written = out.words(region.extent)
         self.context.stream.emit(Opcode.WINDOW, values, reads, [written], stage=group.index)

@@ -3,8 +3,9 @@
 Tensors that only bring channels of others together are left out before
 (:mod:`~sw.compiler.joins`). Cases, in order:
 
-1. Conv, depthwise, int8 weights, no addition, window engine present: WINDOW; a fused function is
-   then a stage of its own, POST from the scratchpad (``window``).
+1. Conv, depthwise, weights int8 (with ``zero_points``: with any zero point), no addition, window
+   engine present: WINDOW; a fused function is then a stage of its own, POST from the scratchpad
+   (``window``).
 2. Conv on a packed graph input: WINDOW IM2COL, then CONV over the folded reduction, then POST
    (``folding``).
 3. Any other Conv (groups spread out, blocks of zero weights left out; weights beyond int8 as the

@@ -21,6 +21,7 @@ from systole.sw.compiler.stages import (
     Source,
     WeightRun,
 )
+from systole.sw.compiler.zeros import fitting_zero
 from systole.sw.ir import layout
 from systole.sw.ir.graph import Op
 
@@ -29,7 +30,10 @@ class PackedKernel(NamedTuple):
     """A kernel as weight tiles."""
 
     tiles: np.ndarray
-    """int8 (count, kh, kw, rows, cols): those used, column block by column block."""
+    """int8 (count, kh, kw, rows, cols): those used, column block by column block: the weights and
+    their zero point."""
+    zero: int
+    """The zero point."""
     used: np.ndarray
     """By column block and channel block: there are weights other than zero."""
 
@@ -38,9 +42,9 @@ class PackedKernel(NamedTuple):
         that have none."""
         used = self.used.copy()
         used[columns, 0] = True
-        tiles = np.zeros((int(used.sum()), *self.tiles.shape[1:]), np.int8)
+        tiles = np.full((int(used.sum()), *self.tiles.shape[1:]), self.zero, np.int8)
         tiles[self.used[used]] = self.tiles
-        return PackedKernel(tiles, used)
+        return PackedKernel(tiles, self.zero, used)
 
     def by_column(self) -> list[np.ndarray]:
         """The tiles of each column block."""
@@ -59,29 +63,30 @@ class Permutation:
     inputs: np.ndarray
     """The channel of the input that each of these takes."""
     weight: int
-    """int8."""
+    """int8, less a zero point."""
 
-    def packed(self, config: Config) -> PackedKernel:
+    def packed(self, config: Config, zero: int) -> PackedKernel:
         """Its tiles, without a look at all the zeros among them."""
         columns, blocks = -(-self.size[0] // config.cols), -(-self.size[1] // config.rows)
         used = np.zeros(columns * blocks, bool)
         column, col = np.divmod(self.outputs, config.cols)
         block, row = np.divmod(self.inputs, config.rows)
         taken, number = np.unique(column * blocks + block, return_inverse=True)
-        tiles = np.zeros((len(taken), 1, 1, config.rows, config.cols), np.int8)
-        tiles[number, 0, 0, row, col] = self.weight
+        tiles = np.full((len(taken), 1, 1, config.rows, config.cols), zero, np.int8)
+        tiles[number, 0, 0, row, col] = self.weight + zero
         used[taken] = self.weight != 0
-        return PackedKernel(tiles[: int(used.sum())], used.reshape(columns, blocks))
+        return PackedKernel(tiles[: int(used.sum())], zero, used.reshape(columns, blocks))
 
 
 @dataclass(frozen=True)
 class KernelPass:
-    """A convolution of one source by an int8 kernel (O, C, kh, kw)."""
+    """A convolution of one source by a kernel (O, C, kh, kw) of int8 less a zero point."""
 
     source: int
     """Its number among the stage's sources."""
     geometry: Geometry
     kernel: np.ndarray | Permutation
+    zero: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,14 @@ def int8_parts(weights: np.ndarray) -> list[np.ndarray]:
     return parts
 
 
+def kernel_parts(weights: np.ndarray, config: Config) -> list[tuple[np.ndarray, int]]:
+    """Kernels that add up to ``weights``, each of int8 less a zero point, with that."""
+    zero = fitting_zero(weights, config)
+    if zero is None:
+        return [(part, 0) for part in int8_parts(weights)]
+    return [(weights if zero else weights.astype(np.int8, copy=False), zero)]
+
+
 class WeightStore:
     """The weight tiles of a stage, blocks of zeros left out."""
 
@@ -111,13 +124,11 @@ class WeightStore:
         self._count = 0
         self._data: list[np.ndarray] = []
 
-    def runs(
-        self, kernels: list[np.ndarray | Permutation]
-    ) -> list[tuple[tuple[WeightRun, ...], ...]]:
+    def runs(self, passes: list[KernelPass]) -> list[tuple[tuple[WeightRun, ...], ...]]:
         """Add the kernels (O, C, kh, kw) of a phase, column block by column block. The result has
         for each kernel its runs by column block. Each column block has a run of some kernel, if
         only of zeros."""
-        packed = [_packed(kernel, self.config) for kernel in kernels]
+        packed = [_packed(each.kernel, each.zero, self.config) for each in passes]
         empty = ~np.any([each.used.any(axis=-1) for each in packed], axis=0)
         if empty.any():
             packed[0] = packed[0].with_zeros(empty)
@@ -126,7 +137,7 @@ class WeightStore:
             [self._add(own[c], each.used[c]) for own, each in zip(tiles, packed, strict=True)]
             for c in range(len(empty))
         ]
-        return [tuple(runs[k] for runs in by_column) for k in range(len(kernels))]
+        return [tuple(runs[k] for runs in by_column) for k in range(len(passes))]
 
     def _add(self, tiles: np.ndarray, used: np.ndarray) -> tuple[WeightRun, ...]:
         """Add the tiles (count, kh, kw, rows, cols) of a column block's ``used`` channel blocks."""
@@ -149,13 +160,13 @@ class WeightStore:
         return np.concatenate(self._data)
 
 
-def _packed(kernel: np.ndarray | Permutation, config: Config) -> PackedKernel:
+def _packed(kernel: np.ndarray | Permutation, zero: int, config: Config) -> PackedKernel:
     """A kernel's tiles."""
     if isinstance(kernel, Permutation):
-        return kernel.packed(config)
+        return kernel.packed(config, zero)
     tiles = layout.pack_weights(kernel, config)
     used = np.asarray(tiles.reshape(*tiles.shape[:2], -1).any(2))
-    return PackedKernel(tiles[used], used)
+    return PackedKernel((tiles[used] + zero).astype(np.int8) if zero else tiles[used], zero, used)
 
 
 def array_stage(
@@ -182,8 +193,8 @@ def array_stage(
     per_phase = len(params) // len(phases)
     stored = []
     for k, phase in enumerate(phases):
-        runs = store.runs([each.kernel for each in phase.passes])
-        passes = [Pass(e.source, e.geometry, own) for e, own in zip(phase.passes, runs)]
+        runs = store.runs(phase.passes)
+        passes = [Pass(e.source, e.geometry, own, e.zero) for e, own in zip(phase.passes, runs)]
         stored.append(Phase(phase.y, phase.x, tuple(passes), k * per_phase))
     return ArrayStage(
         layer=layer,

@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from systole.sw.compiler.lowering.array import KernelPass, KernelPhase, array_stage, int8_parts
+from systole.isa import Config
+from systole.sw.compiler.lowering.array import (
+    KernelPass,
+    KernelPhase,
+    array_stage,
+    kernel_parts,
+)
 from systole.sw.compiler.lowering.context import LoweringContext, Size, flattened
 from systole.sw.compiler.lowering.folding import (
     choose_fold,
@@ -23,15 +29,15 @@ from systole.sw.ir.graph import Conv, ConvTranspose
 def lower_conv(context: LoweringContext, layer: int, op: Conv) -> Stage:
     """A convolution with its fused additions and function.
 
-    Groups are spread out; weights beyond int8 become several passes."""
+    Groups are spread out; weights that no zero point makes int8 become several passes."""
     main = _folded_main(context, op) if op.x in context.packed else _plain_main(context, op)
     size, sources, passes = main.size, main.sources, main.passes
     bias = op.bias.astype(np.int64) - context.tensors[op.x].zero * _sums(op.weights)
     if op.shortcut is not None:
         other, factors = op.shortcut.other, op.shortcut.factors
         bias -= context.tensors[other].zero * factors.astype(np.int64)
-        parts = int8_parts(np.diag(factors)[:, :, None, None])
-        passes += [KernelPass(len(sources), POINTWISE, part) for part in parts]
+        parts = kernel_parts(np.diag(factors)[:, :, None, None], context.config)
+        passes += [KernelPass(len(sources), POINTWISE, part, zero) for part, zero in parts]
         sources.append(context.source(other, [POINTWISE], size, per_group=False))
     requant: Requant = context.requant(op, op.activation)
     combine: Combine | None = None
@@ -75,7 +81,7 @@ def _folded_main(context: LoweringContext, op: Conv) -> _Main:
     """The convolution of a packed input. WINDOW gathers its bytes first."""
     fold = choose_fold(context, op)
     geometry = row_geometry(fold.geometry) if fold.by_row else POINTWISE
-    passes = _passes(geometry, [folded_kernel(op.weights, fold)])
+    passes = _passes(geometry, [folded_kernel(op.weights, fold)], context.config)
     return _Main(context.size(op.output), [packed_source(context, op, fold)], passes, fold)
 
 
@@ -87,15 +93,15 @@ def _plain_main(context: LoweringContext, op: Conv) -> _Main:
     in_size = context.size(op.x) if size == out_size else size
     names, kernels = zip(*_parts(context, op.x, _dense(op)))
     sources = [context.source(name, [geometry], in_size, per_group=False) for name in names]
-    return _Main(size, sources, _passes(geometry, kernels), None)
+    return _Main(size, sources, _passes(geometry, kernels, context.config), None)
 
 
-def _passes(geometry: Geometry, kernels: Iterable[np.ndarray]) -> list[KernelPass]:
-    """Passes of one kernel for each source, split into int8 kernels."""
+def _passes(geometry: Geometry, kernels: Iterable[np.ndarray], config: Config) -> list[KernelPass]:
+    """Passes of one kernel for each source, split into kernels of int8."""
     return [
-        KernelPass(k, geometry, part)
+        KernelPass(k, geometry, part, zero)
         for k, kernel in enumerate(kernels)
-        for part in int8_parts(kernel)
+        for part, zero in kernel_parts(kernel, config)
     ]
 
 
@@ -146,7 +152,7 @@ def lower_transposed(context: LoweringContext, layer: int, op: ConvTranspose) ->
     columns = [_phase_taps(op, 1, px) for px in range(min(sw, w))]
     names, kernels = zip(*_parts(context, op.x, op.weights))
     phases = [
-        _transposed_phase(kernels, row, column)
+        _transposed_phase(kernels, row, column, context.config)
         for row in enumerate(rows)
         for column in enumerate(columns)
     ]
@@ -197,18 +203,21 @@ def _phase_taps(op: ConvTranspose, axis: int, p: int) -> _Taps:
 
 
 def _transposed_phase(
-    kernels: Iterable[np.ndarray], row: tuple[int, _Taps], column: tuple[int, _Taps]
+    kernels: Iterable[np.ndarray],
+    row: tuple[int, _Taps],
+    column: tuple[int, _Taps],
+    config: Config,
 ) -> KernelPhase:
     """A phase from its number and taps along either axis; one kernel for each source."""
     (py, y), (px, x) = row, column
     geometry = Geometry((y.size, x.size), (1, 1), (y.pad, x.pad), (y.dilation, x.dilation))
     passes = []
     for k, weights in enumerate(kernels):
-        for part in int8_parts(weights):
+        for part, zero in kernel_parts(weights, config):
             kernel = part[:, :, y.kernel][:, :, :, x.kernel]
             if kernel.size == 0:  # no kernel element falls here: bias alone
                 kernel = np.zeros((*part.shape[:2], *geometry.kernel), np.int8)
-            passes.append(KernelPass(k, geometry, kernel))
+            passes.append(KernelPass(k, geometry, kernel, zero))
     return KernelPhase(py, px, passes)
 
 

@@ -4,7 +4,8 @@ MatMul is an array stage whose weights are the right operand's words in DRAM: fe
 of a word, so that the words of a block are the rows of a matrix, ``cols`` columns wide. It takes a
 square array, and matrices that begin with a word:
 
-* The left operand's may begin in any lane: zeros before the matrix' first row shift it.
+* The left operand's may begin in any lane: zeros before the matrix' first row shift it. (Words of
+  the zero point, where the array takes that off.)
 * The right operand's that begin within a word are moved first, to a tensor that holds every matrix
   by itself, by a permutation as Select's. Results that end within a word are moved likewise,
   afterwards.
@@ -49,7 +50,7 @@ def lower_product(context: LoweringContext, layer: int, op: MatMul) -> list[Stag
         stages.append(moved)
         op = dataclasses.replace(op, b=b)
     complement = None
-    if context.tensors[op.a.tensor].zero == -128:
+    if context.tensors[op.a.tensor].zero == -128 and not config.zero_points:
         complement = f"{op.output}:complement"
         stages.append(_complement(context, layer, op, complement))
     if not (op.places[:, 1] % config.rows).any():
@@ -111,10 +112,13 @@ def _product_stage(
     """The product itself. ``spread``: where its results lie, if not one after the other."""
     rows, tensors = context.config.rows, context.tensors
     za, zb = tensors[op.a.tensor].zero, tensors[op.b.tensor].zero
+    # The zero points that the array takes off, and those that take passes of their own.
+    taken = (za, zb) if context.config.zero_points else (0, 0)
+    za, zb = za - taken[0], zb - taken[1]
     a = _spread(context, op.a, op.depth)
     lanes = op.a.places[:, 1] % rows
     blocks_of_lane = set(zip(lanes.tolist(), a.blocks))
-    weights, zeros = _constant_matrices(rows, op.depth, blocks_of_lane, -zb)
+    weights, zeros = _constant_matrices(rows, op.depth, blocks_of_lane, total=-zb, around=taken[1])
     # Minus what a complement adds beside the product with the zero point.
     bias = np.full(op.columns, op.depth * (za * zb - 128 * bool(complement)), np.int64)
     scale = np.full(op.columns, op.scale, np.float32)
@@ -154,17 +158,19 @@ def _product_stage(
             lanes=tuple(lanes.tolist()),
             pads=(za,) if complement else _summands(-za),
             zeros=zeros,
+            input_zero=taken[0],
+            weight_zero=taken[1],
         ),
         spread=spread,
     )
 
 
 def _constant_matrices(
-    rows: int, depth: int, blocks_of_lane: set[tuple[int, int]], total: int
+    rows: int, depth: int, blocks_of_lane: set[tuple[int, int]], *, total: int, around: int
 ) -> tuple[np.ndarray, dict[int, tuple[int, ...]]]:
-    """Weight words (count, rows) of zeros, then of matrices that add up to ``total`` in ``depth``
-    rows from each lane; by lane, the words where its matrices begin."""
-    weights = [np.zeros((rows, rows), np.int8)]
+    """Weight words (count, rows) of ``around``, then of matrices that add up to ``total`` in
+    ``depth`` rows from each lane; by lane, the words where its matrices begin."""
+    weights = [np.full((rows, rows), around, np.int8)]
     offsets: dict[int, tuple[int, ...]] = {}
     for lane, blocks in sorted(blocks_of_lane):
         own = []

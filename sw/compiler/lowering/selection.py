@@ -11,7 +11,7 @@ from systole.sw.compiler.lowering.array import (
     KernelPhase,
     Permutation,
     array_stage,
-    int8_parts,
+    kernel_parts,
 )
 from systole.sw.compiler.lowering.context import LoweringContext, Size, flattened, side_by_side
 from systole.sw.compiler.stages import Geometry, Stage
@@ -55,9 +55,9 @@ def _kernel_passes(
 ) -> list[KernelPass]:
     """The passes of one phase; ``numbers`` of the inputs."""
     return [
-        KernelPass(numbers[pick.x], _geometry(pick), kernel)
+        KernelPass(numbers[pick.x], _geometry(pick), kernel, zero)
         for pick in picks
-        for kernel in _permutations(context, pick)
+        for kernel, zero in _permutations(context, pick)
     ]
 
 
@@ -65,12 +65,15 @@ def _geometry(pick: Pick) -> Geometry:
     return Geometry((1, 1), pick.strides, (-pick.offsets[0], -pick.offsets[1]))
 
 
-def _permutations(context: LoweringContext, pick: Pick) -> list[Permutation]:
-    """The kernels that together bring a pick's channels to their places, weighted."""
+def _permutations(context: LoweringContext, pick: Pick) -> list[tuple[Permutation, int]]:
+    """The kernels that together bring a pick's channels to their places, weighted; with their zero
+    points."""
     taken = np.flatnonzero(pick.channels >= 0)
     size = (len(pick.channels), context.tensors[pick.x].shape[1])
-    parts = int8_parts(np.asarray(pick.weight if len(taken) else 0))
-    return [Permutation(size, taken, pick.channels[taken], int(part)) for part in parts]
+    parts = kernel_parts(np.asarray(pick.weight if len(taken) else 0), context.config)
+    return [
+        (Permutation(size, taken, pick.channels[taken], int(part)), zero) for part, zero in parts
+    ]
 
 
 def _phase_params(context: LoweringContext, op: Select, picks: list[Pick]) -> np.ndarray:

@@ -11,6 +11,7 @@ from systole.sw.compiler.limits import largest
 from systole.sw.compiler.lowering.context import LoweringContext
 from systole.sw.compiler.lowering.vector import lower_table
 from systole.sw.compiler.stages import Geometry, ParameterBands, Stage, WindowStage
+from systole.sw.compiler.zeros import fitting_zero
 from systole.sw.ir import layout
 from systole.sw.ir.graph import Activation, Conv, ModelError, Pool, Table, Tensor
 
@@ -43,6 +44,8 @@ def own_result(output: Tensor, activation: Activation) -> Tensor:
 
 def _convolve(context: LoweringContext, layer: int, op: Conv) -> Stage:
     rows = context.config.rows
+    zero = fitting_zero(op.weights, context.config)
+    assert zero is not None, "weights that no zero point makes int8 go to the array"
     x = context.tensors[op.x]
     total = op.weights.reshape(len(op.weights), -1).sum(1, dtype=np.int64)
     w = layout.pad_axis(op.weights[:, 0], 0, rows)
@@ -53,7 +56,8 @@ def _convolve(context: LoweringContext, layer: int, op: Conv) -> Stage:
     stage = _window_stage(
         context, layer, op, geometry=_geometry(op, (kh, kw)), window_op=WindowOp.DEPTHWISE
     )
-    return dataclasses.replace(stage, window_weights=words, params=params)
+    words = (words + np.int16(zero)).astype(np.int8)
+    return dataclasses.replace(stage, window_weights=words, weight_zero=zero, params=params)
 
 
 def lower_pool(context: LoweringContext, layer: int, op: Pool) -> Stage:

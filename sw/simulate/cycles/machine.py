@@ -15,11 +15,11 @@ from systole.isa.timing import (
     READ_AHEAD,
     READ_RETURN,
     STORE_DEPTH,
-    SWAP_LEAD,
     TRANSFER_START,
     WINDOW_DEPTH,
     WINDOW_GAP,
     array_latency,
+    array_lead,
     conv_lead,
     post_overlaps,
     table_reads,
@@ -84,7 +84,7 @@ class MachineModel:
         }
         self.read_latency, self.write_latency = read_latency, write_latency
         self.conv_lead = conv_lead(config)
-        self.array = array_latency(config, config.cols - 1)
+        self.array = array_lead(config) + array_latency(config, config.cols - 1)
 
     def run(self, delays: Mapping[int, int]) -> Timetable:
         """Schedules all commands; ``delays``: cycles that conflicts add to commands."""
@@ -220,7 +220,7 @@ class MachineModel:
         self.streams.append((begin, tile + n, index))
         # The command after the next is taken when this one streams.
         self.free[Engine.CONV] = max(start + 1, before)
-        self._end(index, tile + n + SWAP_LEAD + self.array)
+        self._end(index, tile + n + self.array)
 
     def _post(self, c: Mapping[str, int], index: int, start: float) -> None:
         config, before = self.config, self.post
@@ -247,7 +247,7 @@ class MachineModel:
 
     def _window(self, c: Mapping[str, int], index: int, start: float) -> None:
         window, (mode, issued, ended) = self.windows[index], self.window
-        may_follow = issued + WINDOW_GAP if window.mode == mode else ended
+        may_follow = issued + WINDOW_GAP if window.mode == mode else ended + 1
         begin = max(start + window.set_up, may_follow) + window.walk_start
         issued = begin + window.words + self.delays.get(index, 0)
         ended = issued + WINDOW_DEPTH[WindowOp(c["op"])]

@@ -9,13 +9,13 @@ import pytest
 
 from systole.hw.conv.engine import ConvEngine
 from systole.isa import COMMANDS, Config, Opcode
-from systole.isa.timing import conv_lead
+from systole.isa.timing import array_lead, conv_lead
 from tests.helpers.simulation import Inputs, put, simulation
 
 FIELDS = {f.name: f for f in COMMANDS[Opcode.CONV].fields}
 
 
-def small(rows: int, cols: int, cell: int, inner_product: str = "plain") -> Config:
+def small(rows: int, cols: int, cell: int, inner_product: str = "plain", **fields: bool) -> Config:
     """A configuration with memories small enough to collide often, none a power of two."""
     return Config(
         rows=rows,
@@ -25,12 +25,17 @@ def small(rows: int, cols: int, cell: int, inner_product: str = "plain") -> Conf
         weight_bytes=rows * cols * 13,
         accumulator_bytes=2 * 44 * 4 * cols,
         inner_product=inner_product,
+        **fields,
     )
 
 
 CONFIGS = [small(4, 4, 1), small(4, 4, 4), small(8, 4, 2), small(12, 20, 4), small(7, 5, 8)]
 CONFIGS += [small(*shape, "fast") for shape in ((4, 4, 1), (8, 4, 2), (12, 20, 4))]
-IDS = [f"{c.rows}x{c.cols}c{c.cell}{c.fast * ' fast'}" for c in CONFIGS]
+CONFIGS += [small(8, 4, 2, product, zero_points=True) for product in ("plain", "fast")]
+CONFIGS += [small(4, 4, 4, product, zero_points=True) for product in ("plain", "fast")]
+IDS = [
+    f"{c.rows}x{c.cols}c{c.cell}{c.fast * ' fast'}{c.zero_points * ' zero points'}" for c in CONFIGS
+]
 
 
 def conv(**values: int) -> dict[str, int]:
@@ -76,13 +81,14 @@ class Model:
             for ky in range(cmd["kernel_h"]):
                 for kx in range(cmd["kernel_w"]):
                     first = cmd["weights"] + tile * rows
-                    w = self.weights[first : first + rows]
+                    w = self.weights[first : first + rows] - cmd["weight_zero"]
                     tile += 1
                     for oy in range(cmd["out_h"]):
                         for ox in range(cmd["out_w"]):
                             y = cmd["y0"] + oy * cmd["stride_y"] + ky * cmd["dilation_y"]
                             x = cmd["x0"] + ox * cmd["stride_x"] + kx * cmd["dilation_x"]
-                            target[oy * cmd["out_w"] + ox] += self.x(cmd, b, y, x) @ w
+                            value = self.x(cmd, b, y, x) - cmd["input_zero"]
+                            target[oy * cmd["out_w"] + ox] += value @ w
         return (target & 0xFFFF_FFFF).copy()
 
 
@@ -109,6 +115,8 @@ def random_command(config: Config, rng: np.random.Generator, half: int | None) -
         y0=pick(-4, 3),
         pad=pick(-128, 127),
     )
+    if config.zero_points:
+        cmd["input_zero"], cmd["weight_zero"] = rng.choice([-128, 0, 127, pick(-128, 127)], 2)
     if tiles(cmd) > 9 or outputs(cmd) > config.acc_half:
         return random_command(config, rng, half)
     cmd["weights"] = pick(0, config.weight_words - tiles(cmd) * config.rows)
@@ -259,6 +267,22 @@ def test_far_coordinates_are_padding():
     assert bench.model.padded == 280
 
 
+@pytest.mark.parametrize("config", CONFIGS[-4:], ids=IDS[-4:])
+def test_extreme_operands_and_zero_points(config: Config):
+    """The largest products there are, of either sign, in every lane."""
+    bench = Bench(config)
+    bench.model.scratchpad = np.where(bench.model.scratchpad < 0, -128, 127)
+    bench.model.scratchpad[::2], bench.model.scratchpad[1::4] = -128, 127
+    bench.model.weights[:] = -128
+    bench.model.weights[config.rows : 2 * config.rows] = 127
+    commands = [
+        conv(out_w=6, in_w=6, blocks=2, input_zero=x, weight_zero=w, acc=6 * i)
+        for i, (x, w) in enumerate((x, w) for x in (-128, 127) for w in (-128, 127))
+    ]
+    bench.run(commands)
+    assert bench.model.acc.max() >= 255 * 255 * config.rows
+
+
 @pytest.mark.parametrize("config", CONFIGS[:3] + CONFIGS[-2:], ids=IDS[:3] + IDS[-2:])
 def test_cycles(config: Config):
     """One vector a cycle: no bubble between rows, tiles and commands; ``rows`` for a short tile."""
@@ -273,7 +297,7 @@ def test_cycles(config: Config):
         alone = Bench(config)
         alone.run([cmd])
         array = alone.dut.array
-        overhead = conv_lead(config) - 1 + array.SWAP_LEAD + array.latency(config.cols - 1)
+        overhead = conv_lead(config) - 1 + array_lead(config) + array.latency(config.cols - 1)
         # The last tile need not last `rows` cycles: nothing follows it.
         cost = (tiles(cmd) - 1) * max(outputs(cmd), rows) + outputs(cmd)
         assert alone.retired[0] - alone.accepted[0] <= cost + overhead

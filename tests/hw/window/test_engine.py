@@ -67,7 +67,7 @@ class Scratchpad:
         taps = [(ky, kx) for ky in range(c["kernel_h"]) for kx in range(c["kernel_w"])]
         for b in range(c["blocks"]):
             first = c["weights"] + b * len(taps)
-            w = self.words[first : first + len(taps)].astype(np.int64)
+            w = self.words[first : first + len(taps)].astype(np.int64) - c["weight_zero"]
             params = [p[(c["params"] - PARAMS) // BLOCK_PARAMS + b] for p in self.params]
             for oy in range(c["out_h"]):
                 for ox in range(c["out_w"]):
@@ -111,13 +111,18 @@ def run(
     seed: int = 0,
     read_stall: float = 0.0,
     write_stall: float = 0.0,
+    extreme: bool = False,
 ) -> list[int]:
     """Executes the commands on engine and reference; asserts that the scratchpads agree.
+    ``extreme``: all input and weights are -128 or 127, most of a word alike.
 
     Returns the cycles from the first command's acceptance to the ``retire`` of each.
     """
     rng = np.random.default_rng(seed)
     expected = Scratchpad(config, rng)
+    if extreme:
+        expected.words[:PARAMS] = np.where(expected.words[:PARAMS] < 100, -128, 127)
+        expected.words[WEIGHTS:PARAMS] = -1 - expected.words[WEIGHTS:PARAMS]
     actual = expected.words.copy()
     for c in commands:
         expected.execute(c)
@@ -225,6 +230,7 @@ def random_reduction(rng: np.random.Generator, config: Config, op: WindowOp) -> 
         zero=int(rng.integers(-128, 128)),
         low=min(low, 0),
         high=max(high, 0),
+        weight_zero=int(rng.choice([-128, -1, 5, 127])) if config.zero_points else 0,
     )
 
 
@@ -269,6 +275,41 @@ def test_random_commands(shape: tuple[int, int], op: WindowOp, kernel: int) -> N
     else:
         commands = [random_reduction(rng, config, op) for _ in range(RANDOM)]
     run(config, commands, seed=seed, read_stall=0.2, write_stall=0.3)
+
+
+@pytest.mark.parametrize("kernel", [3, pytest.param(5, marks=pytest.mark.long), 7])
+@pytest.mark.parametrize("shape", [(4, 4), pytest.param((6, 10), marks=pytest.mark.long)])
+def test_random_commands_with_zero_points(shape: tuple[int, int], kernel: int) -> None:
+    """Of one zero point or another, in turn with sums and maxima, which have no weights."""
+    config = dataclasses.replace(shape_of(*shape), window_kernel=kernel, zero_points=True)
+    seed = seed_of(shape, WindowOp.DEPTHWISE) + kernel
+    rng = np.random.default_rng(seed)
+    ops = [WindowOp.DEPTHWISE] * 4 + [WindowOp.SUM, WindowOp.MAX]
+    commands = [random_reduction(rng, config, ops[i % len(ops)]) for i in range(RANDOM)]
+    run(config, commands, seed=seed, read_stall=0.2, write_stall=0.3)
+
+
+WAYS = {
+    "3x3": {},
+    "5x5": {"kernel_w": 5, "kernel_h": 5},
+    "7x7": {"kernel_w": 7, "kernel_h": 7},
+    "dilated": {"dilation_x": 2, "dilation_y": 3},
+    "stored": {"kernel_w": 3, "kernel_h": 3, "stride_x": 4},
+    "again": {"kernel_w": 9, "kernel_h": 9, "out_w": 3, "out_h": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_extreme_weights_and_zero_points(way: str) -> None:
+    """The widest products there are, of both signs; one command after the other, with other zero
+    points."""
+    config = dataclasses.replace(shape_of(4, 4), window_kernel=7, zero_points=True)
+    command = square(6, op=WindowOp.DEPTHWISE, **WAYS[way])
+    commands = [
+        command | {"weight_zero": zero, "out": OUT + 50 * i}
+        for i, zero in enumerate((127, -128, -128, 0))
+    ]
+    run(config, commands, seed=1, write_stall=0.5, extreme=True)
 
 
 def is_fast(c: dict[str, int], config: Config) -> bool:

@@ -62,14 +62,18 @@ def test_prediction_holds_for_other_machines(config, latency):
         assert result.predicted.cycles == pytest.approx(result.cycles, rel=TOTAL), name
 
 
-@pytest.mark.parametrize("config", [Config(), Config.sized(12, 20), Config.sized(4, 4)])
+@pytest.mark.parametrize(
+    "config",
+    [Config(), Config.sized(12, 20), Config.sized(4, 4), Config.sized(4, 4, zero_points=True)],
+)
 def test_model_has_the_hardwares_constants(config):
     array = SystolicArray(config)
     Fragment.get(array, None)  # Amaranth warns of components that are never elaborated.
     machine = MachineModel([], config, 64, 64)
     assert machine.conv_lead == max(timing.CONV_START + array.capture_lead, 5)
-    assert machine.array == array.latency(config.cols - 1)
-    assert array.SWAP_LEAD == timing.SWAP_LEAD
+    lead = timing.array_lead(config)
+    assert lead == array.SWAP_LEAD + config.zero_points
+    assert machine.array == lead + array.latency(config.cols - 1)
     depth, reduction = timing.WINDOW_DEPTH, WindowReduce.LATENCY
     assert depth[WindowOp.MAX] == reduction + 6
     assert depth[WindowOp.SUM] == depth[WindowOp.DEPTHWISE] == reduction + Requantise.LATENCY + 6

@@ -96,17 +96,20 @@ def synthesise(directory: Path) -> Synthesis:
 
     Raises :class:`~systole.hw.synthesis.yosys.ToolError`."""
     found = _synthesise(directory, soft=False)
-    if AVAILABLE["dsp"] < found.area.dsp < 2 * AVAILABLE["dsp"]:
+    if AVAILABLE["dsp"] < found.area.dsp <= 2 * AVAILABLE["dsp"]:
         found = _synthesise(directory, soft=True)
     return found
 
 
 def _synthesise(directory: Path, *, soft: bool) -> Synthesis:
-    passes = [*yosys.read_all(directory)]
+    passes = yosys.read_all(directory)
+    synth = f"synth_ecp5 -top {TOP} -json netlist.json"
     if soft:
         # Yosys makes LUTs of products of this type, once it has mapped all others to multipliers.
-        passes += [f"hierarchy -top {TOP}", "proc", f"chtype -set $__soft_mul {SOFT_PRODUCTS}"]
-    passes.append(f"synth_ecp5 -top {TOP} -json netlist.json")
+        passes += [f"{synth} -run begin:coarse", "proc"]
+        passes += [f"chtype -set $__soft_mul {SOFT_PRODUCTS}", f"{synth} -run coarse:"]
+    else:
+        passes.append(synth)
     seconds = yosys.run(passes, directory, "yosys.log")
     module = json.loads((directory / "netlist.json").read_text())["modules"][TOP]
     kinds: Counter[str] = Counter()

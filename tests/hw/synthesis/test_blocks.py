@@ -78,3 +78,26 @@ def test_the_plan_names_blocks_and_targets_that_exist():
     assert len({job.label for job in jobs}) == len(jobs)
     assert all(job.block in BLOCKS and job.target in TARGETS for job in jobs)
     assert set(PARTS) <= set(BLOCKS)
+
+
+RTL = r"""
+module \top.window.reduce (input clk, input signed [7:0] a, b, output reg signed [15:0] o);
+  always @(posedge clk) o <= a * b;
+endmodule
+module top(
+  input clk, input signed [7:0] a, b, c, output signed [15:0] o, output reg signed [15:0] p);
+  \top.window.reduce reduce (.clk(clk), .a(a), .b(b), .o(o));
+  always @(posedge clk) p <= a * c + o;
+endmodule
+"""
+
+
+@pytest.mark.parametrize("available, multipliers, soft", [(2, 2, False), (1, 1, True)])
+def test_where_multipliers_run_out_some_products_are_luts(
+    tmp_path, monkeypatch, available, multipliers, soft
+):
+    pytest.importorskip("pyosys", reason="pyosys is not installed: the extra synth")
+    (tmp_path / "top.sv").write_text(RTL)
+    monkeypatch.setitem(ecp5.AVAILABLE, "dsp", available)
+    found = ecp5.synthesise(tmp_path)
+    assert (found.area.dsp, found.soft) == (multipliers, soft)

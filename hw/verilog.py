@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,8 @@ from amaranth.back import rtlil  # type: ignore[attr-defined] # missing in amara
 from amaranth.hdl import ClockSignal, Instance, Module
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
+
+from systole.isa.tools.collector import without_collector
 
 TOP = "systole"
 CLOCK, RESET = "clk", "rst"
@@ -117,19 +116,6 @@ class _RamPlatform:
         )
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Amaranth's conversion makes millions of objects and no garbage worth the search for it, which
-    takes as long as the conversion itself."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def write_verilog(
     design: wiring.Component, name: str, directory: Path, *, undefined: bool = False
 ) -> None:
@@ -155,7 +141,8 @@ def verilog(
     registers and memories have no values before the reset, for simulations that must not rely on
     them. Raises :class:`GenerateError`."""
     netlist = directory / f"{name}.il"
-    with _without_collector():
+    # The collector takes as long as the conversion itself.
+    with without_collector():
         netlist.write_text(rtlil.convert(design, name, platform=_RamPlatform(), emit_src=False))
     # YoWASP's file system ends at the current directory.
     script = (

@@ -10,12 +10,10 @@ go to the host as a whole, bodies included. Malformed models are refused.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -25,6 +23,7 @@ import onnx
 import onnx_ir as ir
 
 from systole.isa import Config
+from systole.isa.tools.collector import without_collector
 from systole.sw.compiler import READ_LATENCY, Compiler, Optimise
 from systole.sw.compiler.placement import FLOAT, QUANTISED, NodePlacement, Placement
 from systole.sw.compiler.plan import DoesNotFitError
@@ -348,7 +347,7 @@ class _Partitioner:
         if self.config is None:
             return None, None
         start = time.perf_counter()
-        with _uncollected():
+        with without_collector():  # it takes a tenth of the time
             compiler = Compiler(graph, self.config)
             schedule = compiler.search(optimise, read_latency, share)
             program = compiler.program(schedule)
@@ -368,19 +367,6 @@ class _Partitioner:
                     segment = replace(segment, program=program, schedule=schedule)
                 out.append(segment)
         return out
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the search for garbage in cycles: compiling makes no cycles, and so many objects that
-    the search takes a tenth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _input_graph(flow: Dataflow, segments: list[Segment]) -> Graph:

@@ -22,9 +22,9 @@ OTHERS = {
     # More groups than one in a scratchpad word; in an accumulator word.
     "rows": Config.sized(8, 4),
     "cols": Config.sized(4, 16, axi_data_bits=64, banks=16),
-    # Vectors of 16 bytes, of which 12 and 6 are used.
     # Any zero point is legal.
     "zeros": Config.sized(4, 8, zero_points=True),
+    # Vectors of 16 bytes, of which 12 and 6 are used.
     "odd": Config.sized(12, 6, axi_data_bits=32),
 }
 ENGINES = [(command.opcode, engine) for command in COMMANDS.values() for engine in command.engines]

@@ -90,8 +90,9 @@ class Config:
     those dilated by 2 or 3 that span no more than 7 are as fast."""
     zero_points: bool = False
     """Zero points are taken off where operands enter the array (activations and weights) and the
-    window engine (weights). Weights of uint8 and products of two activations then take one pass
-    each, not two to three. The array's multipliers are of 9 bits, the window engine's of 8 by 9."""
+    window engine (weights). uint8 weights with a zero point in common, and products of two
+    activations, then take one pass, not two or three. The array's multipliers are of 9 bits, the
+    window engine's of 8 by 9."""
     trace: bool = True
     """The trace unit exists."""
 

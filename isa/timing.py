@@ -60,7 +60,7 @@ FAST_STAGES = 2
 """Cycles that the fast inner product takes beside the plain one: the operands' sums, and what is
 subtracted at the foot of the column."""
 EDGE_STAGES = 1
-"""Cycles that zero points take at the array's edges, where there are any, for all that enters."""
+"""Cycles by which ``zero_points`` delays everything that enters the array."""
 
 
 def array_lead(config: Config) -> int:

@@ -95,8 +95,8 @@ class SystolicArray(wiring.Component):
         return activations
 
     def _product(self, a: Value, b: Value) -> Value:
-        """``a * b``. Numbers less a zero point are never the least of their bits, so that their
-        product needs a bit less."""
+        """``a * b``. A number less a zero point is never the least that its bits hold, so that the
+        product of two takes a bit less."""
         product = a * b
         return product[:-1].as_signed() if self.config.zero_points else product
 

@@ -1,4 +1,4 @@
-"""The array's edges: zero points are taken off what enters it."""
+"""The array's edges, where zero points are taken off what enters."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class ConvEngine(wiring.Component):
     Throughput: a tile of n outputs takes max(n, about ``rows``) cycles, with no cycle between tiles
     and commands; a refused scratchpad read costs the cycle it is refused in. Latency: the first
     read follows a command by ``conv_lead`` cycles when the engine was idle, and ``retire`` follows
-    the last read by ``array_lead``, and by ``latency(cols - 1)`` of the array.
+    the last read by ``array_lead`` plus the array's ``latency(cols - 1)``.
 
     Two commands beyond the one that streams are taken from ``command``, so that the next one's
     first weights are in place in time. ``stalled`` is a refused scratchpad read. CONV never faults.
@@ -208,12 +208,10 @@ class ConvEngine(wiring.Component):
         accumulators: Accumulators,
         weight: Value,
     ) -> None:
-        """Both sequencers' words into the array, ``weight`` the weight buffer's; less their zero
-        points, if there are any."""
-        x, valid, tag, swap, capture = (
-            *(activations.x, activations.valid, activations.tag, activations.swap),
-            weights.capture,
-        )
+        """Feed the array what both sequencers bring, less their zero points, if there are any;
+        ``weight``: the word of the weight buffer."""
+        x, valid, tag, swap = activations.x, activations.valid, activations.tag, activations.swap
+        capture = weights.capture
         if self.config.zero_points:
             m.submodules.edges = edges = ArrayEdges(self.config)
             m.d.comb += [

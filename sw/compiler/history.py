@@ -22,7 +22,7 @@ class History:
         self._readers: list[dict[int, int]] = [{}]
 
     def read(self, command: int, engine: int, words: tuple[int, int], before: set[int]) -> None:
-        """Note that a command reads words (first, end). To ``before`` those are added that wrote
+        """Note that a command reads words (first, end). Adds to ``before`` the commands that wrote
         them last, which may be NEVER."""
         low, high = self._segments(*words)
         for readers in self._readers[low:high]:
@@ -30,8 +30,8 @@ class History:
         before.update(self._writers[low:high])
 
     def write(self, command: int, words: tuple[int, int], before: set[int]) -> None:
-        """Note that a command writes words (first, end). To ``before`` those are added that wrote
-        them last, which may be NEVER, and that have read them since."""
+        """Note that a command writes words (first, end). Adds to ``before`` the commands that wrote
+        them last, which may be NEVER, and those that have read them since."""
         low, high = self._segments(*words)
         before.update(self._writers[low:high])
         for readers in self._readers[low:high]:
@@ -46,7 +46,7 @@ class History:
         the last."""
         low, starts = self._begin(first), self._starts
         if low + 1 < len(starts) and starts[low + 1] == end:
-            return low, low + 1  # as mostly
+            return low, low + 1  # the usual case
         return low, self._begin(end)
 
     def _begin(self, word: int) -> int:

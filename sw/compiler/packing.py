@@ -32,8 +32,8 @@ def words_in_use(buffers: Iterable[Buffer[Key]], stages: int) -> np.ndarray:
 
 def pack(buffers: Sequence[Buffer[Key]], pause: int = 0) -> tuple[dict[Key, int], int]:
     """Addresses by key such that buffers alive together do not overlap, and the words needed: the
-    largest first, each in the lowest gap that holds it. ``pause``: stages for which the words of a
-    buffer are left alone behind its last."""
+    largest first, each in the lowest gap that holds it. ``pause``: for how many stages after its
+    last the words of a buffer are left alone."""
     addresses: dict[Key, int] = {}
     top = 0
     # Of the buffers placed so far, in order of their addresses: first stage, stage behind the

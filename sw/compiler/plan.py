@@ -230,8 +230,8 @@ class Planner:
         self, resident: set[str], used: np.ndarray, known: dict[Chain, ChainPlan]
     ) -> Plan:
         """The plan with these tensors resident; ``used``: by stage, the words of
-        :meth:`_lasting_buffers`; ``known``: plans of chains beside these tensors, to which those
-        made are added. Raises :class:`_NoRoomError`."""
+        :meth:`_lasting_buffers`; ``known``: plans of chains made beside these tensors; new
+        ones are added. Raises :class:`_NoRoomError`."""
         plans: list[StagePlan] = []
         rolls: dict[str, Roll] = {}
         while len(plans) < len(self.stages):

@@ -57,7 +57,8 @@ class _Fitting:
 
     chain: Chain
     planner: Planner
-    """That of a schedule of these stages as the only chain: it plans any number of stripes."""
+    """The planner of a schedule whose only chain these stages are; it plans it in any number of
+    stripes."""
     resident: set[str]
     """The tensors resident beside the chain."""
 
@@ -117,8 +118,8 @@ class _FastSearch:
                 yield fitting
 
     def _fitting(self, first: int, last: int, output: str) -> _Fitting | None:
-        """The chain with the fewest stripes that fits beside the resident tensors; beside it there
-        may be no room for its ``output``."""
+        """The chain with the fewest stripes that fits beside the resident tensors; if none does,
+        beside them without its ``output``."""
         most = min(self.planner.rows(i) for i in range(first, last + 1))
         numbers = STRIPES[: bisect_right(STRIPES, most)]
         if not numbers:

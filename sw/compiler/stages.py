@@ -177,9 +177,10 @@ class Product:
     """An activation as the weights of an array stage, another matrix for every image: its words in
     DRAM, channels in the lanes, are weight words. (Then ``rows`` is ``cols``.)
 
-    Where the array takes zero points off its operands, it gets those of x and w, and multiplies
-    once. Otherwise these are 0 and accumulated are x * w, x * (minus the zero point of w), constant
-    weights, and (minus the zero point of x) * w, for which the input is read outside itself."""
+    Where the array takes zero points off, ``input_zero`` and ``weight_zero`` are those of x and w,
+    and it multiplies once. Elsewhere they are 0, and accumulated are x * w, x * (minus the zero
+    point of w), whose weights are constant, and (minus the zero point of x) * w, for which the
+    input is read outside itself."""
 
     tensor: str
     complement: str | None

@@ -330,8 +330,8 @@ class Engines:
         if not c.accumulate:
             acc[:] = 0
         row, column = row.T, column.T
-        # A zero point makes products up to twice as large.
-        depth = EXACT_DEPTH >> bool(c.input_zero) + bool(c.weight_zero)
+        # Each zero point makes products up to twice as large.
+        depth = EXACT_DEPTH >> (bool(c.input_zero) + bool(c.weight_zero))
         for tile in range(0, tiles, depth // rows):
             t = np.arange(tile, min(tile + depth // rows, tiles))
             block, ky, kx = t // taps, t // c.kernel_w % c.kernel_h, t % c.kernel_w

@@ -179,8 +179,8 @@ class _Window(NamedTuple):
 
 @functools.lru_cache(4096)
 def _window(g: Geometry, taps: Extent, out: Extent, view: Extent) -> _Window:
-    """The window of some ``taps`` of the kernel over a view of the input, for the outputs
-    ``out``. Most commands of a stage differ in their weights alone."""
+    """The window of some ``taps`` of the kernel over a view of the input, for the outputs ``out``;
+    kept, as most commands of a stage differ in their weights alone."""
     y0 = out.y * g.strides[0] - g.pads[0] + taps.y * g.dilations[0] - view.y
     x0 = out.x * g.strides[1] - g.pads[1] + taps.x * g.dilations[1] - view.x
     part = Geometry((taps.h, taps.w), g.strides, (-y0, -x0), g.dilations)

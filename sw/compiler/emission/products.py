@@ -59,7 +59,7 @@ class ProductEmitter:
                 blocks,
                 at,
                 accumulate=accumulate,
-                zeros=(product.input_zero, product.weight_zero),
+                zero_points=(product.input_zero, product.weight_zero),
             )
             accumulate = True
             for pad in product.pads:
@@ -116,10 +116,10 @@ class ProductEmitter:
         *,
         accumulate: bool = True,
         pad: int | None = None,
-        zeros: tuple[int, int] = (0, 0),
+        zero_points: tuple[int, int] = (0, 0),
     ) -> None:
         """One CONV command of some blocks of the input, or of ``pad`` alone in every lane, by the
-        rows at address ``at``; both less their zero points."""
+        rows at address ``at``, both less their ``zero_points``."""
         config, region = self.context.config, tile.region
         row = Extent(x.y, region.x, 1, region.w)
         src = x.at(row.y, row.x, blocks.first)
@@ -136,8 +136,8 @@ class ProductEmitter:
             out_w=region.w,
             out_h=1,
             pad=pad or 0,
-            input_zero=zeros[0],
-            weight_zero=zeros[1],
+            input_zero=zero_points[0],
+            weight_zero=zero_points[1],
             **fields.sliding(window, BufferView.of(src, row)),
         )
         reads = [run(StreamMemory.WEIGHTS, at, blocks.count * config.rows)]

@@ -30,16 +30,16 @@ class PackedKernel(NamedTuple):
     """A kernel as weight tiles."""
 
     tiles: np.ndarray
-    """int8 (count, kh, kw, rows, cols): those used, column block by column block: the weights and
-    their zero point."""
+    """int8 (count, kh, kw, rows, cols): the weights plus their zero point, of the tiles that are
+    used, column block by column block."""
     zero: int
     """The zero point."""
     used: np.ndarray
     """By column block and channel block: there are weights other than zero."""
 
     def with_zeros(self, columns: np.ndarray) -> PackedKernel:
-        """The same with tiles of zeros, used, for the first channel block of some column blocks
-        that have none."""
+        """The same with a tile of zeros in use for each of some column blocks that have none: that
+        of the first channel block."""
         used = self.used.copy()
         used[columns, 0] = True
         tiles = np.full((int(used.sum()), *self.tiles.shape[1:]), self.zero, np.int8)
@@ -109,7 +109,7 @@ def int8_parts(weights: np.ndarray) -> list[np.ndarray]:
 
 
 def kernel_parts(weights: np.ndarray, config: Config) -> list[tuple[np.ndarray, int]]:
-    """Kernels that add up to ``weights``, each of int8 less a zero point, with that."""
+    """Kernels that add up to ``weights``, each int8 less a zero point, which comes with it."""
     zero = fitting_zero(weights, config)
     if zero is None:
         return [(part, 0) for part in int8_parts(weights)]

@@ -4,8 +4,8 @@ MatMul is an array stage whose weights are the right operand's words in DRAM: fe
 of a word, so that the words of a block are the rows of a matrix, ``cols`` columns wide. It takes a
 square array, and matrices that begin with a word:
 
-* The left operand's may begin in any lane: zeros before the matrix' first row shift it. (Words of
-  the zero point, where the array takes that off.)
+* The left operand's may begin in any lane: zeros before the matrix' first row shift it (words of
+  the zero point where the array takes that off).
 * The right operand's that begin within a word are moved first, to a tensor that holds every matrix
   by itself, by a permutation as Select's. Results that end within a word are moved likewise,
   afterwards.

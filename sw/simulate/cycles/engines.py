@@ -171,8 +171,8 @@ def window_timing(c: Mapping[str, int], config: Config) -> WindowTiming:
 
 
 def window_banks(c: Mapping[str, int], window: WindowTiming, config: Config) -> np.ndarray | None:
-    """The bank that WINDOW reads at each of its steps; -1: none. None where it is not known: on
-    the general path, and with windows in several parts."""
+    """The banks that WINDOW reads, step by step; -1: none. None where they are not known: on the
+    general path, and with windows in several parts."""
     if c["op"] == WindowOp.IM2COL:
         return _im2col_banks(c, config)
     shape = WindowShape.of_command(c)
@@ -195,6 +195,7 @@ def window_banks(c: Mapping[str, int], window: WindowTiming, config: Config) -> 
 
 
 def _im2col_banks(c: Mapping[str, int], config: Config) -> np.ndarray:
+    """:func:`window_banks` of IM2COL."""
     steps, reads, _ = im2col_row(c, config)
     out = np.full((c["out_h"], steps), -1)
     if reads:

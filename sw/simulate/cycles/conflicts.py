@@ -14,7 +14,6 @@ from systole.isa import Config, Engine, Opcode, PostOp, PostSource, WindowOp
 from systole.isa.timing import (
     POST_DEPTH,
     POST_RETIRE,
-    READ_AHEAD,
     TRANSFER_START,
     WINDOW_DEPTH,
     WINDOW_LEAD,
@@ -22,6 +21,7 @@ from systole.isa.timing import (
 from systole.sw.simulate.cycles.engines import (
     WindowTiming,
     conv_banks,
+    post_group_cycles,
     window_banks,
     window_writes,
 )
@@ -156,7 +156,7 @@ class Conflicts:
                 break
             y, x = np.arange(p["out_h"])[:, None], np.arange(p["out_w"])
             words = (p["out"] + y * p["out_pitch"] + x * p["out_step"]).reshape(-1)
-            group_cycles = max(words.size, config.param_words + READ_AHEAD)
+            group_cycles = post_group_cycles(words.size, config)
             for group in range(p["groups"]):
                 block = (p["lane"] + group) // config.word_groups
                 banks = (words + block * p["out_block"]) % config.banks

@@ -13,6 +13,7 @@ import numpy as np
 from systole.isa import Config, WindowOp
 from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import (
+    READ_AHEAD,
     WINDOW_SET_UP,
     WindowShape,
     im2col_keeps_words,
@@ -233,6 +234,12 @@ def window_writes(
                 word = c["out"] + b * c["out_block"] + y * c["out_pitch"] + x
                 for k in range(inner):
                     yield round(step + k * across / inner), word + k * c["out_block"]
+
+
+def post_group_cycles(pixels: int, config: Config) -> int:
+    """Cycles from one group of a POST command from the accumulators to the next, whose parameters
+    are read meanwhile."""
+    return max(pixels, config.param_words + READ_AHEAD)
 
 
 def post_reads(c: Mapping[str, int]) -> int:

@@ -25,7 +25,7 @@ from systole.isa.timing import (
     table_reads,
 )
 from systole.sw.simulate.cycles.bus import BusModel, FetchModel, bursts
-from systole.sw.simulate.cycles.engines import post_reads, window_timing
+from systole.sw.simulate.cycles.engines import post_group_cycles, post_reads, window_timing
 
 _ENGINES_OF = [tuple(int(e) for e in Engine if mask >> e & 1) for mask in range(1 << len(Engine))]
 """The engines in a mask of waits or signals."""
@@ -231,7 +231,7 @@ class MachineModel:
         if c["source"] == PostSource.ACCUMULATOR:
             # Parameters are read from when the group before has started.
             begin = max(begin, max(start, before.last_group) + config.param_words + READ_AHEAD)
-            step = max(n, config.param_words + READ_AHEAD)
+            step = post_group_cycles(n, config)
         else:
             step = n = post_reads(c)
         if c["lut"]:

@@ -51,8 +51,6 @@ CONV_START = 2
 SWAP_LEAD = 2
 """Cycles from the swap of the array's weights, which comes with the read of a tile's first vector,
 to that vector's entry into the array."""
-
-
 ACCUMULATE_LATENCY = 2
 """Cycles from the read of an accumulator to the write of its sum. So many must lie between two
 vectors that add to the same word."""

@@ -33,7 +33,7 @@ from systole.sw.zoo import build
 
 OUTPUT = PERFORMANCE.with_name("silicon.md")
 NETWORKS = ("resnet8", "dscnn-kws", "mobilenetv1-0.25-vww", "autoencoder-ad")
-"""Those of MLPerf Tiny: they fit every configuration that is compared."""
+"""Those of MLPerf Tiny, by which options are compared."""
 
 
 def main(

@@ -69,8 +69,8 @@ class Job:
 
     @property
     def chosen(self) -> str:
-        """The options as text."""
-        return ", ".join(f"{name} = {value}" for name, value in self.options)
+        """The options as in a configuration's file."""
+        return ", ".join(f"{name} = {json.dumps(value)}" for name, value in self.options)
 
     @property
     def label(self) -> str:
@@ -122,6 +122,7 @@ OPTIONS: tuple[tuple[tuple[str, int | str], ...], ...] = (
     (("window_kernel", 3),),
     (("trace", False),),
     (("window", False),),
+    (("zero_points", True),),
     (("post_lanes", 2), ("window_kernel", 3), ("trace", False)),
 )
 """Choices of which it is measured what they cost and bring, beside the default."""

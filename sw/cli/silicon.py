@@ -67,7 +67,8 @@ def _measure(store: Store, only: str, *, only_check: bool) -> int:
         except (GenerateError, ToolError) as e:
             typer.echo(f"{job.label}: not measured: {e}", err=True)
             continue
-        if changed and not only_check and job.block == "chip" and job.target == "cells":
+        # These change with compiler and cycle model, too, and take seconds.
+        if not only_check and job.block == "chip" and job.target == "cells":
             store.extend(job, {"cycles": _predicted_cycles(job.config)})
         count += changed
         if changed:

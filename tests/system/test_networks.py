@@ -19,7 +19,7 @@ CYCLES = {
     "yolov3-tiny": 10_982_628,
     "mobilenetv3-small": 476_057,
     "unet-small": 1_320_068,
-    "resnet50": 16_232_436,
+    "resnet50": 16_232_472,
 }
 """With the fast schedule, the memory model's defaults, trace on. A change of hardware or compiler
 that moves them is welcome or not; a test that fails says the new number to write here."""

@@ -192,6 +192,12 @@ def run(
             sums = pack(junk[: 4 * config.cols], 8) if acc is None else pack(acc, 32)
             inputs.set(ctx, offered, read_ready, write_ready, data, sums)
             word = acc = None
+            if ctx.get(command.retire):  # all was written before this cycle
+                reference.execute(todo[0])
+                wrong = np.argwhere(memories.words != reference.words)
+                assert not len(wrong), f"after {todo[0]}: {len(wrong)} bytes, first {wrong[0]}"
+                todo.pop(0)
+                out.retired.append(cycle)
             if read_ready and ctx.get(read.valid):
                 word = memories.words[ctx.get(read.addr)].copy()
             if ctx.get(accumulators.en):
@@ -213,12 +219,6 @@ def run(
             out.stalled += stalled
             if stalled:
                 assert len(out.accepted) > len(out.retired), "stalled with nothing in flight"
-            if ctx.get(command.retire):
-                reference.execute(todo[0])
-                wrong = np.argwhere(memories.words != reference.words)
-                assert not len(wrong), f"after {todo[0]}: {len(wrong)} bytes, first {wrong[0]}"
-                todo.pop(0)
-                out.retired.append(cycle)
             await ctx.tick()
             cycle += 1
             assert cycle < 20_000, "hangs"

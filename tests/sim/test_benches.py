@@ -60,8 +60,21 @@ def check(results: list[BenchResult]) -> None:
         pytest.fail("\n\n".join(failures), pytrace=False)
 
 
-@pytest.mark.parametrize("module", DESIGN)
-@pytest.mark.parametrize("target", targets(long="verilator"))
+def benches_on_targets() -> list:
+    """All cocotb benches on all targets as parameters. The requantisation does not know what array
+    it is behind, and takes half a minute in Icarus: one machine is enough for ``make test``."""
+    parameters = []
+    for on_target in targets(long="verilator"):
+        (target,) = on_target.values
+        for module in DESIGN:
+            marks = list(on_target.marks)
+            if module == "requantise" and target.label != next(iter(CONFIGS)):
+                marks.append(pytest.mark.long)
+            parameters.append(pytest.param(target, module, marks=marks, id=f"{target}-{module}"))
+    return parameters
+
+
+@pytest.mark.parametrize("target, module", benches_on_targets())
 def test_cocotb_bench(target: BenchTarget, module: str) -> None:
     path = module_name(target, module).partition("[")[0]
     check([r for r in cocotb_results(target, DESIGN[module]) if path in r.name])

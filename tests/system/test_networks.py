@@ -24,7 +24,7 @@ CYCLES = {
 """With the fast schedule, the memory model's defaults, trace on. A change of hardware or compiler
 that moves them is welcome or not; a test that fails says the new number to write here."""
 
-LONG = ("resnet18", "mobilenetv1", "squeezenet", "yolov3-tiny", "resnet50")
+LONG = ("resnet18", "mobilenetv1", "mobilenetv2", "squeezenet", "yolov3-tiny", "resnet50")
 """For `make test-long`: a quarter of a minute and more each, of kinds that others stand for."""
 
 TOTAL = 0.01

@@ -164,6 +164,9 @@ WINDOW_DEPTH = {
 WINDOW_SET_UP = 4
 """Cycles from the start of a WINDOW command on an idle engine to its first token, beside those of
 :func:`window_set_up_bits` and :func:`window_walk_start`."""
+WINDOW_DRAIN = 1
+"""Cycles from WINDOW's last write to when a command of another mode may begin: that nothing is
+under way is seen a cycle later."""
 WINDOW_GAP = 3
 """Cycles between the last token of a WINDOW command and the first of one that follows it before the
 pipeline is empty, beside those of :func:`window_walk_start`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from systole.hw.synthesis import ecp5, gates
 from systole.hw.synthesis.blocks import BLOCKS, small
-from systole.hw.synthesis.results import CHIPS, GROWING, OPTIONS, PARTS, PLACED, ROUTED, Job, Store
+from systole.hw.synthesis.results import CHIPS, CHOICES, GROWING, PARTS, PLACED, ROUTED, Job, Store
 from systole.isa.tools.page import table
 from systole.sw.report.plots import svg_of
 
@@ -154,8 +154,7 @@ def _machine(job: Job) -> str:
 def _options(shots: _Snapshots) -> Iterator[str]:
     """What choices of the configuration cost and bring."""
     base = shots.now.get(CHIPS[0])
-    jobs = [Job("chip", 4, 4, "cells", options) for options in OPTIONS]
-    measured = [(job, figures) for job in jobs if (figures := shots.now.get(job))]
+    measured = [(job, figures) for job in CHOICES if (figures := shots.now.get(job))]
     if base is None or "cycles" not in base or not measured:
         return
     yield "## What options cost and bring"

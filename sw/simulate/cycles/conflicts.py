@@ -115,7 +115,7 @@ class Conflicts:
         lost = 0.0
         banks = self.window_banks[index]
         if banks is not None:
-            lost += self._read_conflicts(banks, begin, end)
+            lost += self._read_conflicts(banks, begin)
         elif c["op"] != WindowOp.SUM:
             rows = c["blocks"] * ((c["out_h"] - 1) * c["stride_y"] + c["kernel_h"])
             meetings = rows / ROWS_PER_MEETING
@@ -160,12 +160,10 @@ class Conflicts:
             for group in range(p["groups"]):
                 block = (p["lane"] + group) // config.word_groups
                 banks = (words + block * p["out_block"]) % config.banks
-                at = start + group * group_cycles
-                banks, at = banks[max(0, -at) :], max(at, 0)
-                taken[at : at + len(banks)] = banks[: max(length - at, 0)]
+                _lay(taken, start + group * group_cycles, banks)
         return taken
 
-    def _read_conflicts(self, banks: np.ndarray, begin: float, end: float) -> int:
+    def _read_conflicts(self, banks: np.ndarray, begin: float) -> int:
         """Cycles that WINDOW's reads lose to CONV's, which go first, at a bank. ``banks``: which it
         reads at each step from ``begin`` on; -1: none."""
         # Twice the time, as there will be delays.
@@ -191,10 +189,14 @@ class Conflicts:
             at = round(start - begin)
             if at >= length:
                 break
-            banks = conv_banks(self.commands[index], self.config)[max(0, -at) :]
-            at = max(at, 0)
-            taken[at : at + len(banks)] = banks[: length - at]
+            _lay(taken, at, conv_banks(self.commands[index], self.config))
         return taken
+
+
+def _lay(taken: np.ndarray, at: int, banks: np.ndarray) -> None:
+    """Put ``banks`` into the cycles from ``at`` on, as far as they lie within ``taken``."""
+    banks, at = banks[max(0, -at) :], max(at, 0)
+    taken[at : at + len(banks)] = banks[: max(len(taken) - at, 0)]
 
 
 def _shared(spans: _Spans, start: float, end: float, *, even: bool) -> float:

@@ -17,6 +17,7 @@ from systole.isa.timing import (
     STORE_DEPTH,
     TRANSFER_START,
     WINDOW_DEPTH,
+    WINDOW_DRAIN,
     WINDOW_GAP,
     array_latency,
     array_lead,
@@ -247,7 +248,7 @@ class MachineModel:
 
     def _window(self, c: Mapping[str, int], index: int, start: float) -> None:
         window, (mode, issued, ended) = self.windows[index], self.window
-        may_follow = issued + WINDOW_GAP if window.mode == mode else ended + 1
+        may_follow = issued + WINDOW_GAP if window.mode == mode else ended + WINDOW_DRAIN
         begin = max(start + window.set_up, may_follow) + window.walk_start
         issued = begin + window.words + self.delays.get(index, 0)
         ended = issued + WINDOW_DEPTH[WindowOp(c["op"])]

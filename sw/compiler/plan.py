@@ -298,12 +298,32 @@ class Planner:
             addresses, top = pack(buffers, pause)
             if top <= self.config.scratchpad_words:
                 return addresses
+        if not resident:
+            return self._addresses_in_turns(buffers)
         # Fragmentation: give up the costliest tensor of the fullest moment.
         i = int(np.argmax(words_in_use(buffers, len(self.stages))))
-        if not resident:
-            raise DoesNotFitError(self.chain[i], self._refusal(i))
         alive = [t for t in resident if self._alive(t, i)]
         raise _NoRoomError(max(alive or sorted(resident), key=self._cost))
+
+    def _addresses_in_turns(self, buffers: list[Buffer[BufferKey]]) -> dict[BufferKey, int]:
+        """Addresses of all buffers, without gaps, where no tensor is resident.
+
+        Only what a chain needs besides activations is alive during two chains, its own and the one
+        before. It lies at the bottom for one chain, at the top for the next, and so on in turns;
+        all else lies between."""
+        at_top = {chain: n % 2 == 1 for n, chain in enumerate(dict.fromkeys(self.chain))}
+        bottom = np.zeros(len(self.stages), np.int64)
+        top = np.full(len(self.stages), self.config.scratchpad_words)
+        addresses = {}
+        for b in sorted(buffers, key=lambda b: not isinstance(b.key, FixedKey)):
+            life = slice(b.first, b.last + 1)
+            if isinstance(b.key, FixedKey) and at_top[self.chain[b.last]]:
+                top[life] -= b.words
+                addresses[b.key] = int(top[b.last])
+            else:
+                addresses[b.key] = int(bottom[b.last])
+                bottom[life] += b.words
+        return addresses
 
     def _alive(self, tensor: str, i: int) -> bool:
         """Stage ``i`` lies within the tensor's life."""

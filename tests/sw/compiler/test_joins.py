@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from systole.isa import Config
-from systole.sw.compiler import Compiler
+from systole.sw.compiler import Compiler, plan
+from systole.sw.compiler.stripes import Schedule
 from systole.sw.ir.graph import ModelError
 from systole.sw.session.backends import open_device
 from tests.helpers.layer_checks import check_program, compile_by_chance
@@ -226,3 +227,22 @@ def test_random_joins(seeds):
                 raise
     print(kinds)
     assert all(kinds[kind] >= 5 for kind in ("left out", "replaced", "Table", "Pool", "Conv"))
+
+
+def test_a_nearly_full_scratchpad_is_packed_without_gaps():
+    """The largest buffers first, with no tensor resident, they would take 1,034 of 1,024 words."""
+    config = Config.sized(8, 8, scratchpad_bytes=8192)
+    graph, inputs, expected = random_joins(3342)
+    with open_device("commands", config) as device:
+        check_program(device, Compiler(graph, config).program(Schedule()), inputs, expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_buffers_packed_in_turns(seed, monkeypatch):
+    """As if no other way of packing brought them within the scratchpad."""
+    monkeypatch.setattr(plan, "pack", lambda buffers, pause: ({}, 1 << 30))
+    config = Config.sized(8, 8, scratchpad_bytes=16384)
+    graph, inputs, expected = random_joins(seed)
+    with open_device("commands", config) as device:
+        program, _ = compile_by_chance(np.random.default_rng(seed), graph, config, dump=False)
+        check_program(device, program, inputs, expected)

@@ -114,7 +114,9 @@ def _costs(costs: EnergyTable) -> Iterator[str]:
     yield f"{costs.description}. {costs.source}"
     yield ""
     operations = [
-        ("multiply-accumulate", costs.mac),
+        ("product of two int8", costs.multiply),
+        ("sum of two int8", costs.add_8),
+        ("sum of two int32", costs.add_32),
         ("requantisation", costs.requantise),
         ("combination of two operands", costs.combine),
         *((f"64 bits of a memory of {size:,} bytes", cost) for size, cost in costs.sram),

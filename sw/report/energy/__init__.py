@@ -39,8 +39,12 @@ class EnergyTable:
     """Process and voltage."""
     source: str
     """Where the figures are from."""
-    mac: float
-    """A product of two int8, added to an int32."""
+    multiply: float
+    """A product of two int8."""
+    add_8: float
+    """A sum of two int8."""
+    add_32: float
+    """A sum of two int32."""
     requantise: float
     """An int32 to int8."""
     combine: float
@@ -49,6 +53,10 @@ class EnergyTable:
     """Capacities in bytes, rising, and the cost of 64 bits at each."""
     dram_bit: float
     """A bit read from or written to DRAM, its interface included."""
+
+    def product(self, *bits: int) -> float:
+        """The cost of a product of two integers of so many bits: it grows with both widths."""
+        return self.multiply * math.prod(bits) / 64
 
     def access(self, capacity: float, bits: int) -> float:
         """The cost of ``bits`` read from or written to a memory of ``capacity`` bytes. Between the
@@ -106,7 +114,9 @@ def _parsed(name: str, values: Mapping[str, Any]) -> EnergyTable:
         name=name,
         description=need("description", str),
         source=need("source", str),
-        mac=need("arithmetic_pj.mac", number),
+        multiply=need("arithmetic_pj.multiply", number),
+        add_8=need("arithmetic_pj.add_8", number),
+        add_32=need("arithmetic_pj.add_32", number),
         requantise=need("arithmetic_pj.requantise", number),
         combine=need("arithmetic_pj.combine", number),
         sram=tuple(zip(sizes, costs, strict=True)),
@@ -130,8 +140,8 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
     queue = table.access(8 * words * (config.queue_depth + 1), 64)
     fetch = table.access(FETCH_BUFFER_BYTES, config.axi_data_bits)
     return {
-        "array": counts.macs * table.mac,
-        "window": counts.window_macs * table.mac
+        "array": _array(counts, config, table),
+        "window": counts.window_macs * (table.product(8, config.operand_bits) + table.add_32)
         + (counts.line_reads + counts.line_writes) * line
         + (counts.older_line_reads + counts.older_line_writes) * older_line
         + (counts.kernel_reads + counts.kernel_writes / config.window_kernel) * kernel,
@@ -147,6 +157,23 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
         + (counts.fetch_reads + counts.fetch_writes) * fetch,
         "DRAM": 8 * (counts.dram_read_bytes + counts.dram_write_bytes) * table.dram_bit,
     }
+
+
+def _array(counts: Accesses, config: Config, table: EnergyTable) -> float:
+    """The energy of the array's arithmetic, in pJ."""
+    bits = config.operand_bits
+    product, add = table.product(bits, bits), table.add_32
+    # Where zero points are taken off, at the edges.
+    vectors = counts.macs // (config.rows * config.cols)
+    operands = vectors * config.rows + counts.weight_reads * config.cols
+    edges = operands * table.add_8 * bits / 8 if config.zero_points else 0
+    if config.inner_product == "plain":
+        return counts.macs * (product + add) + edges
+    # Two rows share a product of two sums. Those of neighbouring operands are added up at the
+    # edges, once for each vector and each row of weights, and subtracted at the foot.
+    pair = table.product(bits + 1, bits + 1) + 2 * table.add_8 * (bits + 1) / 8 + add
+    feet = 2 * vectors * config.cols * add
+    return counts.macs / 2 * pair + operands / 2 * (product + add) + feet + edges
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,28 @@ def test_a_frame_of_counts():
     assert tuple(parts) == PARTS
 
 
+def test_the_array_by_its_options():
+    """One vector through one tile, on 4 rows and 4 columns."""
+    counts = Accesses(macs=16, weight_reads=4)
+
+    def array(**options) -> float:
+        return energy(counts, Config.sized(4, 4, **options), TABLE)["array"]
+
+    assert array() == pytest.approx(16 * (0.2 + 0.1))
+    # A product of 9 by 9 bits, and a subtraction of 9 bits for each of 4 + 16 operands.
+    wide, narrow = 81 / 64, 9 / 8
+    assert array(zero_points=True) == pytest.approx(16 * (0.2 * wide + 0.1) + 20 * 0.03 * narrow)
+    # For each of 8 pairs two sums of 9 bits, their product, and a sum of 32 bits; at the edges a
+    # product and a sum for each of 2 + 8 pairs; two sums at the foot of each column.
+    pairs = 8 * (2 * 0.03 * narrow + 0.2 * wide + 0.1)
+    assert array(inner_product="fast") == pytest.approx(pairs + 10 * (0.2 + 0.1) + 8 * 0.1)
+
+
+def test_window_products_with_zero_points_are_of_9_bits():
+    config = Config.sized(4, 4, zero_points=True)
+    assert energy(Accesses(window_macs=1), config, TABLE)["window"] == pytest.approx(0.225 + 0.1)
+
+
 def test_a_part_written_costs_its_share_of_a_word():
     config = Config.sized(12, 8)
     assert config.word_groups == 3
@@ -71,7 +93,9 @@ def test_layers_and_commands_make_up_the_frame():
     # Twice the cost of everything is half the operations for it.
     double = replace(
         TABLE,
-        mac=2 * TABLE.mac,
+        multiply=2 * TABLE.multiply,
+        add_8=2 * TABLE.add_8,
+        add_32=2 * TABLE.add_32,
         requantise=2 * TABLE.requantise,
         combine=2 * TABLE.combine,
         sram=tuple((size, 2 * cost) for size, cost in TABLE.sram),
@@ -88,9 +112,9 @@ GOOD = (FOLDER / "45nm.toml").read_text()
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("mac = 0.3", "mac = -1", "arithmetic_pj.mac = -1: must be 0 or more"),
-        ("mac = 0.3", "mac = nan", "arithmetic_pj.mac = nan: must be 0 or more"),
-        ("mac = 0.3", 'mac = "much"', "arithmetic_pj.mac must be a number"),
+        ("multiply = 0.2", "multiply = -1", "arithmetic_pj.multiply = -1: must be 0 or more"),
+        ("multiply = 0.2", "multiply = nan", "arithmetic_pj.multiply = nan: must be 0 or more"),
+        ("multiply = 0.2", 'multiply = "much"', "arithmetic_pj.multiply must be a number"),
         ("pj_per_bit = 8", "", "dram.pj_per_bit must be a number"),
         ("[10, 20, 100]", "[10, 20]", "two lists of equal length"),
         ("[8192, 32768, 1048576]", "[8192, 8192, 1]", "the bytes rising"),
@@ -100,7 +124,7 @@ GOOD = (FOLDER / "45nm.toml").read_text()
 def test_bad_tables_are_refused_in_a_sentence(old, new, message, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD)
-    assert EnergyTable.load(str(path)).mac == TABLE.mac
+    assert EnergyTable.load(str(path)).multiply == TABLE.multiply
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(EnergyError) as e:
         EnergyTable.load(str(path))

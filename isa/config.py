@@ -36,6 +36,11 @@ LARGEST_SQUARE = 5
 """Rows and columns of the largest window that the window engine holds in registers."""
 
 
+WINDOW_PASSES = (1, 2, 4, 8)
+"""Passes that the window engine may take over a block of channels. They share its 8 words of
+parameters evenly."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One accelerator. All sizes in bytes; ``rows``/``cols`` need not be equal or powers of two.
@@ -88,6 +93,11 @@ class Config:
     and a window smaller by more than half; larger kernels take a cycle a tap. 7: nearly twice the
     line buffer; kernels of more than 5 rows or columns take a cycle for each of their columns, and
     those dilated by 2 or 3 that span no more than 7 are as fast."""
+    window_lanes: int = 0
+    """Channels that the window engine reduces a cycle: ``rows``, its half, quarter or eighth; 0 is
+    all of them. It goes over each block of channels in as many passes. Half of them saves half of
+    its multipliers and of its line buffer, and makes depthwise convolution and pooling take twice
+    as long."""
     zero_points: bool = False
     """Zero points are taken off where operands enter the array (activations and weights) and the
     window engine (weights). uint8 weights with a zero point in common, and products of two
@@ -144,6 +154,11 @@ class Config:
             "must be a power of two, 16..4096",
         )
         need(self.window_kernel in (3, 5, 7), "window_kernel", "must be 3, 5 or 7")
+        need(
+            self.window_lanes == 0 or self.rows in [n * self.window_lanes for n in WINDOW_PASSES],
+            "window_lanes",
+            f"must be rows = {self.rows}, its half, quarter or eighth, or 0 for all of them",
+        )
         words = self.scratchpad_words
         need(
             self.scratchpad_bytes == words * self.rows and words % self.banks == 0,
@@ -258,6 +273,26 @@ class Config:
         return 127 if self.zero_points else 0
 
     @property
+    def reduced_lanes(self) -> int:
+        """Channels that the window engine reduces a cycle."""
+        return self.window_lanes or self.rows
+
+    @property
+    def window_passes(self) -> int:
+        """Passes of the window engine over a block of channels: ``rows / reduced_lanes``."""
+        return self.rows // self.reduced_lanes
+
+    @property
+    def written_lanes(self) -> int:
+        """Channels of a scratchpad word that are written together, whatever writes them."""
+        return math.gcd(self.lanes, self.reduced_lanes)
+
+    @property
+    def word_parts(self) -> int:
+        """Parts of a scratchpad word that can be written alone: ``rows / written_lanes``."""
+        return self.rows // self.written_lanes
+
+    @property
     def window_square(self) -> int:
         """Rows and columns of the window that the window engine holds in registers. A larger kernel
         on the fast path is reduced a column a cycle."""
@@ -297,6 +332,11 @@ class Config:
     def window_param_words(self) -> int:
         """Scratchpad words holding the requantisation parameters of ``rows`` channels."""
         return 8
+
+    @property
+    def pass_param_words(self) -> int:
+        """Those of them that a pass of the window engine reads."""
+        return self.window_param_words // self.window_passes
 
     # Serialisation -------------------------------------------------------------------------------
 

@@ -371,17 +371,18 @@ class WindowShape:
         return not self.is_fast(config) and self.taps > config.window_width
 
     def block_words(self, config: Config) -> int:
-        """Tokens of the walk over one channel block: source words and further parts."""
+        """Tokens of a pass over one channel block: source words and further parts."""
         if self.is_fast(config):
             return math.prod(self.region) + self.further_parts * self.pixels
         return self.pixels * self.taps
 
     def block_tokens(self, config: Config, op: int) -> int:
-        """Tokens of one channel block, a cycle each: those of :meth:`block_words`, the weights
-        (DEPTHWISE) and the requantisation parameters (all but MAX)."""
+        """Tokens of one channel block, a cycle each: those of :meth:`block_words` and the weights
+        (DEPTHWISE) in each pass over it, and the requantisation parameters (all but MAX)."""
         tokens = self.block_words(config)
         if op == WindowOp.DEPTHWISE:
             tokens += tokens if self.rereads_weights(config) else self.taps
+        tokens *= config.window_passes
         if op != WindowOp.MAX:
             tokens += config.window_param_words
         return tokens

@@ -165,7 +165,7 @@ class ScratchpadWrite(Bus):
     """A write client of the scratchpad; the client is the ``Out`` side.
 
     A word is written when ``valid`` and ``ready``; a read accepted in the next cycle sees it.
-    ``mask`` has one bit for every ``lanes`` bytes (one bit in all when ``rows`` divides ``cols``).
+    ``mask`` has one bit for every ``written_lanes`` bytes.
     """
 
     interface = WriteInterface
@@ -177,7 +177,7 @@ class ScratchpadWrite(Bus):
                 "ready": In(1),
                 "addr": Out(ADDRESS_BITS),
                 "data": Out(8 * config.rows),
-                "mask": Out(config.word_groups),
+                "mask": Out(config.word_parts),
             }
         )
 

@@ -47,7 +47,7 @@ class Scratchpad(wiring.Component):
         config = self.config
         bank_bits = (config.banks - 1).bit_length()
         width = 8 * config.rows
-        masked = config.word_groups > 1
+        masked = config.word_parts > 1
 
         ports = []
         for b in range(config.banks):
@@ -55,7 +55,7 @@ class Scratchpad(wiring.Component):
                 shape=unsigned(width), depth=config.scratchpad_words // config.banks, init=[]
             )
             m.submodules[f"bank_{b}"] = bank
-            granularity = 8 * config.lanes if masked else None
+            granularity = 8 * config.written_lanes if masked else None
             ports.append((bank.read_port(), bank.write_port(granularity=granularity)))
 
         sides: tuple[Sequence[ReadInterface | WriteInterface], ...] = (self.read, self.write)

@@ -121,11 +121,13 @@ CHOICES = tuple(
         (("cell", 1),),
         (("inner_product", "fast"),),
         (("post_lanes", 2),),
+        (("window_lanes", 2),),
         (("window_kernel", 3),),
         (("trace", False),),
         (("window", False),),
         (("zero_points", True),),
-        (("post_lanes", 2), ("window_kernel", 3), ("trace", False)),
+        (("post_lanes", 2), ("window_lanes", 2), ("trace", False)),
+        (("post_lanes", 1), ("window_lanes", 1), ("window_kernel", 3), ("trace", False)),
     )
 )
 """The first of these chips with other options than the defaults: what they cost and bring."""

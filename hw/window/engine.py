@@ -22,7 +22,6 @@ from systole.hw.window.lines import WindowReduce, window_positions
 from systole.hw.window.walk import spans
 from systole.hw.window.writeback import WriteBack
 from systole.isa import Config, Opcode, WindowOp
-from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import FAST_DILATION
 
 
@@ -43,6 +42,10 @@ class WindowEngine(wiring.Component):
     held from the output before (always, once in the row, if the outputs are no more than ``rows``
     bytes apart and the run no longer than that); one more for every other word to be read, for
     every ``rows`` bytes more, and for a pixel whose last run ends in its next word.
+
+    With several ``window_passes`` a block is done once for each, with its weights and a part of its
+    parameters; each pass reduces other channels of its words, and writes these alone (but for
+    IM2COL).
 
     A command is prepared while the one before is at work and follows it as a block would, after two
     cycles (MAX, IM2COL: three); only when the pipeline has run dry if it does something else
@@ -73,7 +76,7 @@ class WindowEngine(wiring.Component):
         )
         self._issue = TokenIssue(config)
         self._reduce = WindowReduce(config)
-        self._requantise = Requantise(lanes=config.rows)
+        self._requantise = Requantise(lanes=config.reduced_lanes)
         self._collector = Collector(config)
         self._write_back = WriteBack(config)
         self._en = self._write_back.en
@@ -84,6 +87,10 @@ class WindowEngine(wiring.Component):
         self._token = record(token_layout(config))
         self._token_valid = Signal()
         self._word = Signal(8 * config.rows, reset_less=True)
+        # The channels of the word that the pass at hand reduces.
+        self._channels = self._word
+        if config.window_passes > 1:
+            self._channels = Signal(8 * config.reduced_lanes, name="channels", reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -135,6 +142,9 @@ class WindowEngine(wiring.Component):
             with m.If(self._is_reading):
                 word = Mux(self._reading.read, Mux(is_kept, kept, read.data), pad)
                 m.d.sync += [self._token.eq(self._reading), self._word.eq(word)]
+                if self.config.window_passes > 1:
+                    own = word.word_select(self._reading.number, len(self._channels))
+                    m.d.sync += self._channels.eq(own)
         with m.Elif(self._is_reading & self._reading.read & ~is_kept):
             m.d.sync += [kept.eq(read.data), is_kept.eq(1)]
 
@@ -209,7 +219,7 @@ class WindowEngine(wiring.Component):
             reduce.pixel.eq(self._token.pixel),
             reduce.weight_valid.eq(self._arrives(Kind.WEIGHT)),
             reduce.weight.eq(self._token.weight),
-            reduce.word.eq(self._word),
+            reduce.word.eq(self._channels),
         ]
         if self.config.zero_points:
             m.d.comb += reduce.weight_zero.eq(issue.current.cmd.weight_zero)
@@ -218,13 +228,13 @@ class WindowEngine(wiring.Component):
         """Stages 9 to 17. Parameters are taken over in the stage in which their block's first
         accumulators will come."""
         requantise, cmd = self._requantise, self._issue.current.cmd
-        word = len(self._word)
-        params = Signal(PARAM_BYTES * word, reset_less=True)
+        count, word = self.config.pass_param_words, len(self._word)
+        params = Signal(count * word, reset_less=True)
         complete = Signal(WindowReduce.LATENCY)
         with m.If(self._en & self._arrives(Kind.PARAMS)):
             m.d.sync += params.eq(Cat(params[word:], self._word))
         with m.If(self._en):
-            last = self._token.params == PARAM_BYTES - 1
+            last = self._token.params == count - 1
             m.d.sync += complete.eq(Cat(self._arrives(Kind.PARAMS) & last, complete))
         m.d.comb += [
             self._issue.params_taken.eq(self._en & complete[-1]),

@@ -12,11 +12,17 @@ from systole.hw.bus.interfaces import (
 )
 from systole.hw.window.im2col import segment_layout
 from systole.hw.window.lines import INDEX_BITS, pixel_layout, weight_layout
-from systole.hw.window.walk import TapWalk, WalkSetup, prepared_layout, spans
+from systole.hw.window.walk import (
+    TapWalk,
+    WalkSetup,
+    following_pass,
+    is_last,
+    prepared_layout,
+    spans,
+)
 from systole.hw.window.words import SourceWords
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.commands import ADDRESS_BITS
-from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import window_modes
 
 
@@ -32,6 +38,7 @@ class Kind(enum.Enum, shape=2):
 def token_layout(config: Config) -> data.StructLayout:
     """A source word (read from ``addr``, or ``pad`` unless ``read``) and what to do with it.
 
+    ``number``: which pass over the block it belongs to, and so which channels of the word.
     ``emits``: it completes a word of the result. ``params``: its index among the words of
     parameters."""
     return data.StructLayout(
@@ -39,10 +46,11 @@ def token_layout(config: Config) -> data.StructLayout:
             "kind": Kind,
             "read": 1,
             "addr": ADDRESS_BITS,
+            "number": range(config.window_passes),
             "emits": 1,
             "pixel": pixel_layout(),
             "weight": weight_layout(),
-            "params": range(PARAM_BYTES),
+            "params": range(config.pass_param_words),
             "segment": segment_layout(config),
         }
     )
@@ -56,8 +64,8 @@ class TokenIssue(wiring.Component):
         command -> WalkSetup -> TapWalk -> SourceWords -> states -> checked -> tokens
                    (next one)   (this one)
 
-    The states issue, for every channel block, its weights, its parameters, the words of its walk
-    and, for IM2COL, what remains of a pixel's last run::
+    The states issue, for every pass over a channel block, its weights, its parameters, the words of
+    its walk and, for IM2COL, what remains of a pixel's last run::
 
         BEGIN -> [WEIGHTS ->] [PARAMETERS ->] WALK [-> FLUSH -> WALK] -> next block or BEGIN
 
@@ -121,6 +129,7 @@ class TokenIssue(wiring.Component):
         self._im2col = Signal()
         self._again = Signal()
         self._blocks_left = Signal(self.current.cmd.blocks.shape())
+        self._pass = Signal(range(config.window_passes))
         self._weight_addr = Signal(ADDRESS_BITS)
         self._block_weights = Signal(ADDRESS_BITS)
         self._params_addr = Signal(ADDRESS_BITS)
@@ -128,7 +137,7 @@ class TokenIssue(wiring.Component):
         # the weights' place in the window
         self._slot_x = Signal(3)
         self._slot_y = Signal(3)
-        self._params_index = Signal(range(PARAM_BYTES))
+        self._params_index = Signal(range(config.pass_param_words))
         self._params_held = Signal()  # parameters wait in the pipeline to be taken over
         # In WALK, a word of the walk comes next, not weights that are read again. A register of its
         # own: the walk's conditions stand behind it.
@@ -269,6 +278,7 @@ class TokenIssue(wiring.Component):
             self._block_weights.eq(prepared.cmd.weights),
             self._params_addr.eq(prepared.cmd.params),
             self._index.eq(0),
+            self._pass.eq(0),
             self._fill.eq(0),
             self._slot_x.eq(column),
             self._slot_y.eq(row),
@@ -291,6 +301,7 @@ class TokenIssue(wiring.Component):
         m.d.comb += [
             self._push.eq(1),
             issued.kind.eq(Kind.WEIGHT),
+            issued.number.eq(self._pass),
             issued.read.eq(1),
             issued.addr.eq(self._weight_addr),
             issued.weight.index.eq(self._index),
@@ -323,6 +334,7 @@ class TokenIssue(wiring.Component):
         m.d.comb += [
             self._push.eq(~self._params_held),
             issued.kind.eq(Kind.PARAMS),
+            issued.number.eq(self._pass),
             issued.read.eq(1),
             issued.addr.eq(self._params_addr),
             issued.params.eq(self._params_index),
@@ -332,7 +344,7 @@ class TokenIssue(wiring.Component):
                 self._params_addr.eq(self._params_addr + 1),
                 self._params_index.eq(self._params_index + 1),
             ]
-            with m.If(self._params_index == PARAM_BYTES - 1):
+            with m.If(self._params_index == self.config.pass_param_words - 1):
                 m.d.sync += [self._params_held.eq(1), self._walking.eq(~self._again)]
                 m.next = "WALK"
 
@@ -342,6 +354,7 @@ class TokenIssue(wiring.Component):
         m.d.comb += [
             self._push.eq(1),
             issued.kind.eq(Mux(self._im2col, Kind.SEGMENT, Kind.PIXEL)),
+            issued.number.eq(self._pass),
             issued.read.eq(words.limit != 0),
             issued.addr.eq(words.addr),
             issued.emits.eq(Mux(self._im2col, issued.segment.emit, tap.mac & tap.last)),
@@ -388,11 +401,21 @@ class TokenIssue(wiring.Component):
         with m.Else():
             m.d.sync += fill.eq(stop)
         # Weights that are read again: the block's for the next output, too.
-        with m.If(self._again & tap.last):
-            with m.If(tap.block_end):
-                m.d.sync += self._block_weights.eq(self._weight_addr)
-            with m.Else():
-                m.d.sync += self._weight_addr.eq(self._block_weights)
+        with m.If(self._again & tap.last & ~tap.block_end):
+            m.d.sync += self._weight_addr.eq(self._block_weights)
+        with m.If(tap.block_end):
+            self._end_pass(m)
+
+    def _end_pass(self, m: Module) -> None:
+        """Go back to the block's weights, or on to the next block's."""
+        m.d.sync += self._pass.eq(following_pass(self._pass, self.config))
+        with m.If(is_last(self._pass, self.config)):
+            m.d.sync += [
+                self._blocks_left.eq(self._blocks_left - 1),
+                self._block_weights.eq(self._weight_addr),
+            ]
+        with m.Else():
+            m.d.sync += self._weight_addr.eq(self._block_weights)
 
     def _leave_walk(self, m: Module) -> None:
         """Go on to the pixel's last bytes, the next block or the next command, if it is time."""
@@ -401,8 +424,9 @@ class TokenIssue(wiring.Component):
             m.d.sync += [self._flush_is_end.eq(tap.block_end), self._walking.eq(0)]
             m.next = "FLUSH"
         with m.Elif(tap.block_end):
-            m.d.sync += [self._blocks_left.eq(self._blocks_left - 1), self._walking.eq(0)]
-            with m.If(self._blocks_left == 0):
+            m.d.sync += self._walking.eq(0)
+            last_pass = self._im2col | is_last(self._pass, self.config)
+            with m.If(last_pass & (self._blocks_left == 0)):
                 m.next = "BEGIN"
             with m.Else():
                 self._begin_block(m, self._walk.current)

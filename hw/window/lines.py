@@ -53,7 +53,9 @@ def window_positions(config: Config) -> int:
 
 
 class WindowReduce(wiring.Component):
-    """Reduces words to int32 accumulators (or maxima), ``rows`` lanes side by side.
+    """Reduces words to int32 accumulators (or maxima), ``reduced_lanes`` side by side.
+
+    A word is what these lanes take of a scratchpad word.
 
     Two ways, by ``fast``:
 
@@ -82,8 +84,9 @@ class WindowReduce(wiring.Component):
 
     In the fast way a row must have two words or more (the line memory is read one ahead).
 
-    The line memory is also lent out: ``kept`` is what it has at the ``index`` of the last ``issue``
-    and ``keep`` writes ``held`` to the index of ``pixel``. For that no valid must be high.
+    The line memory is also lent out, for two scratchpad words: ``kept`` is what it has at the
+    ``index`` of the last ``issue`` and ``keep`` writes ``held`` to the index of ``pixel``. For that
+    no valid must be high.
     """
 
     LATENCY = REDUCE_LATENCY
@@ -114,7 +117,8 @@ class WindowReduce(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        word = 8 * config.rows
+        self._lanes = config.reduced_lanes
+        word, lent = 8 * self._lanes, 2 * 8 * config.rows
         positions = window_positions(config)
         zero_points = {"weight_zero": In(signed(8))} if config.zero_points else {}
         super().__init__(
@@ -137,11 +141,11 @@ class WindowReduce(wiring.Component):
                 "weight": In(weight_layout()),
                 **zero_points,
                 "word": In(word),
-                "kept": Out(2 * word),
+                "kept": Out(lent),
                 "keep": In(1),
-                "held": In(2 * word),
+                "held": In(lent),
                 "o_valid": Out(1),
-                "acc": Out(32 * config.rows),
+                "acc": Out(32 * self._lanes),
             }
         )
         size = config.window_square
@@ -172,7 +176,7 @@ class WindowReduce(wiring.Component):
 
     def _register(self, name: str, bits: int) -> Signal:
         """A register of a word of lanes of ``bits``."""
-        return Signal(bits * self.config.rows, name=name, reset_less=True)
+        return Signal(bits * self._lanes, name=name, reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -186,15 +190,16 @@ class WindowReduce(wiring.Component):
             self._take_column(m)
         self._advance(m)
         operands = self._choose_operands(m)
-        for lane in range(self.config.rows):
+        for lane in range(self._lanes):
             self._reduce_lane(m, lane, operands)
         return m
 
     def _keep_lines(self, m: Module) -> None:
         """The line memory: rows before, taps' weights, or words lent out."""
-        bits, depth = 8 * self.config.rows, self.config.window_width
+        bits, depth = 8 * self._lanes, self.config.window_width
         count = self.config.window_square - 1
-        lines: memory.Memory = memory.Memory(shape=count * bits, depth=depth, init=[])
+        width = max(count * bits, len(self.held))
+        lines: memory.Memory = memory.Memory(shape=width, depth=depth, init=[])
         m.submodules.lines = lines
         read, write = lines.read_port(), lines.write_port()
         address = bits_for(depth)
@@ -220,7 +225,7 @@ class WindowReduce(wiring.Component):
 
     def _keep_older_lines(self, m: Module, read_addr: Value, write_addr: Value) -> None:
         """The rows that only columns reach, in a memory of their own: others leave it alone."""
-        bits, newer = 8 * self.config.rows, len(self._before)
+        bits, newer = 8 * self._lanes, len(self._before)
         count = self.config.window_lines - newer
         lines: memory.Memory = memory.Memory(
             shape=count * bits, depth=self.config.window_width, init=[]
@@ -247,8 +252,8 @@ class WindowReduce(wiring.Component):
     def _subtract_zero(self, m: Module) -> None:
         """Stage 1: the word at hand less the zero point."""
         bits = self.config.operand_bits
-        self._entering = Signal(bits * self.config.rows, name="entering")
-        for lane in range(self.config.rows):
+        self._entering = Signal(bits * self._lanes, name="entering")
+        for lane in range(self._lanes):
             weight = self.word.word_select(lane, 8).as_signed()
             m.d.comb += self._entering.word_select(lane, bits).eq(weight - self.weight_zero)
 
@@ -262,7 +267,7 @@ class WindowReduce(wiring.Component):
 
         def one_word(one: Value) -> Value:
             lane = Cat(one, *([0] * (self.config.operand_bits - 1)))
-            return lane.replicate(self.config.rows)
+            return lane.replicate(self._lanes)
 
         with m.If(self.clear):
             for weight, one in zip([*registers, *self._older_weights], self.ones, strict=True):
@@ -276,7 +281,7 @@ class WindowReduce(wiring.Component):
 
     def _keep_weights(self, m: Module) -> None:
         """The memory of the weights of a kernel that is reduced by columns, a word for each."""
-        bits, height = self.config.operand_bits * self.config.rows, self.config.window_kernel
+        bits, height = self.config.operand_bits * self._lanes, self.config.window_kernel
         weights: memory.Memory = memory.Memory(shape=height * bits, depth=KERNEL_WORDS, init=[])
         m.submodules.kernel = weights
         read, write = weights.read_port(), weights.write_port(granularity=bits)
@@ -344,7 +349,7 @@ class WindowReduce(wiring.Component):
         """Stage 2: the positions of the part at hand. Those that no multiplier is left for are not
         used. What is chosen goes through registers: the choice has too many loads to lie in one
         path with the multipliers."""
-        bits, weight_bits = (n * self.config.rows for n in (8, self.config.operand_bits))
+        bits, weight_bits = (n * self._lanes for n in (8, self.config.operand_bits))
         parts = self._positions_of_parts()
         operands = []
         for n in range(WINDOW_MACS):

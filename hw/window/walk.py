@@ -104,7 +104,7 @@ def tap_layout(config: Config) -> data.StructLayout:
             "kernel_row_end": 1,  # last tap of a row of the kernel, but not of the kernel
             "last": 1,  # last step of an output (fast: of a word)
             "row_end": 1,  # last word of the region's row (fast)
-            "block_end": 1,  # last word of the block
+            "block_end": 1,  # last word of the block's pass
         }
     )
 
@@ -114,6 +114,16 @@ def spans(command: data.View, config: Config) -> tuple[Value, Value]:
     if config.window_by_columns:
         return command.span_x, command.span_y
     return command.cmd.kernel_w, command.cmd.kernel_h
+
+
+def is_last(number: Signal, config: Config) -> Value:
+    """It is a block's last pass."""
+    return Const(1) if config.window_passes == 1 else number == config.window_passes - 1
+
+
+def following_pass(number: Signal, config: Config) -> Value:
+    """The pass behind it, of the same block or of the next."""
+    return Mux(is_last(number, config), 0, number + 1)
 
 
 class WalkSetup(wiring.Component):
@@ -345,6 +355,8 @@ class TapWalk(wiring.Component):
     on ``tap`` describes the first; ``step`` goes on to the next.
 
     * General walk (``current.fast`` low): for every block, output and tap (kx innermost) one word.
+    * With several ``window_passes`` every block is walked as often in turn (but for IM2COL), each
+      time to ``block_end``.
     * Fast walk: for every block the padded input region in raster order, every word once; ``mac``
       marks those that complete an output's window. Each of these has a step for each ``part`` of
       the window that the kernel needs (:func:`~systole.isa.timing.window_part_positions`), only the
@@ -395,6 +407,7 @@ class TapWalk(wiring.Component):
         # Fast: words (rows) of the region before the next that completes a window.
         self._column_wait = Signal(3)
         self._row_wait = Signal(3)
+        self._pass = Signal(range(config.window_passes))
         self._more = Signal()  # the window has another part
         self._part = Signal(self.tap.part.shape())
         self._column = Signal(self.tap.column.shape(), init=config.window_kernel - 1)
@@ -492,7 +505,13 @@ class TapWalk(wiring.Component):
         m.d.comb += [
             self._next_y.eq(self._pixel_y + Mux(current.fast, 1, cmd.stride_y)),
             self._next_row_addr.eq(self._pixel_row + pitch),
-            self._next_block_row.eq(self._block_row + cmd.src_block),
+            self._next_block_row.eq(
+                Mux(
+                    is_last(self._pass, self.config),
+                    self._block_row + cmd.src_block,
+                    self._block_row,
+                )
+            ),
         ]
 
     def _add(self, m: Module, total: data.View, a: data.View, b: data.View) -> None:
@@ -573,6 +592,7 @@ class TapWalk(wiring.Component):
         with m.Else():
             m.d.sync += [
                 *self._oy.restart(oy_count),
+                self._pass.eq(following_pass(self._pass, self.config)),
                 *(c.eq(cmd.y0) for c in (self._pixel_y, self._y)),
                 *(
                     r.eq(self._next_block_row)
@@ -595,6 +615,7 @@ class TapWalk(wiring.Component):
             *(statement for loop, n in loops for statement in loop.restart(n)),
             self._column_wait.eq(span_x - 1),
             self._row_wait.eq(span_y - 1),
+            self._pass.eq(0),
             self._part.eq(0),
             self._column.eq(self.config.window_kernel - 1),
         ]
@@ -605,7 +626,8 @@ class OutputWalk(wiring.Component):
 
     ``start`` begins the command in ``cmd``, which must be there from the next cycle on until the
     next ``start``. ``last_word`` is only looked at for IM2COL: the word at hand is its pixel's
-    last. ``end`` marks the command's last word.
+    last. The words of a block come once for each of ``window_passes`` (IM2COL: once); ``number``
+    counts these. ``end`` marks the command's last word.
     """
 
     cmd: data.View
@@ -613,9 +635,11 @@ class OutputWalk(wiring.Component):
     step: Signal
     last_word: Signal
     addr: Signal
+    number: Signal
     end: Signal
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self.config = config
         super().__init__(
             {
                 "cmd": In(command_layout(Opcode.WINDOW)),
@@ -623,6 +647,7 @@ class OutputWalk(wiring.Component):
                 "step": In(1),
                 "last_word": In(1),
                 "addr": Out(ADDRESS_BITS),
+                "number": Out(range(config.window_passes)),
                 "end": Out(1),
             }
         )
@@ -647,10 +672,11 @@ class OutputWalk(wiring.Component):
             count[2].eq(Mux(im2col, cmd.out_h, cmd.blocks) - 1),
         ]
         last = [Mux(im2col, self.last_word, left[0] == 0), left[1] == 0, left[2] == 0]
-        m.d.comb += self.end.eq(last[0] & last[1] & last[2])
+        last_pass = im2col | is_last(self.number, self.config)
+        m.d.comb += self.end.eq(last[0] & last[1] & last[2] & last_pass)
         with m.If(self.start):
             m.d.sync += [*(b.eq(cmd.out) for b in base)]
-            m.d.sync += [*(n.eq(c) for n, c in zip(left, count, strict=True))]
+            m.d.sync += [*(n.eq(c) for n, c in zip(left, count, strict=True)), self.number.eq(0)]
         with m.Elif(self.step):
             with m.If(~last[0]):
                 m.d.sync += [base[0].eq(base[0] + steps[0]), left[0].eq(left[0] - 1)]
@@ -661,7 +687,11 @@ class OutputWalk(wiring.Component):
                     m.d.sync += [*(b.eq(following) for b in base[:2])]
                     m.d.sync += left[1].eq(left[1] - 1)
                 with m.Else():
-                    following = base[2] + steps[2]
-                    m.d.sync += [*(b.eq(following) for b in base)]
-                    m.d.sync += [left[1].eq(count[1]), left[2].eq(left[2] - 1)]
+                    m.d.sync += [left[1].eq(count[1]), self.number.eq(self.number + 1)]
+                    with m.If(last_pass):
+                        following = base[2] + steps[2]
+                        m.d.sync += [*(b.eq(following) for b in base), self.number.eq(0)]
+                        m.d.sync += left[2].eq(left[2] - 1)
+                    with m.Else():
+                        m.d.sync += [*(b.eq(base[2]) for b in base[:2])]
         return m

@@ -13,7 +13,7 @@ from systole.hw.bus.interfaces import (
     record,
 )
 from systole.hw.window.walk import OutputWalk
-from systole.isa import Config, Opcode
+from systole.isa import Config, Opcode, WindowOp
 from systole.isa.commands import ADDRESS_BITS
 from systole.isa.config import bits_for
 
@@ -26,17 +26,19 @@ waits."""
 class PendingWrites(wiring.Component):
     """Where the results under way will be written, oldest first.
 
-    ``push`` appends ``addr`` and ``end``; there must never be more than ``IN_FLIGHT``. ``pop``
-    removes the oldest, which is at ``o_addr`` and ``o_end`` from the third cycle after its ``push``
-    on, or from the cycle after its predecessor's ``pop``. ``clash``: ``check`` is one of the
-    addresses (with ``checks``, or else 0).
+    ``push`` appends ``addr``, ``number`` (of the pass) and ``end``; there must never be more than
+    ``IN_FLIGHT``. ``pop`` removes the oldest, which is at ``o_addr``, ``o_number`` and ``o_end``
+    from the third cycle after its ``push`` on, or from the cycle after its predecessor's ``pop``.
+    ``clash``: ``check`` is one of the addresses (with ``checks``, or else 0).
     """
 
     push: Signal
     addr: Signal
+    number: Signal
     end: Signal
     pop: Signal
     o_addr: Signal
+    o_number: Signal
     o_end: Signal
     empty: Signal
     checks: Signal
@@ -46,13 +48,16 @@ class PendingWrites(wiring.Component):
     def __init__(self, config: Config) -> None:
         # The scratchpad does not look at more, either.
         self._bits = bits_for(config.scratchpad_words)
+        self._numbers = range(config.window_passes)
         super().__init__(
             {
                 "push": In(1),
                 "addr": In(self._bits),
+                "number": In(self._numbers),
                 "end": In(1),
                 "pop": In(1),
                 "o_addr": Out(self._bits),
+                "o_number": Out(self._numbers),
                 "o_end": Out(1),
                 "empty": Out(1),
                 "checks": In(1),
@@ -63,7 +68,7 @@ class PendingWrites(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        entry = data.StructLayout({"addr": self._bits, "end": 1})
+        entry = data.StructLayout({"addr": self._bits, "number": self._numbers, "end": 1})
         entries = [record(entry, name=f"entry{i}", reset_less=True) for i in range(IN_FLIGHT)]
         used = Signal(IN_FLIGHT)
         # Where the next goes; where the oldest is; where the one behind it is.
@@ -80,7 +85,7 @@ class PendingWrites(wiring.Component):
             m.d.sync += free.eq(_after(free))
         for chosen, e in zip(place, entries, strict=True):
             with m.If(chosen):
-                m.d.sync += [e.addr.eq(self.addr), e.end.eq(self.end)]
+                m.d.sync += [e.addr.eq(self.addr), e.number.eq(self.number), e.end.eq(self.end)]
         # The oldest in a register of its own, so that the arbiter has it early.
         shown, found, entry_found = Signal(), Signal(), record(entry, name="entry_found")
         with m.Switch(following):
@@ -92,6 +97,7 @@ class PendingWrites(wiring.Component):
             with m.If(found):
                 m.d.sync += [
                     self.o_addr.eq(entry_found.addr),
+                    self.o_number.eq(entry_found.number),
                     self.o_end.eq(entry_found.end),
                     oldest.eq(following),
                     following.eq(_after(following)),
@@ -116,7 +122,8 @@ class WriteBack(wiring.Component):
     * ``announce``: a token that completes a word is on its way. ``last_word``: it is its pixel's
       last (IM2COL).
     * ``requantised``, ``maxima``, ``collected``: results, at most one in a cycle, taken when
-      ``en``. Maxima are 32 bits a lane and still to be clamped to ``low``..``high`` of ``cmd``.
+      ``en``. Those collected are whole words, the others the channels of a pass. Maxima are 32
+      bits a lane and still to be clamped to ``low``..``high`` of ``cmd``.
     * ``en``: the pipeline moves. It stands still while two results wait for the scratchpad.
     * ``checks``, ``check``, ``clash``: whether a word is still to be written, as for
       :class:`PendingWrites`; with ``follows``, also the one that is announced next. ``drained``:
@@ -142,7 +149,7 @@ class WriteBack(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        word = 8 * config.rows
+        word, reduced = 8 * config.rows, 8 * config.reduced_lanes
         always = {"always_ready": True}
         super().__init__(
             {
@@ -150,8 +157,8 @@ class WriteBack(wiring.Component):
                 "start": In(1),
                 "announce": In(1),
                 "last_word": In(1),
-                "requantised": In(stream.Signature(word, **always)),
-                "maxima": In(stream.Signature(4 * word, **always)),
+                "requantised": In(stream.Signature(reduced, **always)),
+                "maxima": In(stream.Signature(4 * reduced, **always)),
                 "collected": In(stream.Signature(word, **always)),
                 "en": Out(1),
                 "checks": In(1),
@@ -168,7 +175,7 @@ class WriteBack(wiring.Component):
         m = Module()
         word = 8 * self.config.rows
         write = self.scratchpad
-        m.submodules.outputs = outputs = OutputWalk()
+        m.submodules.outputs = outputs = OutputWalk(self.config)
         m.submodules.pending = pending = PendingWrites(self.config)
         written = Signal()
         m.d.comb += [
@@ -178,6 +185,7 @@ class WriteBack(wiring.Component):
             outputs.last_word.eq(self.last_word),
             pending.push.eq(self.announce),
             pending.addr.eq(outputs.addr),
+            pending.number.eq(outputs.number),
             pending.end.eq(outputs.end),
             pending.pop.eq(written),
             pending.checks.eq(self.checks),
@@ -198,7 +206,7 @@ class WriteBack(wiring.Component):
             write.valid.eq(has_first),
             write.addr.eq(pending.o_addr),
             write.data.eq(first),
-            write.mask.eq(~0),
+            write.mask.eq(self._mask(pending.o_number)),
             written.eq(write.valid & write.ready),
         ]
         with m.If(written):
@@ -220,7 +228,7 @@ class WriteBack(wiring.Component):
         comes = Signal()
         m.d.comb += comes.eq(self.requantised.valid | self.maxima.valid | self.collected.valid)
         with m.If(self.requantised.valid):
-            m.d.comb += result.eq(self.requantised.payload)
+            m.d.comb += result.eq(self.requantised.payload.replicate(self.config.window_passes))
         with m.Elif(self.collected.valid):
             m.d.comb += result.eq(self.collected.payload)
         with m.Elif(self.maxima.valid):
@@ -229,8 +237,19 @@ class WriteBack(wiring.Component):
 
     def _clamp_maxima(self, m: Module, result: Signal) -> None:
         low, high = self.cmd.low, self.cmd.high
-        for i in range(self.config.rows):
+        clamped = Signal(8 * self.config.reduced_lanes)
+        for i in range(self.config.reduced_lanes):
             value = self.maxima.payload[32 * i :][:8].as_signed()
             raised = Signal(value.shape(), name=f"raised_{i}")
             m.d.comb += raised.eq(Mux(value < low, low, value))
-            m.d.comb += result.word_select(i, 8).eq(Mux(raised > high, high, raised))
+            m.d.comb += clamped.word_select(i, 8).eq(Mux(raised > high, high, raised))
+        m.d.comb += result.eq(clamped.replicate(self.config.window_passes))
+
+    def _mask(self, number: Signal) -> Value:
+        """The parts of a word that a pass writes; IM2COL writes all of them."""
+        passes = self.config.window_passes
+        if passes == 1:
+            return ~Const(0, self.config.word_parts)
+        im2col = self.cmd.op == WindowOp.IM2COL
+        parts = self.config.word_parts // passes
+        return Cat(*((im2col | (number == n)).replicate(parts) for n in range(passes)))

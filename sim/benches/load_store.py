@@ -210,7 +210,7 @@ async def load_random(dut: Handle) -> None:
 
         driver = CommandDriver(bench, "load", _commands(model, bench, Opcode.LOAD, bad), check)
         memory = MemoryReader(bench, model.dram)
-        scratchpad = WriteServer(bench, "load__scratchpad", actual[0], CONFIG.lanes)
+        scratchpad = WriteServer(bench, "load__scratchpad", actual[0], CONFIG.written_lanes)
         weights = WriteServer(bench, "load__weights", actual[1])
         await bench.run(driver, memory, scratchpad, weights, until=driver.done)
         _verdict(driver, fault)

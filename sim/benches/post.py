@@ -116,7 +116,7 @@ async def post_random(dut: Handle) -> None:
         commands = model.draw(bench.rng, COMMANDS // 2, _random)
         driver = CommandDriver(bench, "post", commands, check, pause)
         read = ReadServer(bench, "post__scratchpad_read", actual)
-        write = WriteServer(bench, "post__scratchpad_write", actual, CONFIG.lanes)
+        write = WriteServer(bench, "post__scratchpad_write", actual, CONFIG.written_lanes)
         accumulators = AccumulatorModel(bench, model.memories.accumulators)
         await bench.run(read, write, accumulators, driver, until=driver.done)
         assert read.refused > 20 and write.refused > 20 and driver.stalls > 20

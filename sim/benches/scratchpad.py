@@ -13,7 +13,7 @@ from systole.sim.benches.environment import CONFIG, Handle
 
 CYCLES = 1000
 CLIENTS = 4
-GROUPS = CONFIG.rows // CONFIG.lanes
+GROUPS = CONFIG.word_parts
 
 
 class Clients(Agent):
@@ -95,7 +95,7 @@ class Clients(Agent):
             self.coverage["write refused"] += not served[i]
             if served[i]:
                 parts = mask >> np.arange(GROUPS) & 1
-                written = np.repeat(parts.astype(bool), CONFIG.lanes)
+                written = np.repeat(parts.astype(bool), CONFIG.written_lanes)
                 self.content[addr, written] = data[written]
                 self.known[addr] |= written
                 self.recent.append(addr)

@@ -97,7 +97,7 @@ async def window_random(dut: Handle) -> None:
     commands = model.draw(bench.rng, COMMANDS, _random)
     driver = CommandDriver(bench, "window", commands, check)
     read = ReadServer(bench, "window__scratchpad_read", actual)
-    write = WriteServer(bench, "window__scratchpad_write", actual, CONFIG.lanes)
+    write = WriteServer(bench, "window__scratchpad_write", actual, CONFIG.written_lanes)
     await bench.run(read, write, driver, until=driver.done, timeout=60_000)
     assert read.refused > 20 and write.refused > 20
     kinds = Counter(_kind(c) for c in commands)

@@ -30,7 +30,7 @@ class Accesses:
     scratchpad_reads: int = 0
     """Words of ``rows`` bytes."""
     scratchpad_writes: int = 0
-    """Groups of ``lanes`` bytes: a word is written whole or in groups."""
+    """Parts of ``written_lanes`` bytes: a word is written whole or in parts."""
     weight_reads: int = 0
     """Words of ``cols`` bytes of the weight buffer."""
     weight_writes: int = 0
@@ -42,15 +42,15 @@ class Accesses:
     table_writes: int = 0
     """Words of POST's table memory."""
     line_reads: int = 0
-    """Words of WINDOW's line memory: ``window_square - 1`` times ``rows`` bytes."""
+    """Words of WINDOW's line memory: ``window_square - 1`` times ``reduced_lanes`` bytes."""
     line_writes: int = 0
     older_line_reads: int = 0
     """Words of the line memory that only kernels by columns use: the other ``window_lines``."""
     older_line_writes: int = 0
     kernel_reads: int = 0
-    """Words of WINDOW's memory of weights: ``window_kernel`` times ``rows`` bytes."""
+    """Words of WINDOW's memory of weights: ``window_kernel`` times ``reduced_lanes`` bytes."""
     kernel_writes: int = 0
-    """``rows`` bytes each."""
+    """``reduced_lanes`` bytes each."""
     queue_reads: int = 0
     """Words of the commands as they are in the program, from their engines' queues."""
     queue_writes: int = 0
@@ -97,7 +97,7 @@ def _load(c: Mapping[str, int], config: Config) -> Accesses:
     read, _ = command_traffic(c, config)
     if c["target"] == LoadTarget.WEIGHTS:
         return Accesses(weight_writes=words, dram_read_bytes=read)
-    return Accesses(scratchpad_writes=words * config.word_groups, dram_read_bytes=read)
+    return Accesses(scratchpad_writes=words * config.word_parts, dram_read_bytes=read)
 
 
 def _store(c: Mapping[str, int], config: Config) -> Accesses:
@@ -135,7 +135,7 @@ def _post(c: Mapping[str, int], config: Config) -> Accesses:
         scratchpad_reads=operands
         + (c["groups"] * config.param_words if sums else 0)
         + (table_reads(config) if c["lut"] else 0),
-        scratchpad_writes=words,
+        scratchpad_writes=words * (config.lanes // config.written_lanes),
         # Every group reads the whole word and takes its lanes.
         accumulator_reads=words if sums else 0,
         table_reads=values if c["lut"] else 0,
@@ -148,29 +148,30 @@ def _window(c: Mapping[str, int], config: Config) -> Accesses:
         return _im2col(c, config)
     shape = WindowShape.of_command(c)
     fast, maximum = shape.is_fast(config), c["op"] == WindowOp.MAX
-    results = c["blocks"] * shape.pixels
-    words = c["blocks"] * (shape.region[0] * shape.region[1] if fast else shape.pixels * shape.taps)
-    read = c["blocks"] * (_region_inside(c, shape) if fast else _taps_inside(c))
+    passes = c["blocks"] * config.window_passes
+    results = passes * shape.pixels
+    words = passes * (shape.region[0] * shape.region[1] if fast else shape.pixels * shape.taps)
+    read = passes * (_region_inside(c, shape) if fast else _taps_inside(c))
     # By columns, a column of a window but the newest is read again.
     by_columns = fast and shape.by_columns
     columns = results * (shape.kernel[1] - 1) if by_columns else 0
     stored = recalled = 0
     if c["op"] == WindowOp.DEPTHWISE:
         again = shape.rereads_weights(config)
-        read += c["blocks"] * shape.taps * (shape.pixels if again else 1)
-        stored = 0 if fast or again else c["blocks"] * shape.taps
+        read += passes * shape.taps * (shape.pixels if again else 1)
+        stored = 0 if fast or again else passes * shape.taps
         recalled = results + columns if by_columns else 0
     return Accesses(
-        window_macs=0 if maximum else results * shape.taps * config.rows,
-        requantised=0 if maximum else results * config.rows,
-        scratchpad_reads=read + (0 if maximum else c["blocks"] * config.window_param_words),
-        scratchpad_writes=results * config.word_groups,
+        window_macs=0 if maximum else results * shape.taps * config.reduced_lanes,
+        requantised=0 if maximum else results * config.reduced_lanes,
+        scratchpad_reads=read + (0 if maximum else passes * config.pass_param_words),
+        scratchpad_writes=results * (config.reduced_lanes // config.written_lanes),
         line_reads=words + columns,
         line_writes=words if fast else stored,
         older_line_reads=words + columns if by_columns else 0,
         older_line_writes=words if by_columns else 0,
         kernel_reads=recalled,
-        kernel_writes=c["blocks"] * shape.taps if recalled else 0,
+        kernel_writes=passes * shape.taps if recalled else 0,
     )
 
 
@@ -180,7 +181,7 @@ def _im2col(c: Mapping[str, int], config: Config) -> Accesses:
     words = -(-depth // config.rows) * c["out_w"] * c["out_h"]
     return Accesses(
         scratchpad_reads=sum(_rows_inside(c, ky) for _, ky, _ in row.reads),
-        scratchpad_writes=words * config.word_groups,
+        scratchpad_writes=words * config.word_parts,
         line_reads=c["out_h"] * row.steps,
         line_writes=c["out_h"] * row.fetches,
     )

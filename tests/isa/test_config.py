@@ -22,6 +22,11 @@ from systole.isa import Config, ConfigError
             "post_lanes = 3: must be a divisor of gcd(rows, cols) = 4, or 0 for all of that",
         ),
         ({"post_lanes": -4}, "post_lanes = -4: must be a divisor of gcd(rows, cols) = 8"),
+        (
+            {"rows": 12, "cols": 20, "window_lanes": 4},
+            "window_lanes = 4: must be rows = 12, its half, quarter or eighth, or 0 for all",
+        ),
+        ({"window_lanes": -4}, "window_lanes = -4: must be rows = 8, its half"),
         ({"window": 1}, "window = 1: must be of type bool"),
     ],
 )
@@ -44,3 +49,14 @@ def _sized(values: dict) -> dict:
 def test_lanes_of_the_post_processing(rows, cols, given, lanes, groups, word_groups):
     config = Config.sized(rows, cols, post_lanes=given)
     assert (config.lanes, config.groups, config.word_groups) == (lanes, groups, word_groups)
+
+
+@pytest.mark.parametrize(
+    "lanes, post_lanes, passes, written",
+    [(0, 0, 1, 4), (12, 2, 1, 2), (6, 0, 2, 2), (3, 2, 4, 1)],
+)
+def test_lanes_of_the_window_engine(lanes, post_lanes, passes, written):
+    config = Config.sized(12, 20, window_lanes=lanes, post_lanes=post_lanes)
+    assert (config.window_passes, config.written_lanes) == (passes, written)
+    assert config.pass_param_words * passes == config.window_param_words
+    assert config.word_parts * written == config.rows

@@ -73,7 +73,7 @@ OTHERS = {
     "32x32": Config.sized(32, 32),
     "6x4": Config.sized(6, 4),
     "5x7": Config.sized(5, 7),
-    "classic": Config.sized(8, 8, cell=1, axi_data_bits=32, banks=2, post_lanes=4),
+    "classic": Config.sized(8, 8, cell=1, axi_data_bits=32, banks=2, post_lanes=4, window_lanes=4),
     "wide-bus": Config.sized(16, 4, axi_data_bits=512, banks=8),
     "bare": Config.sized(
         8, 8, window=False, trace=False, queue_depth=2, axi_outstanding=1, axi_burst_beats=1
@@ -85,7 +85,13 @@ OTHERS = {
     "fast-8x8": Config.sized(8, 8, inner_product="fast", cell=2),
     "fast-6x4": Config.sized(6, 4, inner_product="fast"),
     "long-bursts": Config.sized(
-        20, 12, axi_burst_beats=256, axi_data_bits=64, axi_outstanding=64, post_lanes=1
+        20,
+        12,
+        axi_burst_beats=256,
+        axi_data_bits=64,
+        axi_outstanding=64,
+        post_lanes=1,
+        window_lanes=5,
     ),
 }
 

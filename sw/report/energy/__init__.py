@@ -127,8 +127,10 @@ def _parsed(name: str, values: Mapping[str, Any]) -> EnergyTable:
 def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, float]:
     """The energy of counted accesses by part, in pJ."""
     rows, cols = 8 * config.rows, 8 * config.cols
-    newer, column = (n * config.rows for n in (config.window_square - 1, config.window_kernel))
-    older = config.window_lines * config.rows - newer
+    lanes = config.reduced_lanes
+    newer, column = (n * lanes for n in (config.window_square - 1, config.window_kernel))
+    older = config.window_lines * lanes - newer
+    newer = max(newer, 2 * config.rows)  # IM2COL keeps two scratchpad words there.
     bank = table.access(config.scratchpad_bytes / config.banks, rows)
     # Each column and half has a memory of its own.
     sums = config.cols * table.access(4 * config.acc_half, 32)
@@ -151,7 +153,7 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
         + (counts.table_reads + counts.table_writes * config.lanes) * lookup,
         "accumulators": (counts.accumulator_reads + counts.accumulator_writes) * sums,
         "scratchpad": counts.scratchpad_reads * bank
-        + counts.scratchpad_writes * bank / config.word_groups,
+        + counts.scratchpad_writes * bank / config.word_parts,
         "weights": (counts.weight_reads + counts.weight_writes) * weights,
         "control": (counts.queue_reads + counts.queue_writes) * queue
         + (counts.fetch_reads + counts.fetch_writes) * fetch,

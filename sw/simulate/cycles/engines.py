@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from systole.isa import Config, WindowOp
-from systole.isa.params import PARAM_BYTES
 from systole.isa.timing import (
     READ_AHEAD,
     WINDOW_SET_UP,
@@ -180,15 +179,17 @@ def window_banks(c: Mapping[str, int], window: WindowTiming, config: Config) -> 
     if not window.fast or shape.further_parts:
         return None
     taps = shape.taps if c["op"] == WindowOp.DEPTHWISE else 0
-    parameters = 0 if c["op"] == WindowOp.MAX else PARAM_BYTES
+    parameters = 0 if c["op"] == WindowOp.MAX else config.pass_param_words
     y, x = (c[f"{a}0"] + np.arange(n) for a, n in zip("yx", shape.region, strict=True))
     inside = ((y >= 0) & (y < c["in_h"]))[:, None] & (x >= 0) & (x < c["in_w"])
     pixels = c["src"] + y[:, None] * c["src_pitch"] + x
     words: list[np.ndarray] = []
-    for block in range(c["blocks"]):
+    for block, part in np.ndindex(c["blocks"], config.window_passes):
         words += [
             c["weights"] + block * taps + np.arange(taps),
-            c["params"] + block * parameters + np.arange(parameters),
+            c["params"]
+            + (block * config.window_passes + part) * parameters
+            + np.arange(parameters),
             np.where(inside, pixels + block * c["src_block"], -1).reshape(-1),
         ]
     read = np.concatenate(words)
@@ -212,8 +213,11 @@ def window_writes(
 ) -> Iterator[tuple[int, int]]:
     """The step that completes each word that WINDOW writes, and the word's address."""
     out_w, out_h, blocks, inner = c["out_w"], c["out_h"], c["blocks"], 1
-    block_words, parts = window.words / blocks, 0
-    if c["op"] == WindowOp.IM2COL:
+    im2col = c["op"] == WindowOp.IM2COL
+    passes = 1 if im2col else config.window_passes
+    # Of a pass over a block.
+    block_words, parts = window.words / blocks / passes, 0
+    if im2col:
         inner = -(-c["kernel_w"] * c["kernel_h"] * c["run"] // config.rows)
         first, across, down = 0.0, block_words / out_h / out_w, block_words / out_h
     elif window.fast:
@@ -226,12 +230,13 @@ def window_writes(
         across = c["kernel_w"] * c["kernel_h"]
         down = across * out_w
         first = block_words - down * out_h
-    for b in range(blocks):
+    for n in range(blocks * passes):
         for y in range(out_h):
             for x in range(out_w):
-                step = b * block_words + first + y * down + x * across
+                step = n * block_words + first + y * down + x * across
                 step += parts * (y * out_w + x + 1)
-                word = c["out"] + b * c["out_block"] + y * c["out_pitch"] + x
+                block = n // passes * c["out_block"]
+                word = c["out"] + block + y * c["out_pitch"] + x
                 for k in range(inner):
                     yield round(step + k * across / inner), word + k * c["out_block"]
 

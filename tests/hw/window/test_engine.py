@@ -167,9 +167,11 @@ def run(
                 row = rng.integers(-128, 128, config.rows).astype(np.int8)
             data = int.from_bytes(row.tobytes(), "little")
             if writes and write_ready:
-                assert mask == (1 << len(write.mask)) - 1
-                raw = word.to_bytes(config.rows, "little")
-                actual[target] = np.frombuffer(raw, np.int8)
+                new = np.frombuffer(word.to_bytes(config.rows, "little"), np.int8)
+                parts = mask >> np.arange(config.word_parts) & 1 == 1
+                assert parts.any() and (config.window_passes > 1 or parts.all())
+                written = parts.repeat(config.written_lanes)
+                actual[target, written] = new[written]
 
     design.run(bench)
     wrong = np.flatnonzero((actual != expected.words).any(axis=1))
@@ -274,6 +276,27 @@ def test_random_commands(shape: tuple[int, int], op: WindowOp, kernel: int) -> N
         commands = [random_im2col(rng, config) for _ in range(16)]
     else:
         commands = [random_reduction(rng, config, op) for _ in range(RANDOM)]
+    run(config, commands, seed=seed, read_stall=0.2, write_stall=0.3)
+
+
+@pytest.mark.parametrize("op", list(WindowOp))
+@pytest.mark.parametrize(
+    ("shape", "lanes", "kernel"),
+    [
+        ((4, 4), 2, 7),
+        pytest.param((4, 4), 1, 3, marks=pytest.mark.long),
+        pytest.param((12, 20), 3, 7, marks=pytest.mark.long),
+    ],
+)
+def test_random_commands_in_passes(shape, lanes, kernel, op) -> None:
+    """Some channels of a block at a time. IM2COL still takes whole words."""
+    options = {"window_lanes": lanes, "window_kernel": kernel}
+    config = dataclasses.replace(shape_of(*shape), **options)
+    seed = seed_of(shape, op) + lanes
+    rng = np.random.default_rng(seed)
+    make = random_im2col if op == WindowOp.IM2COL else random_reduction
+    arguments = () if op == WindowOp.IM2COL else (op,)
+    commands = [make(rng, config, *arguments) for _ in range(4)]
     run(config, commands, seed=seed, read_stall=0.2, write_stall=0.3)
 
 

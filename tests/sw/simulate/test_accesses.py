@@ -102,9 +102,9 @@ def networks(config: Config):
         yield graph, {n: rng.integers(-128, 128, s).astype(np.int8) for n, s in shapes.items()}
 
 
-@pytest.mark.parametrize("sides", [(6, 4)])
-def test_counts_are_those_of_the_ports(sides, rtl, tmp_path):
-    config = Config.sized(*sides)
+@pytest.mark.parametrize("lanes", [0, pytest.param(3, marks=pytest.mark.long)])
+def test_counts_are_those_of_the_ports(lanes, rtl, tmp_path):
+    config = Config.sized(6, 4, window_lanes=lanes)
     path = rtl(config)
     for i, (graph, inputs) in enumerate(networks(config)):
         check(config, path, compile_graph(graph, config), inputs, tmp_path / f"{i}.txt")

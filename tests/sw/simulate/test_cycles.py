@@ -52,6 +52,7 @@ def test_prediction_is_what_the_rtl_does(name):
         pytest.param(Config(), 256, marks=pytest.mark.xdist_group("16x16"), id="latency 256"),
         pytest.param(Config.sized(8, 8), 64, marks=pytest.mark.long, id="8x8"),
         pytest.param(Config.sized(32, 32), 64, marks=pytest.mark.long, id="32x32"),
+        pytest.param(Config(window_lanes=8), 64, marks=pytest.mark.long, id="8 window lanes"),
         pytest.param(Config(axi_data_bits=64), 64, marks=pytest.mark.long, id="64-bit bus"),
     ],
 )

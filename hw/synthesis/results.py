@@ -106,11 +106,19 @@ PLACED = (
     *("fetch", "shell", "csr", "trace"),
 )
 """Blocks that are also placed and routed alone."""
+NARROW = (("post_lanes", 4), ("window_lanes", 4))
+"""Options of a machine in which only the array grows: with lanes as at 4x4."""
+LANED = (
+    *("requantise", "combine", "table", "parameters"),
+    *("reduce", "issue", "collector", "scratchpad"),
+)
+"""Blocks in which these options can be seen."""
 CHIPS = (
     Job("chip", 4, 4, "cells"),
     Job("chip", 8, 8, "cells"),
-    Job("chip", 8, 8, "cells", (("post_lanes", 4),)),
+    Job("chip", 8, 8, "cells", NARROW),
     Job("chip", 16, 16, "cells"),
+    Job("chip", 16, 16, "cells", NARROW),
 )
 """Whole chips."""
 ROUTED = (CHIPS[0].on("routed"), CHIPS[2].on("routed"))
@@ -139,6 +147,7 @@ def plan() -> Iterator[Job]:
     yield CHIPS[0]
     yield from (Job(block, 4, 4, "gates") for block in PARTS)
     yield from (Job(block, 8, 8, "gates") for block in GROWING)
+    yield from (Job(block, 8, 8, "gates", NARROW) for block in LANED)
     yield from (Job(block, 4, 4, "routed") for block in PLACED)
     yield from (Job(block, 4, 4, "nexus") for block in ("array", "requantise", "combine", "reduce"))
     yield Job("chip", 4, 4, "nexus")

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from systole.hw.synthesis import ecp5, gates
 from systole.hw.synthesis.blocks import BLOCKS, small
-from systole.hw.synthesis.results import CHIPS, CHOICES, GROWING, PARTS, PLACED, ROUTED, Job, Store
+from systole.hw.synthesis.results import (
+    CHIPS,
+    CHOICES,
+    GROWING,
+    LANED,
+    NARROW,
+    PARTS,
+    PLACED,
+    ROUTED,
+    Job,
+    Store,
+)
 from systole.isa.tools.page import table
 from systole.sw.report.plots import svg_of
 
@@ -47,6 +58,8 @@ PUBLISHED = (
     ),
 )
 """Other accelerators as their users report them: name, area, clock, source."""
+SIZES = (4, 8, 16, 32)
+"""Rows and columns of the machines whose gates are compared."""
 
 Figures = dict[str, Any]
 
@@ -276,46 +289,57 @@ def _gates(shots: _Snapshots) -> Iterator[str]:
         "from them: an "
         "array by its processing elements, other blocks linearly in rows, several times "
         "over where "
-        "the machine has several. What ties the blocks together is not counted."
+        "the machine has several. What ties the blocks together is not counted. *Narrow*: "
+        "with four lanes in POST and WINDOW at every size."
     )
     yield ""
-    sizes, rows = (4, 8, 16, 32), []
-    sums = dict.fromkeys(sizes, 0.0)
-    arrays = dict.fromkeys(sizes, 0.0)
-    complete = True
+    machines = [*((n, False) for n in SIZES), *((n, True) for n in SIZES[2:])]
+    rows, amounts = [], {}
     for block in PARTS:
-        amounts = {n: _amount(shots.latest, block, n) for n in sizes}
-        if amounts[4] is None:
-            continue
-        for n, amount in amounts.items():
-            sums[n] += amount or 0
-            arrays[n] += (amount or 0) if block == "array" else 0
-        complete = complete and None not in amounts.values()
         job = Job(block, 4, 4, "gates")
+        if not shots.latest(job):
+            continue
+        amounts[block] = [_amount(shots.latest, block, *machine) for machine in machines]
         delay = shots.show(job, lambda found: (found["delay"] or 0) / gates.FO4, ".0f")
         each = shots.show(job, itemgetter("ge"))
         count = BLOCKS[block].instances(small(4, 4))
-        kilo = ("–" if a is None else f"{a / 1000:.1f}" for a in amounts.values())
+        kilo = ("–" if a is None else f"{a / 1000:.1f}" for a in amounts[block])
         rows.append((block, count, each, delay, *kilo))
+    names = [f"{n} x {n}" + ", narrow" * narrow for n, narrow in machines]
     head = ("block", "in the chip", "GE each, 4 x 4", "FO4")
-    yield from table((*head, *(f"kGE, {n} x {n}" for n in sizes)), rows)
-    if arrays[4] and complete and len(rows) == len(PARTS):
-        shares = ", ".join(f"{100 * arrays[n] / sums[n]:.0f} % at {n} x {n}" for n in sizes)
-        yield f"The array's share of the blocks above: {shares}."
-        yield ""
+    yield from table((*head, *(f"kGE, {name}" for name in names)), rows)
+    if len(rows) == len(PARTS):
+        yield from _shares(names, amounts)
         yield f"![Gates by block]({AREA})"
         yield ""
 
 
-def _amount(latest: Callable[[Job], Figures | None], block: str, n: int) -> float | None:
-    """GE of all of a block in an n x n machine; None where it was not measured."""
+def _shares(names: list[str], amounts: dict[str, list[float | None]]) -> Iterator[str]:
+    """The array's share of the gates of machines by their names, where all blocks are known."""
+    shares = []
+    for i, name in enumerate(names):
+        known = [found[i] for found in amounts.values()]
+        array = amounts["array"][i]
+        if array is not None and None not in known:
+            shares.append(f"{100 * array / sum(a or 0 for a in known):.0f} % at {name}")
+    if shares:
+        yield f"The array's share of the blocks above: {'; '.join(shares)}."
+        yield ""
+
+
+def _amount(
+    latest: Callable[[Job], Figures | None], block: str, n: int, narrow: bool = False
+) -> float | None:
+    """GE of all of a block in an n x n machine, ``narrow`` or as by default; None where it was not
+    measured."""
     count = BLOCKS[block].instances(small(n, n))
     four = latest(Job(block, 4, 4, "gates"))
     if four is None:
         return None
     if block not in GROWING or n == 4:
         return count * four["ge"]
-    eight = latest(Job(block, 8, 8, "gates"))
+    options = NARROW if narrow and block in LANED else ()
+    eight = latest(Job(block, 8, 8, "gates", options))
     if eight is None:
         return None
     power = 2 if block == "array" else 1
@@ -380,15 +404,14 @@ def draw(before: Store, now: Store) -> bytes:
     latest = _Snapshots(before, now).latest
     figure: Figure = Figure(figsize=(10, 5), layout="constrained")
     axis = figure.subplots()
-    sizes = (4, 8, 16, 32)
-    amounts = {b: [_amount(latest, b, n) for n in sizes] for b in PARTS}
+    amounts = {b: [_amount(latest, b, n) for n in SIZES] for b in PARTS}
     whole = {b: [a or 0 for a in found] for b, found in amounts.items() if None not in found}
-    totals = [sum(column) or 1 for column in zip(*whole.values())] or [1] * len(sizes)
-    left = [0.0] * len(sizes)
+    totals = [sum(column) or 1 for column in zip(*whole.values())] or [1] * len(SIZES)
+    left = [0.0] * len(SIZES)
     ordered: Iterable[str] = sorted(whole, key=lambda b: (b != "array", -whole[b][-1]))
     for i, block in enumerate(ordered):
         shares = [100 * a / t for a, t in zip(whole[block], totals)]
-        names = [f"{n} x {n}" for n in sizes]
+        names = [f"{n} x {n}" for n in SIZES]
         axis.barh(names, shares, left=left, label=block, color=f"C{i % 10}", hatch="//" * (i // 10))
         left = [a + b for a, b in zip(left, shares)]
     axis.set(title="Gates by block, % of the logic", xlim=(0, 100))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from systole.hw.synthesis import ecp5
 from systole.hw.synthesis.kept import BEFORE, PATH
-from systole.hw.synthesis.results import PARTS, Job, Store
+from systole.hw.synthesis.results import LANED, NARROW, PARTS, Job, Store
 from systole.sw.cli.silicon import OUTPUT
 from systole.sw.report import silicon
 
@@ -53,14 +53,18 @@ def test_a_chip_that_does_not_fit(tmp_path):
 
 
 def test_large_machines_are_computed_from_small_ones(tmp_path):
-    """100 GE an element and 10 a lane: every other block takes 10 a row at each size."""
+    """100 GE an element and 10 a lane: every other block takes 10 a row at each size, or those of
+    four rows at every size."""
     entries = {}
     for n in (4, 8):
         for block in PARTS:
             ge = 100 * n * n if block == "array" else 10 * n
             entries[Job(block, n, n, "gates")] = {"ge": ge, "delay": 0.95}
+    for block in LANED:
+        entries[Job(block, 8, 8, "gates", NARROW)] = {"ge": 40, "delay": 0.95}
     store = made_up(tmp_path / "now.json", entries)
     page = silicon.document(Store(tmp_path / "none.json"), store)
-    assert "| array | 1 | 1,600 | 10 | 1.6 | 6.4 | 25.6 | 102.4 |" in page
-    assert "| combine | 1 | 40 | 10 | 0.0 | 0.1 | 0.2 | 0.3 |" in page
+    assert "| array | 1 | 1,600 | 10 | 1.6 | 6.4 | 25.6 | 102.4 | 25.6 | 102.4 |" in page
+    assert "| combine | 1 | 40 | 10 | 0.0 | 0.1 | 0.2 | 0.3 | 0.0 | 0.0 |" in page
+    assert "; 95 % at 32 x 32; 93 % at 16 x 16, narrow; 97 % at 32 x 32, narrow." in page
     assert silicon.draw(Store(tmp_path / "none.json"), store).startswith(b"<?xml")

@@ -26,19 +26,21 @@ from systole.sim.benches.suite import (
 from tests.helpers.marks import needs_icarus
 
 SEED = 1
+FIRST = next(iter(CONFIGS))
+"""The machine that ``make test`` runs whole programs on."""
 DESIGN = {module: design for design, modules in COCOTB_BENCHES.items() for module in modules}
 
 
-def targets(*, long: str) -> list:
-    """All targets as parameters, each in a group of its own; those of the simulator ``long`` only
-    run in ``make test-long``."""
+def targets(*, long: str, machines: tuple[str, ...] = tuple(CONFIGS)) -> list:
+    """All targets as parameters, each in a group of its own; those of the simulator ``long``, and
+    of other ``machines``, only run in ``make test-long``."""
     parameters = []
     for simulator in SIMULATORS:
         for label in CONFIGS:
             target = BenchTarget(simulator, label)
             # One worker builds a target's simulators.
             marks = [pytest.mark.xdist_group(f"benches-{target}")]
-            if simulator == long:
+            if simulator == long or label not in machines:
                 marks.append(pytest.mark.long)
             if simulator == "icarus":
                 marks.append(needs_icarus)
@@ -68,7 +70,7 @@ def benches_on_targets() -> list:
         (target,) = on_target.values
         for module in DESIGN:
             marks = list(on_target.marks)
-            if module == "requantise" and target.label != next(iter(CONFIGS)):
+            if module == "requantise" and target.label != FIRST:
                 marks.append(pytest.mark.long)
             parameters.append(pytest.param(target, module, marks=marks, id=f"{target}-{module}"))
     return parameters
@@ -81,6 +83,6 @@ def test_cocotb_bench(target: BenchTarget, module: str) -> None:
 
 
 @pytest.mark.parametrize("bench", SYSTEM_BENCHES)
-@pytest.mark.parametrize("target", targets(long="icarus"))
+@pytest.mark.parametrize("target", targets(long="icarus", machines=(FIRST,)))
 def test_system_bench(target: BenchTarget, bench: str) -> None:
     check([run_system(target, bench, SEED)])

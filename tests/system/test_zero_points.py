@@ -29,7 +29,11 @@ CONFIGS = {
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in CONFIGS]
+    scope="module",
+    params=[
+        pytest.param(n, marks=[pytest.mark.xdist_group(n), *marks])
+        for n, marks in zip(CONFIGS, ([pytest.mark.long], []), strict=True)
+    ],
 )
 def device(request):
     with RtlDevice(CONFIGS[request.param], memory_bytes=MEMORY) as device:

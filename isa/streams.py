@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ _PLACES = COMMANDS[Opcode.END].places
 _PRESENT_AT = _PLACES["present"][1]
 
 
-class StreamCommand(NamedTuple):
+@dataclass(slots=True)
+class StreamCommand:
     """A command of a stream, complete."""
 
     opcode: Opcode
@@ -61,21 +63,38 @@ def _complete(commands: Sequence[StreamCommand]) -> np.ndarray:
     ``present`` is still 0."""
     command = COMMANDS[commands[0].opcode]
     out = np.zeros((len(commands), command.words), np.uint64)
-    values = [c.values for c in commands]
-    columns = {f.name: [v.get(f.name, 0) for v in values] for f in command.own_fields}
-    if not set().union(*values) <= columns.keys():
-        _refuse(commands)
-    columns |= {name: [getattr(c, name) for c in commands] for name in _IN_HEADER}
-    for name, listed in columns.items():
+    for name, column in _columns(commands).items():
         field, at = command.places[name]
-        if min(listed) < field.low or max(listed) > field.high:
+        if column.min() < field.low or column.max() > field.high:
             _refuse(commands)
-        bits = np.array(listed, np.int64).astype(np.uint64) & np.uint64((1 << field.bits) - 1)
+        bits = column.astype(np.uint64) & np.uint64((1 << field.bits) - 1)
         word, low = divmod(at, 64)
         out[:, word] |= bits << np.uint64(low)
         if low + field.bits > 64:
             out[:, word + 1] |= bits >> np.uint64(64 - low)
     return out
+
+
+def _columns(commands: Sequence[StreamCommand]) -> dict[str, np.ndarray]:
+    """By name, the values of all fields but ``present``, int64."""
+    own = COMMANDS[commands[0].opcode].own_fields
+    columns = {f.name: np.zeros(len(commands), np.int64) for f in own}
+    # Most commands are made in few places, each of which names the same fields in the same order.
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for i, c in enumerate(commands):
+        alike.setdefault(tuple(c.values), []).append(i)
+    for names, numbers in alike.items():
+        if not columns.keys() >= set(names):
+            _refuse(commands)
+        try:
+            listed = np.array([tuple(commands[i].values.values()) for i in numbers], np.int64)
+        except OverflowError:
+            _refuse(commands)
+            raise
+        for name, values in zip(names, listed.T, strict=True):
+            columns[name][numbers] = values
+    columns |= {n: np.array([getattr(c, n) for c in commands], np.int64) for n in _IN_HEADER}
+    return columns
 
 
 _IN_HEADER = [f.name for f in HEADER if f.name != "present"]

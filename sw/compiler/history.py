@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass, field
 
 NEVER = -1
 """The number of no command: nothing has written a word yet."""
+
+
+@dataclass(slots=True)
+class _Segment:
+    """Words that have been accessed alike."""
+
+    end: int | None
+    """The word behind the last; None: there is no last."""
+    writer: int
+    """The command that wrote them last."""
+    readers: dict[int, int] = field(default_factory=dict)
+    """By engine, the last command that has read them since."""
 
 
 class History:
@@ -15,46 +28,48 @@ class History:
     tiles, rows or pieces of weights."""
 
     def __init__(self) -> None:
-        # By segment, in order: its first word, its last writer, and by engine its last reader since
-        # then.
+        self._segments = {0: _Segment(None, NEVER)}
+        """By their first words."""
         self._starts = [0]
-        self._writers = [NEVER]
-        self._readers: list[dict[int, int]] = [{}]
+        """These, in order."""
 
     def read(self, command: int, engine: int, words: tuple[int, int], before: set[int]) -> None:
         """Note that a command reads words (first, end). Adds to ``before`` the commands that wrote
         them last, which may be NEVER."""
-        low, high = self._segments(*words)
-        for readers in self._readers[low:high]:
-            readers[engine] = command
-        before.update(self._writers[low:high])
+        for segment in self._within(*words):
+            segment.readers[engine] = command
+            before.add(segment.writer)
 
     def write(self, command: int, words: tuple[int, int], before: set[int]) -> None:
         """Note that a command writes words (first, end). Adds to ``before`` the commands that wrote
         them last, which may be NEVER, and those that have read them since."""
-        low, high = self._segments(*words)
-        before.update(self._writers[low:high])
-        for readers in self._readers[low:high]:
-            before.update(readers.values())
-        if low < high:
-            self._starts[low:high] = words[:1]
-            self._writers[low:high] = [command]
-            self._readers[low:high] = [{}]
+        first, end = words
+        segments = self._within(first, end)
+        for segment in segments:
+            before.add(segment.writer)
+            before.update(segment.readers.values())
+        if len(segments) > 1:
+            at = bisect_left(self._starts, first) + 1
+            for start in self._starts[at : at + len(segments) - 1]:
+                del self._segments[start]
+            del self._starts[at : at + len(segments) - 1]
+        if segments:
+            self._segments[first] = _Segment(end, command)
 
-    def _segments(self, first: int, end: int) -> tuple[int, int]:
-        """The segments that are exactly these words: the number of the first, and of the one behind
-        the last."""
-        low, starts = self._begin(first), self._starts
-        if low + 1 < len(starts) and starts[low + 1] == end:
-            return low, low + 1  # the usual case
-        return low, self._begin(end)
+    def _within(self, first: int, end: int) -> list[_Segment]:
+        """The segments that are exactly these words, in order."""
+        segment = self._segments.get(first)
+        if segment is not None and segment.end == end:
+            return [segment]  # the usual case
+        low, high = self._begin(first), self._begin(end)
+        return [self._segments[start] for start in self._starts[low:high]]
 
     def _begin(self, word: int) -> int:
         """The number of the segment that begins with a word; another is divided for it."""
-        starts = self._starts
-        number = bisect_left(starts, word)
-        if number == len(starts) or starts[number] != word:
-            starts.insert(number, word)
-            self._writers.insert(number, self._writers[number - 1])
-            self._readers.insert(number, dict(self._readers[number - 1]))
+        number = bisect_left(self._starts, word)
+        if word not in self._segments:
+            before = self._segments[self._starts[number - 1]]
+            self._segments[word] = _Segment(before.end, before.writer, dict(before.readers))
+            before.end = word
+            self._starts.insert(number, word)
         return number

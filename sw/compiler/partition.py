@@ -181,6 +181,7 @@ class _Partitioner:
         # Most segments stay the same from one attempt to the next.
         self._lowered: dict[_SegmentKey, AcceleratorSegment | _Refusal] = {}
         self._compiled: dict[_SegmentKey, AcceleratorSegment | _Refusal] = {}
+        self._host_models: dict[_SegmentKey, onnx.ModelProto] = {}
 
     def solve(self, progress: Progress = silent) -> list[Segment]:
         """The segments in order of execution; ``progress`` shows the steps. Only those of which
@@ -211,10 +212,10 @@ class _Partitioner:
             wanted = self.flow.results.union(*(needed[other] for other in parts if other != at))
             names: list[str] = [v.name for i in own for v in self.flow.nodes[i].outputs if v.name]
             outputs = [name for name in names if name in wanted]
+            key = (tuple(nodes), tuple(needed[at]), tuple(outputs))
             if at % 2:
-                segments.append(self._host_segment(nodes, needed[at], outputs))
+                segments.append(self._host_segment(key))
             else:
-                key = (tuple(nodes), tuple(needed[at]), tuple(outputs))
                 of_segment = part(share, done / total, (done + len(own)) / total)
                 of_segment(0)
                 done += len(own)
@@ -225,21 +226,26 @@ class _Partitioner:
         complete = [segment for segment in segments if segment is not None]
         return complete if len(complete) == len(segments) else None
 
-    def _host_segment(self, nodes: list[int], inputs: list[str], outputs: list[str]) -> HostSegment:
-        proto = ir.to_proto(self.flow.extract(nodes, inputs, outputs))
+    def _host_segment(self, key: _SegmentKey) -> HostSegment:
+        if key not in self._host_models:
+            self._host_models[key] = self._host_model(key)
+        on_host = [i for i in key[0] if i in self.placement.host]
+        placements = [self.placement.of_host_node(i) for i in on_host]
+        return HostSegment(self._host_models[key], placements)
+
+    def _host_model(self, key: _SegmentKey) -> onnx.ModelProto:
+        nodes, inputs, outputs = key
+        proto = ir.to_proto(self.flow.extract(list(nodes), list(inputs), list(outputs)))
         for info in [*proto.graph.input, *proto.graph.output]:
             kind = self.flow.types[info.name]
             if not kind.startswith("tensor("):
                 raise ModelError(
                     f"value {info.name!r} has type {kind}, and segments exchange only tensors"
                 )
-        placements = []
         for i, node in zip(nodes, proto.graph.node, strict=True):
             # A node may well have no name; onnxruntime's profile tells nodes apart by it.
             node.name = self.flow.labels[i].output
-            if i in self.placement.host:
-                placements.append(self.placement.of_host_node(i))
-        return HostSegment(proto, placements)
+        return proto
 
     def _accelerator_segment(
         self, own: list[int], key: _SegmentKey, compiling: Share | None

@@ -36,13 +36,13 @@ AHEAD = MAX_TOKENS // 2
 Queues are in order and seldom as deep, so that this costs nothing."""
 
 
-class StreamMemory(enum.Enum):
+class StreamMemory(enum.IntEnum):
     """What tokens are derived for. Accumulators count in halves: CONV and POST never share one."""
 
-    DRAM = "dram"
-    SCRATCHPAD = "scratchpad"
-    WEIGHTS = "weights"
-    ACCUMULATORS = "accumulators"
+    DRAM = 0
+    SCRATCHPAD = 1
+    WEIGHTS = 2
+    ACCUMULATORS = 3
 
 
 class Span(NamedTuple):
@@ -55,18 +55,17 @@ class Span(NamedTuple):
     steps: tuple[int, int] = (0, 0)
     """Words from one outer and one middle to the next."""
 
-    def runs(self) -> Iterator[tuple[int, int]]:
+    def runs(self) -> list[tuple[int, int]]:
         """The words in contiguous runs: the first of each, and the one behind its last."""
-        outer, middle, inner = self.counts
-        outer_step, middle_step = self.steps
+        _, start, (outer, middle, inner), (outer_step, middle_step) = self
         if middle == 1 or middle_step == inner:
             inner, middle = inner * middle, 1
-        if middle == 1 and (outer == 1 or outer_step == inner):
-            inner, outer = inner * outer, 1
-        for i in range(outer):
-            for j in range(middle):
-                first = self.start + i * outer_step + j * middle_step
-                yield first, first + inner
+            if outer == 1 or outer_step == inner:
+                return [(start, start + inner * outer)]
+        firsts = [
+            start + i * outer_step + j * middle_step for i in range(outer) for j in range(middle)
+        ]
+        return [(first, first + inner) for first in firsts]
 
 
 def run(memory: StreamMemory, start: int, count: int) -> Span:
@@ -75,18 +74,13 @@ def run(memory: StreamMemory, start: int, count: int) -> Span:
 
 
 @dataclass(slots=True)
-class Emitted:
+class Emitted(StreamCommand):
     """One command before encoding."""
 
-    opcode: Opcode
-    engine: Engine
-    fields: Mapping[str, int]
     stage: int
     """Number of the stage that it belongs to."""
-    wait: int
     clock: tuple[int, ...]
     """For each engine, the latest command (stream index) that happens before this one ends."""
-    signal: int = 0
 
 
 @dataclass(slots=True)
@@ -112,7 +106,7 @@ class CommandStream:
         """``dram_unit``: bytes of DRAM that tokens are derived for together; all transfers are
         multiples of it."""
         self.dram_unit = dram_unit
-        self._history = {memory: History() for memory in StreamMemory}
+        self._history = [History() for _ in StreamMemory]
         self.commands: list[Emitted] = []
         self._engine_of: list[int] = []
         self._known = [[NEVER] * len(Engine) for _ in Engine]
@@ -154,7 +148,7 @@ class CommandStream:
     def emit(
         self,
         opcode: Opcode,
-        fields: Mapping[str, int],
+        values: Mapping[str, int],
         reads: list[Span],
         writes: list[Span],
         *,
@@ -180,10 +174,8 @@ class CommandStream:
                 tokens.givers.append(producer)
                 tokens.takers.append(index)
                 known[:] = map(max, known, given.clock)
-        command = Emitted(
-            opcode=opcode, engine=me, fields=fields, stage=stage, wait=wait, clock=tuple(known)
-        )
-        self.commands.append(command)
+        clock = tuple(known)
+        self.commands.append(Emitted(opcode, me, wait, 0, values, stage=stage, clock=clock))
         return index
 
     def check_tokens(self) -> None:
@@ -205,9 +197,7 @@ class CommandStream:
     def words(self, move_to: Callable[[int], int] = lambda words: 0) -> np.ndarray:
         """The encoded program, uint64, END appended. ``move_to``: how far the DRAM addresses are to
         be moved, in bytes, for a program of so many words."""
-        words, starts = encode_stream(
-            [StreamCommand(c.opcode, c.engine, c.wait, c.signal, c.fields) for c in self.commands]
-        )
+        words, starts = encode_stream(self.commands)
         # Addresses are in the commands' first words, which are always there: the length stays.
         transfers = [i for i, c in enumerate(self.commands) if c.opcode in _TRANSFERS]
         words[starts[transfers]] += np.uint64(move_to(len(words)) << DRAM_AT)

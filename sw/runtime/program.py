@@ -20,8 +20,9 @@ from typing import cast, get_args
 
 import numpy as np
 
-from systole.isa import VERSION, Config, ConfigError, Decoder, Opcode
+from systole.isa import VERSION, Config, ConfigError
 from systole.isa.commands import TABLE_BYTES
+from systole.isa.streams import decode_stream
 from systole.sw.files import write_atomically
 from systole.sw.ir import layout
 from systole.sw.ir.graph import Port, PortType, Tensor
@@ -109,22 +110,20 @@ class Program:
 
     def commands(self) -> list[int]:
         """The 64-bit words of the command stream."""
+        return self._words().tolist()
+
+    def _words(self) -> np.ndarray:
+        """:meth:`commands`, uint64."""
         data = self.image[self.command_offset : self.command_offset + 8 * self.command_words]
-        return np.frombuffer(data, "<u8").tolist()
+        return np.frombuffer(data, "<u8")
 
     def decoded(self) -> Iterator[Mapping[str, int]]:
         """The fields of every command in program order, END excluded. Raises
         :class:`ProgramError` for what is no command."""
-        words, at, decoder = self.commands(), 0, Decoder()
-        while at < len(words):
-            try:
-                command, at = decoder.decode(words, at)
-            except ValueError as e:
-                raise ProgramError(f"commands: {e}") from None
-            if command["opcode"] == Opcode.END:
-                return
-            yield command
-        raise ProgramError("commands: there is no END")
+        try:
+            yield from decode_stream(self._words())
+        except ValueError as e:
+            raise ProgramError(f"commands: {e}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all."""

@@ -53,7 +53,7 @@ class ConvolutionEmitter:
         first = next(tile.runs(0), None)
         if first is not None:
             _, todo = self._pieces(first)
-            self.weights.fetch(tile.index, self._wanted(first, todo))
+            self.weights.fetch(self._wanted(first, todo))
 
     def _emit_run(self, each: TileRun, x: BufferView, accumulate: bool) -> None:
         """One command, or one per piece of the reduction where the pieces arrive, or lie, one by
@@ -66,7 +66,7 @@ class ConvolutionEmitter:
             self._command(each, whole, x, at, accumulate)
             return
         for n, piece in enumerate(todo):
-            at = self.weights.fetch(each.tile.index, self._wanted(each, todo[n:]))
+            at = self.weights.fetch(self._wanted(each, todo[n:]))
             self._command(each, piece, x, at, accumulate)
             accumulate = True
 
@@ -83,14 +83,14 @@ class ConvolutionEmitter:
     def _held_in_a_row(self, each: TileRun, todo: tuple[Piece, ...]) -> int | None:
         """Address of a run's pieces, if all of them are in the weight buffer one behind the
         other."""
-        rows, first = self.context.config.rows, None
-        following = 0
+        first, following = None, 0
         for piece in todo:
-            at = self.weights.ring.find((each.key, piece))
+            wanted = self._want(each, piece)
+            at = self.weights.ring.find(wanted)
             if at is None or (first is not None and at != following):
                 return None
             first = at if first is None else first
-            following = at + piece.words(rows)
+            following = at + wanted.words
         return first
 
     def _wanted(self, each: TileRun, todo: tuple[Piece, ...]) -> Iterator[WantedPiece]:
@@ -107,7 +107,7 @@ class ConvolutionEmitter:
     def _want(self, each: TileRun, piece: Piece) -> WantedPiece:
         rows = self.context.config.rows
         start = each.weights.offset + piece.offset(*each.kernel, rows)
-        return WantedPiece((each.key, piece), start, piece.words(rows))
+        return WantedPiece(each.tile.index, start, piece.words(rows))
 
     def _emit_split(self, each: TileRun, accumulate: bool) -> None:
         """A run whose source is loaded part by part, every command behind the load of its part."""
@@ -122,7 +122,7 @@ class ConvolutionEmitter:
                 )
                 for inner in pieces(count, (kernel_rows, kernel[1]), rows, limit):
                     piece = replace(inner, block=block + inner.block, ky=ky + inner.ky)
-                    at = self.weights.fetch(tile.index, [self._want(each, piece)])
+                    at = self.weights.fetch([self._want(each, piece)])
                     self._command(each, piece, x, at, accumulate)
                     accumulate = True
 

@@ -14,12 +14,12 @@ class CommandFields:
 
     def __init__(self, opcode: Opcode):
         self.opcode = opcode
-        self._names = COMMANDS[opcode].places.keys() - {f.name for f in HEADER}
+        self._names = frozenset(COMMANDS[opcode].places) - {f.name for f in HEADER}
 
     def __call__(self, **values: int) -> dict[str, int]:
         """The values by field; fields not named are 0. Raises ``TypeError`` for a name that is no
         field of the command."""
-        if not values.keys() <= self._names:
+        if not self._names.issuperset(values):
             unknown = sorted(values.keys() - self._names)
             raise TypeError(f"{self.opcode.name} has no field {', '.join(unknown)}")
         return values

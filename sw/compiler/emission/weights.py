@@ -13,9 +13,9 @@ from systole.sw.compiler.weights import CHUNK_WORDS, TOGETHER_WORDS, WeightRing
 
 
 class WantedPiece(NamedTuple):
-    """A piece of a stage's weights that is needed in the weight buffer."""
+    """A piece of a stage's weights that is needed in the weight buffer; its name there, too."""
 
-    key: Hashable
+    stage: int
     start: int
     """Its first word in the stage's weights."""
     words: int
@@ -32,25 +32,25 @@ class WeightLoader:
         """Weight words of one piece at most."""
         self._loaded = 0
 
-    def fetch(self, i: int, wanted: Iterable[WantedPiece]) -> int:
+    def fetch(self, wanted: Iterable[WantedPiece]) -> int:
         """Weight-buffer address of the first piece wanted, loaded if it is not there any more, and
         with it as many of the next as fit into one command; at first few, for the array to start
         soon."""
         together: list[tuple[Hashable, int]] = []
-        first = words = 0
+        i = first = words = 0
         for piece in wanted:
-            at = self.ring.find(piece.key)
+            at = self.ring.find(piece)
             if not together:
                 if at is not None:
                     return at
-                first = piece.start
+                i, first = piece.stage, piece.start
             elif (
                 at is not None
                 or piece.start != first + words
                 or words + piece.words > min(TOGETHER_WORDS, self.piece_limit, self._loaded)
             ):
                 break
-            together.append((piece.key, piece.words))
+            together.append((piece, piece.words))
             words += piece.words
         self._loaded += words
         at = self.ring.place(together)

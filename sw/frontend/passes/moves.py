@@ -116,6 +116,10 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
         bounds: dict[bool, _Bound] = {}
         for most, count in CHANNEL_PICKS:
             for flat, alike, seen, _, _ in forms:
+                if most > 1 and flat not in bounds:
+                    bounds[flat] = _Bound.of(alike.cells)
+                if flat in bounds and bounds[flat].least > MAX_PICKS:
+                    continue
                 for sy, sx in _steps(alike.cells, most, count):
                     if flat not in bounds and (most, sy, sx) != (1, 1, 1):
                         bounds[flat] = _Bound.of(alike.cells)
@@ -189,6 +193,11 @@ class _Bound(NamedTuple):
         across = _most_alike(_numbered(cells[:3]))
         down = _most_alike(_numbered(cells[[0, 1, 3]]).transpose(0, 2, 1))
         return _Bound(kinds, max(across * down, 1))
+
+    @property
+    def least(self) -> int:
+        """The number of picks for any steps, at least."""
+        return -(-int(self.kinds.sum()) // self.largest)
 
     def picks(self, steps: tuple[int, int]) -> int:
         """The number of picks of all phases together, at least."""
@@ -369,17 +378,19 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
     sizes = np.prod(shapes, axis=1, dtype=np.int64)
     ends, image = np.cumsum(sizes).astype(np.int32), (sizes // images).astype(np.int32)
     sizes = sizes.astype(np.int32)
-    which = np.searchsorted(ends, index, side="right").astype(np.int32)
-    which[index < 0] = -1
-    own = which[0]
-    valid = own >= 0
-    if (which[1:] != own).any() or (images[own[valid]] != len(index)).any():
+    which = np.where(index < 0, np.int32(-1), np.int32(0))
+    for end in ends[:-1]:
+        which += index >= end
+    # Numbers instead of arrays where there is one source: much faster.
+    own = which[0] if len(shapes) > 1 else 0
+    valid = which[0] >= 0
+    if (which[1:] != which[0]).any() or ((images != len(index))[own] & valid).any():
         return None
     places = index - (ends - sizes)[own]
     for n in range(1, len(index)):
         if (places[n] - places[0] != n * image[own])[valid].any():
             return None
-    if (places[0] >= image[own])[valid].any():
+    if ((places[0] >= image[own]) & valid).any():
         return None
     if len({shape[2:] for shape in shapes}) == 1:
         h, w = shapes[0][2:]
@@ -390,7 +401,7 @@ def _cells(index: np.ndarray, shapes: Sequence[Shape]) -> np.ndarray | None:
     else:
         line, column = np.divmod(places[0], columns[own])
         channel, row = np.divmod(line, rows[own])
-    return np.where(valid, np.stack([own, channel, row, column]), np.int32(-1))
+    return np.where(valid, np.stack([which[0], channel, row, column]), np.int32(-1))
 
 
 def _phase(cells: np.ndarray, sources: Sequence[Source], most: int) -> list[Pick] | None:
@@ -432,7 +443,7 @@ def _cover(
     left = source >= 0
     # A pick takes elements of one channel only.
     kinds = source.astype(np.int64) << 32 | (channel + np.abs(channel).max())
-    if len(np.unique(kinds[left])) > most:
+    if (kinds[left] != kinds[left][0]).any() if most == 1 else len(np.unique(kinds[left])) > most:
         return None
     out: list[tuple[tuple, int]] = []
     while left.any():

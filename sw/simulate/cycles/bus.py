@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
 
 from systole.isa import Config, LoadTarget, Opcode
@@ -16,23 +17,44 @@ from systole.isa.timing import (
 )
 
 
-def bursts(c: Mapping[str, int], config: Config) -> list[int]:
+def bursts(c: Mapping[str, int], config: Config) -> tuple[int, ...]:
     """Bus cycles of each burst of a transfer: its beats, or its words if they are more."""
     size = config.vector_bytes
     if c["opcode"] == Opcode.LOAD and c["target"] == LoadTarget.WEIGHTS:
         size = config.weight_vector_bytes
     beat, longest = config.beat_bytes, config.axi_burst_beats
+    # Bursts end where the address is a multiple of the longest.
+    return _bursts(
+        first=c["dram"] % (beat * longest),
+        counts=(c["count2"], c["count1"], c["count0"]),
+        steps=(c["dram2"], c["dram1"]),
+        size=size,
+        beat=beat,
+        longest=longest,
+    )
+
+
+@lru_cache(4096)
+def _bursts(
+    *,
+    first: int,
+    counts: tuple[int, int, int],
+    steps: tuple[int, int],
+    size: int,
+    beat: int,
+    longest: int,
+) -> tuple[int, ...]:
     slower = max(1, beat // size)  # cycles a beat holds up an engine that takes a word a cycle
     out = []
-    for j in range(c["count2"]):
-        for i in range(c["count1"]):
-            first = c["dram"] + i * c["dram1"] + j * c["dram2"]
-            at, end = first // beat, -(-(first + c["count0"] * size) // beat)
+    for j in range(counts[0]):
+        for i in range(counts[1]):
+            start = first + i * steps[1] + j * steps[0]
+            at, end = start // beat, -(-(start + counts[2] * size) // beat)
             while at < end:
                 stop = min(end, (at // longest + 1) * longest)
                 out.append((stop - at) * slower)
                 at = stop
-    return out
+    return tuple(out)
 
 
 @dataclass

@@ -63,12 +63,9 @@ class Conflicts:
             and c["op"] == PostOp.NONE
         ]
         """Commands that write a word a cycle."""
-        # What WINDOW reads and writes in its own time is the same in all passes.
+        # What WINDOW reads in its own time is the same in all passes.
         self.window_banks = {
             i: window_banks(commands[i], window, config) for i, window in windows.items()
-        }
-        self.window_writes = {
-            i: list(window_writes(commands[i], window, config)) for i, window in windows.items()
         }
 
     def lost(self, schedule: Timetable) -> dict[int, int]:
@@ -125,20 +122,21 @@ class Conflicts:
     def _write_conflicts(self, index: int, begin: float, end: float) -> int:
         """Cycles that WINDOW's writes lose to those of ``posts``, which go first, at a bank. A word
         that is refused may wait beside the next."""
-        banks, c = self.config.banks, self.commands[index]
+        c = self.commands[index]
         posts_banks = self._posts_banks(begin, 2 * end - begin)
         if (posts_banks < 0).all():
             return 0
         taken: list[int] = posts_banks.tolist()
         late = WINDOW_DEPTH[WindowOp(c["op"])] - (POST_DEPTH[PostOp.NONE] - POST_RETIRE)
         lost, written, before = 0, -1, -1
-        for step, word in self.window_writes[index]:
+        steps, banks = window_writes(c, self.windows[index], self.config)
+        for step, bank in zip(steps.tolist(), banks.tolist(), strict=True):
             ready = step + late + lost
             # The word before the last must have been written before this one comes.
             if before >= ready - 1:
                 lost += before + 2 - ready
                 ready = before + 2
-            at, bank = max(ready, written + 1), word % banks
+            at = max(ready, written + 1)
             while 0 <= at < len(taken) and taken[at] == bank:
                 at += 1
             before, written = written, at

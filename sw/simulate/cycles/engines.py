@@ -3,7 +3,7 @@ they read and write in each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -210,8 +210,8 @@ def _im2col_banks(c: Mapping[str, int], config: Config) -> np.ndarray:
 
 def window_writes(
     c: Mapping[str, int], window: WindowTiming, config: Config
-) -> Iterator[tuple[int, int]]:
-    """The step that completes each word that WINDOW writes, and the word's address."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The step that completes each word that WINDOW writes, and the bank that the word is in."""
     out_w, out_h, blocks, inner = c["out_w"], c["out_h"], c["blocks"], 1
     im2col = c["op"] == WindowOp.IM2COL
     passes = 1 if im2col else config.window_passes
@@ -230,15 +230,10 @@ def window_writes(
         across = c["kernel_w"] * c["kernel_h"]
         down = across * out_w
         first = block_words - down * out_h
-    for n in range(blocks * passes):
-        for y in range(out_h):
-            for x in range(out_w):
-                step = n * block_words + first + y * down + x * across
-                step += parts * (y * out_w + x + 1)
-                block = n // passes * c["out_block"]
-                word = c["out"] + block + y * c["out_pitch"] + x
-                for k in range(inner):
-                    yield round(step + k * across / inner), word + k * c["out_block"]
+    n, y, x, k = np.ix_(*map(np.arange, (blocks * passes, out_h, out_w, inner)))
+    steps = n * block_words + first + y * down + x * across + parts * (y * out_w + x + 1)
+    places = c["out"] + (n // passes + k) * c["out_block"] + y * c["out_pitch"] + x
+    return np.rint(steps + k * across / inner).astype(int).ravel(), (places % config.banks).ravel()
 
 
 def post_group_cycles(pixels: int, config: Config) -> int:

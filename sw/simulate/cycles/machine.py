@@ -30,6 +30,12 @@ from systole.sw.simulate.cycles.engines import post_group_cycles, post_reads, wi
 
 _ENGINES_OF = [tuple(int(e) for e in Engine if mask >> e & 1) for mask in range(1 << len(Engine))]
 """The engines in a mask of waits or signals."""
+_SHARING = {
+    int(e): both
+    for both in ((int(Engine.LOAD), int(Engine.WLOAD)), (int(Engine.STORE),))
+    for e in both
+}
+"""By engine that transfers, those on the same bus."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +128,13 @@ class MachineModel:
         self.fetched, self.fetching = 0.0, 0
         self.changed: set[int] = set()
         """Engines whose next time has to be looked at again."""
-        self._run(read)
+        self._run()
         return Timetable(self.starts, self.ends, self.streams, self.issues)
 
-    def _run(self, read: BusModel) -> None:
+    def _run(self) -> None:
         next_at: list[float] = [inf] * len(Engine)
         last = 0
         while True:
-            self._hand_out()
             for e in self.changed:
                 next_at[e] = self._next(e)
             self.changed.clear()
@@ -139,7 +144,8 @@ class MachineModel:
                 if fetches == inf:
                     return
                 self.fetch.issue(fetches)
-                self.changed.update(e for e in self.transfers if self.buses[e] is read)
+                self.changed.update(_SHARING[Engine.LOAD])
+                self._hand_out()
                 continue
             # At equal times the engine that was not served last goes first.
             chosen = next_at.index(best)
@@ -153,6 +159,7 @@ class MachineModel:
                 index, _ = self.queues[chosen].popleft()
                 self.taken[chosen].append(best)
                 self._start(chosen, index, best)
+                self._hand_out()
 
     def _hand_out(self) -> None:
         """Hand out fetched commands; before a full queue, wait for its engine to take one."""
@@ -203,7 +210,7 @@ class MachineModel:
         if not left:
             beats += self.delays.get(self.current[engine], 0)
         end = bus.issue(at, beats)
-        self.changed.update(e for e in self.transfers if self.buses[e] is bus)
+        self.changed.update(_SHARING[engine])
         self.free[engine] = at + 1
         if not left:
             del self.transfers[engine]

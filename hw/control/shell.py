@@ -318,31 +318,24 @@ class Shell(wiring.Component):
         ]
 
     def _report_fault(self, m: Module) -> None:
-        """The core's fault, or what is known of the cycle before: that a token given was lost, or
-        that the head is illegal and it is its turn."""
-        core, fault, head = self.core, self.fault, self._queue.r_data
-        lost, refused = Signal(), Signal()
-        retired = Signal(INDEX_BITS, reset_less=True)  # the command that gave the token
+        """What is known of the cycle before: the core's fault, that a token given was lost, or that
+        the head is illegal and it is its turn, which needs that none is in flight."""
+        core, fault, flight = self.core, self.fault, self._flight
+        failed, lost, refused = Signal(), Signal(), Signal()
+        index = Signal(INDEX_BITS, reset_less=True)  # the command that it is about
         illegal = self._whole & ~self._legal
         m.d.sync += [
+            failed.eq(core.fault),
             lost.eq((self.give & self.overflows).any()),
-            refused.eq(illegal & ~self._missing.any() & ~self._flight.r_rdy),
+            refused.eq(illegal & ~self._missing.any() & ~flight.r_rdy),
+            index.eq(Mux(flight.r_rdy, self._oldest.index, self._queue.r_data)),
         ]
-        with m.If(self._retired):
-            m.d.sync += retired.eq(self._oldest.index)
-        # An illegal command stays in the head.
         m.d.comb += [
             fault.engine.eq(self.engine),
-            fault.index.eq(Mux(core.fault, self._oldest.index, Mux(lost, retired, head))),
+            fault.index.eq(index),
+            fault.valid.eq(failed | lost | refused),
         ]
-        with m.If(core.fault):
-            m.d.comb += [
-                fault.valid.eq(1),
-                fault.code.eq(core.fault_code),
-                fault.address.eq(core.fault_address),
-            ]
-        with m.Elif(lost | refused):
-            m.d.comb += [
-                fault.valid.eq(1),
-                fault.code.eq(Mux(lost, Fault.TOKEN_OVERFLOW, Fault.ILLEGAL_FIELD)),
-            ]
+        with m.If(failed):
+            m.d.comb += [fault.code.eq(core.fault_code), fault.address.eq(core.fault_address)]
+        with m.Else():
+            m.d.comb += fault.code.eq(Mux(lost, Fault.TOKEN_OVERFLOW, Fault.ILLEGAL_FIELD))

@@ -19,7 +19,7 @@ BUDGET = {
     "accumulators": 3738,
     "activation-sequencer": 17728,
     "requantise": 17555,
-    "combine": 15370,
+    "combine": 15043,
     "reduce": 63920,
     "scratchpad": 3688,
     "load": 13298,

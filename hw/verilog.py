@@ -28,7 +28,8 @@ module {RAM} #(
   parameter WIDTH = 8,  // bits of a word
   parameter DEPTH = 2,  // words
   parameter PART = 8,   // bits under one write enable
-  parameter ADDR = 1    // bits of an address
+  parameter ADDR = 1,   // bits of an address
+  parameter STYLE = "auto"  // what to build it of: "block", or what the tool thinks best
 ) (
   input clk,
   input [WIDTH / PART - 1:0] w_en,
@@ -38,7 +39,7 @@ module {RAM} #(
   input [ADDR - 1:0] r_addr,
   output reg [WIDTH - 1:0] r_data
 );
-  (* no_rw_check *) reg [WIDTH - 1:0] words [0:DEPTH - 1];
+  (* no_rw_check, ram_style = STYLE *) reg [WIDTH - 1:0] words [0:DEPTH - 1];
 `ifdef {HOSTILE_RAM}
   integer i;
   initial for (i = 0; i < DEPTH; i = i + 1) words[i] = {{(WIDTH + 31) / 32{{$urandom}}}};
@@ -94,6 +95,7 @@ class _RamPlatform:
             p_DEPTH=memory.depth,
             p_PART=width // len(write.en),
             p_ADDR=len(write.addr),
+            p_STYLE=memory.attrs.get("ram_style", "auto"),
             i_clk=ClockSignal("sync"),
             i_w_en=write.en,
             i_w_addr=write.addr,

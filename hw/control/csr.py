@@ -399,14 +399,18 @@ class ControlStatus(wiring.Component):
             m.d.sync += quiet.eq(0)
         with m.Elif(self.running):
             m.d.sync += quiet.eq(quiet + 1)
-        with m.If(self.running & (watchdog != 0) & (quiet >= watchdog)):
-            m.d.comb += [
-                report.valid.eq(1),
-                report.code.eq(Fault.WATCHDOG),
-                report.index.eq(self.last_index),
-                report.engine.eq(NO_ENGINE),
-            ]
-        for candidate in reversed(list(self.faults)):
-            with m.If(candidate.valid):
-                m.d.comb += report.eq(candidate)
+        barks = Signal()
+        valid = Cat(*(candidate.valid for candidate in self.faults), barks)
+        first = Signal(len(valid))
+        m.d.comb += [
+            barks.eq(self.running & (watchdog != 0) & (quiet >= watchdog)),
+            first.eq(valid & (~valid + 1)),
+            report.valid.eq(valid.any()),
+        ]
+        bark = {"code": Fault.WATCHDOG, "index": self.last_index, "engine": NO_ENGINE, "address": 0}
+        # Each is masked and all are joined: less logic than one choice behind the other.
+        for name, joined in bark.items():
+            values = [*(getattr(candidate, name) for candidate in self.faults), joined]
+            masked = (Mux(bit, value, 0) for bit, value in zip(first, values, strict=True))
+            m.d.comb += getattr(report, name).eq(reduce(or_, masked))
         return report

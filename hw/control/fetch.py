@@ -138,6 +138,7 @@ class Fetch(wiring.Component):
             self.push.eq(Mux(self._goes_on & self._full, self._target, 0)),
             self._pushed.eq((self.push & self.ready).any()),
             self.fault.engine.eq(NO_ENGINE),
+            self.fault.index.eq(self._index),
         ]
         m.d.sync += self.fault.valid.eq(0)
         with m.If(self._goes_on):
@@ -192,7 +193,6 @@ class Fetch(wiring.Component):
         m.d.sync += [
             self.fault.valid.eq(1),
             self.fault.code.eq(code),
-            self.fault.index.eq(self._index),
             self.fault.address.eq(address),
             self._running.eq(0),
         ]

@@ -118,7 +118,7 @@ class Shell(wiring.Component):
             }
         )
         # Indices of the commands in the queue, and their words, with room for one more command.
-        self._queue = SyncFIFOBuffered(width=INDEX_BITS, depth=config.queue_depth)
+        self._queue = SyncFIFO(width=INDEX_BITS, depth=config.queue_depth)
         self._words = SyncFIFOBuffered(
             width=PLACE_BITS + WORD_BITS,
             depth=(config.queue_depth + 1) * COMMANDS[opcode].words,
@@ -200,18 +200,17 @@ class Shell(wiring.Component):
             self._missing.eq(Mux(self._whole, wait & ~available, 0)),
             taken.eq(Mux(self._accepted, wait, 0)),
         ]
-        counts = [Signal(TOKEN_BITS, name=f"tokens_{e.name.lower()}") for e in Engine]
-        with m.If(self.given.any()):
-            full = Cat(tokens.all() for tokens in counts)
-            m.d.comb += self.overflow.eq(self.given & full & ~taken)
-        with m.If(self.clear | self._accepted | self.given.any()):
-            up = self.given & ~self.overflow
-            for i, tokens in enumerate(counts):
-                left = Mux(taken[i], tokens[1:].any(), available[i])
-                m.d.sync += [
-                    tokens.eq(Mux(self.clear, 0, tokens + up[i] - taken[i])),
-                    available[i].eq(~self.clear & (up[i] | left)),
-                ]
+        for i, engine in enumerate(Engine):
+            tokens = Signal(TOKEN_BITS, name=f"tokens_{engine.name.lower()}")
+            given, left = self.given[i], Mux(taken[i], tokens[1:].any(), available[i])
+            m.d.comb += self.overflow[i].eq(given & tokens.all() & ~taken[i])
+            m.d.sync += available[i].eq(~self.clear & (given | left))
+            with m.If(self.clear):
+                m.d.sync += tokens.eq(0)
+            with m.Elif((given ^ taken[i]) & ~self.overflow[i]):
+                # One more or one less, by one adder: less one is all ones.
+                step = Cat(C(1, 1), taken[i].replicate(TOKEN_BITS - 1))
+                m.d.sync += tokens.eq(tokens + step)
 
     def _offer_head(self, m: Module) -> None:
         """Hand the head to the core. An offer once made stands, whatever ``halt`` says."""
@@ -246,13 +245,12 @@ class Shell(wiring.Component):
             m.d.sync += [waited.eq(0), last_missing.eq(0)]
         with m.Elif(missing.any()):
             m.d.sync += [waited.eq(waited + ~waited.all()), last_missing.eq(missing)]
-        m.d.comb += event.valid.eq(self._accepted)
-        with m.If(self._accepted):
-            m.d.comb += [
-                event.index.eq(self._queue.r_data),
-                event.waited.eq(waited),
-                event.missing.eq(last_missing),
-            ]
+        m.d.comb += [
+            event.valid.eq(self._accepted),
+            event.index.eq(self._queue.r_data),
+            event.waited.eq(waited),
+            event.missing.eq(last_missing),
+        ]
 
     def _report_end(self, m: Module) -> None:
         event = self.end_event
@@ -265,9 +263,11 @@ class Shell(wiring.Component):
             m.d.sync += stalled.eq(0)
         with m.Elif(self._stalled_before):
             m.d.sync += stalled.eq(total)
-        m.d.comb += event.valid.eq(self._retired)
-        with m.If(self._retired):
-            m.d.comb += [event.index.eq(self._oldest.index), event.stalled.eq(total)]
+        m.d.comb += [
+            event.valid.eq(self._retired),
+            event.index.eq(self._oldest.index),
+            event.stalled.eq(total),
+        ]
 
     def _count_cycles(self, m: Module) -> None:
         """The counters: one memory with one increment a cycle."""
@@ -318,29 +318,24 @@ class Shell(wiring.Component):
         ]
 
     def _report_fault(self, m: Module) -> None:
-        """The core's fault, or what is known of the cycle before: that a token given was lost, or
-        that the head is illegal and it is its turn."""
-        core, fault, head = self.core, self.fault, self._queue.r_data
-        lost, refused = Signal(), Signal()
-        index = Signal(INDEX_BITS, reset_less=True)  # the command that either is about
+        """What is known of the cycle before: the core's fault, that a token given was lost, or that
+        the head is illegal and it is its turn, which needs that none is in flight."""
+        core, fault, flight = self.core, self.fault, self._flight
+        failed, lost, refused = Signal(), Signal(), Signal()
+        index = Signal(INDEX_BITS, reset_less=True)  # the command that it is about
         illegal = self._whole & ~self._legal
         m.d.sync += [
+            failed.eq(core.fault),
             lost.eq((self.give & self.overflows).any()),
-            refused.eq(illegal & ~self._missing.any() & ~self._flight.r_rdy),
-            index.eq(Mux(self._retired, self._oldest.index, head)),
+            refused.eq(illegal & ~self._missing.any() & ~flight.r_rdy),
+            index.eq(Mux(flight.r_rdy, self._oldest.index, self._queue.r_data)),
         ]
         m.d.comb += [
             fault.engine.eq(self.engine),
-            fault.index.eq(Mux(core.fault, self._oldest.index, index)),
+            fault.index.eq(index),
+            fault.valid.eq(failed | lost | refused),
         ]
-        with m.If(core.fault):
-            m.d.comb += [
-                fault.valid.eq(1),
-                fault.code.eq(core.fault_code),
-                fault.address.eq(core.fault_address),
-            ]
-        with m.Elif(lost | refused):
-            m.d.comb += [
-                fault.valid.eq(1),
-                fault.code.eq(Mux(lost, Fault.TOKEN_OVERFLOW, Fault.ILLEGAL_FIELD)),
-            ]
+        with m.If(failed):
+            m.d.comb += [fault.code.eq(core.fault_code), fault.address.eq(core.fault_address)]
+        with m.Else():
+            m.d.comb += fault.code.eq(Mux(lost, Fault.TOKEN_OVERFLOW, Fault.ILLEGAL_FIELD))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import (
@@ -22,11 +27,100 @@ from systole.isa.trace import TRACE_EVENT_BYTES
 
 EVENT = layout_of(TRACE_EVENT)
 SNAPSHOTS = 8
-"""Cycles with events that may wait to be put into the queue one by one."""
+"""Cycles with events that may wait to be put into the queue one by one; a power of two."""
 QUEUE = 64
 """Events that may wait for the bus."""
 GROUP = 8
 """Events written with one request: few, long writes load the bus least."""
+
+
+def _chosen(which: Value, values: Sequence[ValueLike]) -> Value:
+    """The one of ``values`` whose bit of ``which`` is set; 0 if none is."""
+    return reduce(or_, (Mux(bit, value, 0) for bit, value in zip(which, values, strict=True)))
+
+
+class Captured(wiring.Component):
+    """A queue of cycles with events, from which the events are taken one by one.
+
+    ``w_data`` (a ``Snapshot``) is taken with ``w_en`` and ``w_rdy`` if it has events, which are
+    then those of ``happened``: END of each engine, START of each engine. ``now`` has the bit of
+    the oldest event, of ``snapshot``, if there is one; ``next`` goes on to the one behind it.
+    """
+
+    w_data: data.View
+    w_en: Signal
+    w_rdy: Signal
+    happened: Signal
+    now: Signal
+    next: Signal
+    snapshot: data.View
+    empty: Signal
+
+    def __init__(self, cycle: Shape):
+        kinds = 2 * len(Engine)
+        layout = data.StructLayout(
+            {
+                "cycle": cycle,
+                "ends": data.ArrayLayout(END_EVENT, len(Engine)),
+                "starts": data.ArrayLayout(START_EVENT, len(Engine)),
+            }
+        )
+        super().__init__(
+            {
+                "w_data": In(layout),
+                "w_en": In(1),
+                "w_rdy": Out(1),
+                "happened": Out(kinds),
+                "now": Out(kinds),
+                "next": In(1),
+                "snapshot": Out(layout),
+                "empty": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        new, kinds = self.w_data, len(self.happened)
+        # Wide, but of a few words: tools would build it of logic, with a register for every bit.
+        snapshots: Memory = Memory(
+            shape=len(Value.cast(new)), depth=SNAPSHOTS, init=[], attrs={"ram_style": "block"}
+        )
+        # What has happened, also on its own: the choice does not wait for the memory.
+        happenings: Memory = Memory(shape=kinds, depth=SNAPSHOTS, init=[])
+        m.submodules.snapshots, m.submodules.happenings = snapshots, happenings
+        taken, left, following = Signal(), Signal(), Signal(range(2 * SNAPSHOTS))
+        looked = Signal.like(following)
+        first, end = Signal.like(following), Signal.like(following)  # where it begins and ends
+        # Of the events of the oldest cycle, those behind ``now``, and what they are to be.
+        behind, pending = Signal(kinds), Signal(kinds)
+        m.d.comb += [
+            self.happened.eq(Cat(e.valid for e in [*new.ends, *new.starts])),
+            self.w_rdy.eq((end ^ first) != SNAPSHOTS),
+            taken.eq(self.w_en & self.w_rdy & self.happened.any()),
+            left.eq(self.next & ~behind.any()),
+            following.eq(first + left),
+            self.empty.eq(first == end),
+        ]
+        m.d.sync += [first.eq(following), end.eq(end + taken)]
+        for memory, written in ((snapshots, new), (happenings, self.happened)):
+            write = memory.write_port()
+            m.d.comb += [write.en.eq(taken), write.addr.eq(end), write.data.eq(written)]
+        read, look = snapshots.read_port(), happenings.read_port(domain="comb")
+        m.d.comb += [
+            read.addr.eq(following),
+            # If ``next`` takes the last event of a cycle, or there is none.
+            looked.eq(first + self.now.any()),
+            look.addr.eq(looked),
+            Value.cast(self.snapshot).eq(read.data),
+        ]
+        with m.If(behind.any()):
+            m.d.comb += pending.eq(behind)
+        with m.Elif(looked != end):
+            m.d.comb += pending.eq(look.data)
+        with m.If(self.next | ~self.now.any()):
+            first_of = pending & (~pending + 1)
+            m.d.sync += [self.now.eq(first_of), behind.eq(pending & (pending - 1))]
+        return m
 
 
 class Trace(wiring.Component):
@@ -79,63 +173,32 @@ class Trace(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        engines = range(len(Engine))
 
-        # Capture: one entry for a cycle with events.
-        sources = data.StructLayout(
-            {
-                "cycle": self.cycle.shape(),
-                "ends": data.ArrayLayout(END_EVENT, len(Engine)),
-                "starts": data.ArrayLayout(START_EVENT, len(Engine)),
-            }
-        )
-        m.submodules.captured = captured = SyncFIFOBuffered(width=sources.size, depth=SNAPSHOTS)
-        happened = Signal(2 * len(Engine))
-        lost_capture = Signal.like(happened)  # events for which there was no room
+        captured = Captured(self.cycle.shape())
+        m.submodules.captured = captured
+        lost_capture = Signal(len(captured.now))  # events for which there was no room
         m.d.comb += [
-            happened.eq(Cat(e.valid for e in [*self.ends, *self.starts])),
             captured.w_data.eq(Cat(self.cycle, *self.ends, *self.starts)),
-            captured.w_en.eq(self.enable & happened.any()),
+            captured.w_en.eq(self.enable),
         ]
-        refused = self.enable & ~captured.w_rdy
-        m.d.sync += lost_capture.eq(Mux(refused, happened, 0))
+        m.d.sync += lost_capture.eq(Mux(self.enable & ~captured.w_rdy, captured.happened, 0))
 
-        # One event a cycle into the queue. ``handled`` are those of the captured cycle already
-        # there.
-        snapshot = data.View(sources, captured.r_data)
-        pending = Signal.like(happened)
-        handled = Signal.like(happened)
-        now = Signal.like(happened)
+        # One event a cycle into the queue.
+        snapshot, now = captured.snapshot, captured.now
+        ending, starting = now[: len(Engine)], now[len(Engine) :]
         event = record(EVENT)
-        with m.If(captured.r_rdy):
-            m.d.comb += pending.eq(
-                Cat(
-                    *(snapshot.ends[i].valid for i in engines),
-                    *(snapshot.starts[i].valid for i in engines),
-                )
-                & ~handled
-            )
         m.d.comb += [
-            now.eq(pending & (~pending + 1)),
             event.cycle.eq(snapshot.cycle),
+            event.kind.eq(Mux(ending.any(), TraceKind.END, TraceKind.START)),
+            event.engine.eq(_chosen(ending | starting, list(Engine))),
+            event.index.eq(
+                _chosen(ending, [e.index for e in snapshot.ends])
+                | _chosen(starting, [e.index for e in snapshot.starts])
+            ),
+            event.stalled.eq(_chosen(ending, [e.stalled for e in snapshot.ends])),
+            event.waited.eq(_chosen(starting, [e.waited for e in snapshot.starts])),
+            event.missing.eq(_chosen(starting, [e.missing for e in snapshot.starts])),
         ]
-        with m.If(captured.r_rdy):
-            for i in engines:
-                with m.If(now[i]):
-                    m.d.comb += [
-                        event.kind.eq(TraceKind.END),
-                        event.engine.eq(i),
-                        event.index.eq(snapshot.ends[i].index),
-                        event.stalled.eq(snapshot.ends[i].stalled),
-                    ]
-                with m.If(now[len(Engine) + i]):
-                    m.d.comb += [
-                        event.kind.eq(TraceKind.START),
-                        event.engine.eq(i),
-                        event.index.eq(snapshot.starts[i].index),
-                        event.waited.eq(snapshot.starts[i].waited),
-                        event.missing.eq(snapshot.starts[i].missing),
-                    ]
         m.submodules.queue = queue = SyncFIFOBuffered(width=EVENT.size, depth=QUEUE)
         places = Signal(32)  # Events that the trace buffer still has room for.
         room = Signal()  # It is not 0.
@@ -146,15 +209,11 @@ class Trace(wiring.Component):
         m.d.comb += [
             queue.w_data.eq(chosen),
             queue.w_en.eq(is_chosen & room),
-            moved.eq(captured.r_rdy & (~is_chosen | queue.w_rdy | ~room)),
-            captured.r_en.eq(moved & (pending == now)),
+            moved.eq(now.any() & (~is_chosen | queue.w_rdy | ~room)),
+            captured.next.eq(moved),
         ]
         with m.If(moved):
-            m.d.sync += [
-                handled.eq(Mux(captured.r_en, 0, handled | now)),
-                chosen.eq(event),
-                is_chosen.eq(1),
-            ]
+            m.d.sync += [chosen.eq(event), is_chosen.eq(1)]
         with m.Elif(queue.w_rdy | ~room):
             m.d.sync += is_chosen.eq(0)
         with m.If(queue.w_en & queue.w_rdy):
@@ -163,15 +222,13 @@ class Trace(wiring.Component):
         lost = Signal(range(2 * len(Engine) + 2))
         m.d.sync += [
             lost_buffer.eq(is_chosen & ~room),
-            lost.eq(sum(lost_capture[i] for i in range(len(happened))) + lost_buffer),
+            lost.eq(sum(lost_capture[i] for i in range(len(lost_capture))) + lost_buffer),
         ]
         with m.If(lost != 0):
             m.d.sync += self.dropped.eq(self.dropped + lost)
 
         writing = self._write(m, queue)
-        m.d.comb += self.idle.eq(
-            (captured.r_level == 0) & ~is_chosen & (queue.r_level == 0) & ~writing
-        )
+        m.d.comb += self.idle.eq(captured.empty & ~is_chosen & (queue.r_level == 0) & ~writing)
         with m.If(self.start):
             m.d.sync += [self.count.eq(0), self.dropped.eq(0)]
             m.d.sync += [places.eq(self.limit), room.eq(self.limit != 0)]
@@ -183,7 +240,6 @@ class Trace(wiring.Component):
         memory = self.memory
         events = Signal(range(GROUP + 1))  # Events of the request.
         left = Signal(range(GROUP + 1))  # Of these, still to be packed into beats.
-        offset = Signal(32)
         writing = Signal()
         broken = Signal()
 
@@ -195,7 +251,7 @@ class Trace(wiring.Component):
                 events.eq(size),
                 left.eq(size),
                 memory.req.valid.eq(1),
-                memory.req.payload.addr.eq(self.address + offset),
+                memory.req.payload.addr.eq(self.address + self.count * TRACE_EVENT_BYTES),
                 memory.req.payload.bytes.eq(size * TRACE_EVENT_BYTES),
             ]
         with m.If(memory.req.valid & memory.req.ready):
@@ -246,13 +302,7 @@ class Trace(wiring.Component):
             self.fault.valid.eq(memory.denied | (memory.done & memory.error)),
         ]
         with m.If(memory.done & ~memory.error):
-            m.d.sync += [
-                writing.eq(0),
-                offset.eq(offset + events * TRACE_EVENT_BYTES),
-                self.count.eq(self.count + events),
-            ]
+            m.d.sync += [writing.eq(0), self.count.eq(self.count + events)]
         with m.If(self.fault.valid):
             m.d.sync += [writing.eq(0), broken.eq(1), left.eq(0)]
-        with m.If(self.start):
-            m.d.sync += offset.eq(0)
         return writing

@@ -115,16 +115,24 @@ class PostCombine(wiring.Component):
 
     def _round(self, m: Module, lane: int, total: Signal) -> Signal:
         """The next two stages: shift, rounding half to even."""
-        scaled = Signal(signed(TOTAL), name=f"scaled_{lane}")  # in halves
+        scaled = Signal(RESULT, name=f"scaled_{lane}")  # in halves, if it is not ``wide``
+        negative, wide = Signal(name=f"negative_{lane}"), Signal(name=f"wide_{lane}")
         odd, result = Signal(name=f"odd_{lane}"), Signal(signed(RESULT), name=f"result_{lane}")
+        # All from the result's sign on must be like it: those ``RESULT - 1`` or more above the
+        # bit worth one half.
+        unlike = (total.as_unsigned() ^ total[-1].replicate(TOTAL))[RESULT - 1 :]
         with m.If(self._valid[4]):
-            m.d.sync += [scaled.eq(total >> self._point), odd.eq((total & self._below).any())]
+            m.d.sync += [
+                scaled.eq((total >> self._point)[:RESULT]),
+                negative.eq(total[-1]),
+                wide.eq((unlike & ~self._below[: len(unlike)]).any()),
+                odd.eq((total & self._below).any()),
+            ]
         up = scaled[0] & (scaled[1] | odd)
-        fits = ~scaled[RESULT - 1 :].any() | scaled[RESULT - 1 :].all()
         limit = (1 << (RESULT - 2)) - 1
-        beyond = Mux(scaled[-1], Const(~limit, signed(RESULT)), Const(limit, signed(RESULT)))
+        beyond = Mux(negative, Const(~limit, signed(RESULT)), Const(limit, signed(RESULT)))
         with m.If(self._valid[5]):
-            m.d.sync += result.eq(Mux(fits, scaled[1:RESULT].as_signed() + up, beyond))
+            m.d.sync += result.eq(Mux(wide, beyond, scaled[1:].as_signed() + up))
         return result
 
     def _finish(self, m: Module, lane: int, result: Signal) -> None:

@@ -28,8 +28,8 @@ class PostTable(wiring.Component):
     ``i`` is taken with ``i_valid``, every cycle if need be; ``o`` is valid with ``o_valid``
     ``LATENCY`` cycles later.
 
-    The memory has one write port and one read port for every lane; tools make it a copy of a small
-    memory (distributed RAM) for each. Stages: memory; byte of its word.
+    Every lane has a memory of its own, so that it may be one without a promise about collisions:
+    nothing is looked up while it is written. Stages: memory; byte of its word.
     """
 
     LATENCY = TABLE_LATENCY
@@ -65,26 +65,22 @@ class PostTable(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, read = self.config, self.read
-        table: memory.Memory = memory.Memory(
-            shape=unsigned(8 * self.width), depth=self.load_words, init=[]
-        )
-        m.submodules.memory = table
-
         # Loading -----------------------------------------------------------------------------
-        write = table.write_port()
+        write_en, write_addr = Signal(), Signal(range(self.load_words))
+        write_data = Signal(8 * self.width)
         left = Signal(range(self.load_words + 1))  # requests to come
         part, part_comes = Signal(range(max(self.parts, 2))), Signal(range(max(self.parts, 2)))
         comes = Signal()
         taken = Signal()
         m.d.comb += [
             taken.eq(read.valid & read.ready),
-            write.en.eq(comes),
-            write.data.eq(read.data),
+            write_en.eq(comes),
+            write_data.eq(read.data),
         ]
         if self.parts > 1:
             spare = Const(0, 8 * (self.parts * self.width - config.rows))
             whole = Cat(read.data, spare)
-            m.d.comb += write.data.eq(whole.word_select(part_comes, 8 * self.width))
+            m.d.comb += write_data.eq(whole.word_select(part_comes, 8 * self.width))
         m.d.sync += comes.eq(taken)
         with m.If(taken):
             m.d.sync += [
@@ -96,15 +92,15 @@ class PostTable(wiring.Component):
             with m.If(part == self.parts - 1):
                 m.d.sync += [part.eq(0), read.addr.eq(read.addr + 1)]
         with m.If(comes):
-            m.d.sync += write.addr.eq(write.addr + 1)
-            with m.If(write.addr == self.load_words - 1):
+            m.d.sync += write_addr.eq(write_addr + 1)
+            with m.If(write_addr == self.load_words - 1):
                 m.d.sync += self.loaded.eq(1)
         with m.If(self.load):
             m.d.sync += [
                 left.eq(self.load_words),
                 read.valid.eq(1),
                 read.addr.eq(self.table),
-                write.addr.eq(0),
+                write_addr.eq(0),
                 self.loaded.eq(0),
             ]
 
@@ -112,14 +108,24 @@ class PostTable(wiring.Component):
         index_valid = Signal()
         m.d.sync += [index_valid.eq(self.i_valid), self.o_valid.eq(index_valid)]
         for lane in range(config.lanes):
-            port = table.read_port()
+            table: memory.Memory = memory.Memory(
+                shape=unsigned(8 * self.width), depth=self.load_words, init=[]
+            )
+            m.submodules[f"memory_{lane}"] = table
+            write, port = table.write_port(), table.read_port()
             index = Cat(self.i[8 * lane :][:7], ~self.i[8 * lane + 7])
             word, byte = _divide(index, config.rows)
             if self.parts > 1:
                 part_of, byte = _divide(byte, self.width)
                 word = word * self.parts + part_of
             place = Signal(range(self.width), name=f"place_{lane}")
-            m.d.comb += [port.en.eq(self.i_valid), port.addr.eq(word)]
+            m.d.comb += [
+                write.en.eq(write_en),
+                write.addr.eq(write_addr),
+                write.data.eq(write_data),
+                port.en.eq(self.i_valid),
+                port.addr.eq(word),
+            ]
             with m.If(self.i_valid):
                 m.d.sync += place.eq(byte)
             with m.If(index_valid):

@@ -152,22 +152,17 @@ class RunRequester(wiring.Component):
         return m
 
 
-def fail(
-    m: Module, command: CommandInterface, failed: Signal, code: Fault, address: ValueLike
-) -> None:
+def fail(m: Module, command: CommandInterface, failed: Signal, code: Fault) -> None:
     """Stop the engine for good: set ``failed`` and what :func:`report` will report."""
-    m.d.sync += [
-        failed.eq(1),
-        command.fault_code.eq(code),
-        command.fault_address.eq(address),
-    ]
+    m.d.sync += [failed.eq(1), command.fault_code.eq(code)]
 
 
-def report(m: Module, command: CommandInterface, failed: Signal) -> None:
-    """Pulse ``fault`` one cycle after ``failed`` rises: the ``retire`` before it is over by
-    then."""
+def report(m: Module, command: CommandInterface, failed: Signal, address: ValueLike) -> None:
+    """Pulse ``fault`` one cycle after ``failed`` rises: the ``retire`` before it is over by then.
+    ``address`` must stay as it is from ``failed`` on."""
     reported = Signal()
     m.d.sync += [reported.eq(failed), command.fault.eq(failed & ~reported)]
+    m.d.comb += command.fault_address.eq(address)
 
 
 class LoadEngine(wiring.Component):
@@ -204,11 +199,11 @@ class LoadEngine(wiring.Component):
         lanes = {LoadTarget.SCRATCHPAD: config.rows, LoadTarget.WEIGHTS: config.cols}
         vectors = (config.vector_bytes, config.weight_vector_bytes)
         failed = Signal()
-        report(m, command, failed)
 
-        # Runs asked for, oldest at the head.
+        # Runs asked for, oldest at the head, where it stays after a fault.
         m.submodules.queue = queue = SyncFIFO(width=RUN.size, depth=queue_depth(config))
         head = data.View(RUN, queue.r_data)
+        report(m, command, failed, head.dram)
         m.submodules.requester = requester = RunRequester(Opcode.LOAD, vectors)
         connect(m, flipped(command).cmd, requester.cmd)
         connect(m, requester.req, flipped(self.memory).req)
@@ -248,9 +243,9 @@ class LoadEngine(wiring.Component):
             m.d.comb += beats.ready.eq(1)
         with m.Elif(queue.r_rdy & (~full | written)):
             with m.If(requester.refused & (queue.r_level == 1)):
-                fail(m, command, failed, Fault.DRAM_WINDOW, head.dram)
+                fail(m, command, failed, Fault.DRAM_WINDOW)
             with m.Elif(beats.valid & beats.payload.error):
-                fail(m, command, failed, Fault.AXI_READ, head.dram)
+                fail(m, command, failed, Fault.AXI_READ)
             with m.Elif(beats.valid):
                 m.d.comb += step.eq(1)
         with m.Elif(queue.r_rdy & gathers & beats.valid & ~beats.payload.error):
@@ -331,7 +326,6 @@ class StoreEngine(wiring.Component):
         config, command, memory = self.config, self.command, self.memory
         vector, beat_bytes = config.vector_bytes, config.beat_bytes
         failed = Signal()
-        report(m, command, failed)
 
         # Runs to read, and runs asked for whose responses are to come.
         m.submodules.reads = reads = SyncFIFO(width=RUN.size, depth=queue_depth(config))
@@ -416,16 +410,17 @@ class StoreEngine(wiring.Component):
                     with m.Elif(fresh):
                         m.d.sync += strobe[k].eq(0)
 
-        oldest = data.View(RUN, pending.r_data)
+        oldest = data.View(RUN, pending.r_data)  # stays after a fault
+        report(m, command, failed, oldest.dram)
         m.d.sync += command.retire.eq(0)
         with m.If(~failed):
             with m.If(memory.done & memory.error):
-                fail(m, command, failed, Fault.AXI_WRITE, oldest.dram)
+                fail(m, command, failed, Fault.AXI_WRITE)
             with m.Elif(memory.done):
                 m.d.comb += pending.r_en.eq(1)
                 m.d.sync += command.retire.eq(oldest.last)
             with m.Elif(requester.refused & (pending.r_level == 1)):
-                fail(m, command, failed, Fault.DRAM_WINDOW, oldest.dram)
+                fail(m, command, failed, Fault.DRAM_WINDOW)
         m.d.comb += command.stalled.eq(
             (requester.busy | pending.r_rdy) & ~accepted & ~step & ~failed
         )

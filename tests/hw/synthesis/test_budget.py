@@ -19,15 +19,15 @@ BUDGET = {
     "accumulators": 3738,
     "activation-sequencer": 17728,
     "requantise": 17555,
-    "combine": 15370,
+    "combine": 15043,
     "reduce": 63920,
     "scratchpad": 3688,
-    "load": 13570,
+    "load": 13298,
     "read-manager": 8656,
-    "fetch": 7180,
+    "fetch": 6976,
     "shell": 14741,
     "csr": 12161,
-    "trace": 6246,
+    "trace": 6844,
 }
 """Gate equivalents of blocks of a 4 x 4 machine with windows of 3 x 3; of one lane where a block
 has lanes."""

@@ -178,8 +178,6 @@ WINDOW_MACS = 9
 """Multipliers of a lane: the most window positions reduced in a cycle."""
 CORNER = 3
 """Height and width of the part of a window that is reduced in the cycle of its newest word."""
-KERNEL_WORDS = 8
-"""Words of the memory of a kernel's weights, one for each of its columns."""
 FAST_DILATION = 3
 """Largest dilation of the fast path, where kernels are reduced by columns; of two bits."""
 COLUMN_STRIDE = 4

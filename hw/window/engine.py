@@ -186,18 +186,13 @@ class WindowEngine(wiring.Component):
         """Stages 3 to 8: sums of products, or maxima."""
         reduce, issue, token = self._reduce, self._issue, self._reading
         op, columns = issue.current.cmd.op, issue.current.columns
-        depthwise, maximum = Signal(), Signal()
-        used = self._positions(m)
         m.d.comb += [
-            depthwise.eq(op == WindowOp.DEPTHWISE),
-            maximum.eq(op == WindowOp.MAX),
             reduce.en.eq(self._en),
             reduce.fast.eq(issue.current.fast),
-            reduce.maximum.eq(maximum),
+            reduce.maximum.eq(op == WindowOp.MAX),
             reduce.stored.eq(issue.stored),
-            reduce.clear.eq(issue.clear_weights),
-            reduce.used.eq(used),
-            reduce.ones.eq(Mux(depthwise, 0, used)),
+            reduce.used.eq(self._positions(m)),
+            reduce.ones.eq(op != WindowOp.DEPTHWISE),
             reduce.issue.eq(
                 self._is_reading
                 & (
@@ -206,14 +201,6 @@ class WindowEngine(wiring.Component):
                 )
             ),
             reduce.columns.eq(columns),
-            reduce.recall.eq(
-                self._is_reading
-                & columns
-                & depthwise
-                & (token.kind == Kind.PIXEL)
-                & token.pixel.mac
-            ),
-            reduce.column.eq(token.pixel.column),
             reduce.index.eq(token.pixel.index),
             reduce.pixel_valid.eq(self._arrives(Kind.PIXEL)),
             reduce.pixel.eq(self._token.pixel),

@@ -77,8 +77,7 @@ class TokenIssue(wiring.Component):
     * ``current``: the command whose tokens are issued. It changes two cycles after the last token
       of the command before it was taken, but only if the two agree in path and
       :func:`~systole.isa.timing.window_modes`, or if ``drained`` was high: no result was under way.
-    * ``begun``: pulses in the first cycle of ``current``. ``clear_weights``: and the window's
-      weights do not belong to results under way.
+    * ``begun``: pulses in the first cycle of ``current``.
     * ``stored``: the weights of ``current`` go into the line memory.
     * ``params_taken``: the block's parameters have left the pipeline's front for the
       requantisation; the next block's may be read.
@@ -93,7 +92,6 @@ class TokenIssue(wiring.Component):
     clash: Signal
     current: data.View
     begun: Signal
-    clear_weights: Signal
     stored: Signal
     drained: Signal
     params_taken: Signal
@@ -111,7 +109,6 @@ class TokenIssue(wiring.Component):
                 "clash": In(1),
                 "current": Out(prepared_layout(config)),
                 "begun": Out(1),
-                "clear_weights": Out(1),
                 "stored": Out(1),
                 "drained": In(1),
                 "params_taken": In(1),
@@ -242,14 +239,10 @@ class TokenIssue(wiring.Component):
         modes = window_modes(self.config)
         same = Signal()
         drained = Signal()  # nothing was under way in the cycle before, nor on its way there
-        fresh = Signal()  # the command began with an empty pipeline
         m.d.sync += drained.eq(self.drained & ~self._has_checked & ~self.tokens.valid)
         with m.If(self._setup.decided):
             equal = (prepared.cmd[f] == current.cmd[f] for f in modes)
             m.d.sync += same.eq(Cat(prepared.fast == current.fast, *equal).all())
-        m.d.comb += self.clear_weights.eq(self.begun & fresh)
-        with m.If(self._setup.take):
-            m.d.sync += fresh.eq(drained)
         return ~self._has_checked & ~self.tokens.valid & (drained | same)
 
     def _weights_of(self, command: data.View) -> tuple[Value, Value, Value]:

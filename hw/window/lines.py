@@ -12,7 +12,6 @@ from systole.isa import Config
 from systole.isa.config import bits_for
 from systole.isa.timing import (
     CORNER,
-    KERNEL_WORDS,
     REDUCE_LATENCY,
     WINDOW_MACS,
     window_part_positions,
@@ -38,9 +37,20 @@ def weight_layout() -> data.StructLayout:
     return data.StructLayout({"store": 1, "y": 3, "x": 3, "index": INDEX_BITS})
 
 
+FIRST_COLUMN = 4
+"""Of the memory of a multiplier's weights, the word that is the first column's; parts are before
+it."""
+
+
 class Operand(NamedTuple):
-    """A position of the window, or one of the part at hand: its word, its weights, and whether it
-    is used."""
+    """A position of the window: its word, and whether it is used."""
+
+    word: Value
+    used: Value
+
+
+class Multiplier(NamedTuple):
+    """What a multiplier works on: a word, its weights, and whether the position is used."""
 
     word: Value
     weight: Value
@@ -64,15 +74,14 @@ class WindowReduce(wiring.Component):
       lie in that corner. One output for every word with ``mac`` and the parts that follow it.
     * Fast with ``columns``, for larger kernels: of the window there is only one column, as high as
       ``window_kernel``, with each part another: the newest comes with the word, older ones from the
-      line memory. Their weights are kept in a memory of their own: ``recall`` with ``issue`` reads
-      those of ``column``; without it the column's weights stay as they are (SUM).
+      line memory.
     * General: a word is one tap; only the last position works, with the tap's weights from the line
       memory (``stored``) or as loaded just before.
 
-    Parts and taps add up from ``first`` to ``last``. The window's weights are kept between
-    commands' words: ``clear`` sets those that ``ones`` (bit ``window_square`` * y + x, then the
-    rows by which a column is longer) marks to 1 and the others to 0. ``used`` marks the positions
-    that take part in MAX, and the rows of a column whose weights are read.
+    Parts and taps add up from ``first`` to ``last``. Of the window, the positions that ``used``
+    marks (bit ``window_square`` * y + x, then the rows by which a column is longer) take part. Each
+    multiplier has a small memory of the weights of its positions, a word for each part and each
+    column; with ``ones`` they are all 1.
 
     ``issue`` with ``en`` announces the word of the next ``en`` cycle, a pixel at ``index``, for the
     line memory to be read. In that cycle ``word`` comes with ``pixel_valid`` or ``weight_valid``.
@@ -97,12 +106,9 @@ class WindowReduce(wiring.Component):
     maximum: Signal
     stored: Signal
     used: Signal
-    clear: Signal
     ones: Signal
     issue: Signal
     index: Signal
-    recall: Signal
-    column: Signal
     pixel_valid: Signal
     pixel: data.View
     weight_valid: Signal
@@ -129,12 +135,9 @@ class WindowReduce(wiring.Component):
                 "maximum": In(1),
                 "stored": In(1),
                 "used": In(positions),
-                "clear": In(1),
-                "ones": In(positions),
+                "ones": In(1),
                 "issue": In(1),
                 "index": In(INDEX_BITS),
-                "recall": In(1),
-                "column": In(3),
                 "pixel_valid": In(1),
                 "pixel": In(pixel_layout()),
                 "weight_valid": In(1),
@@ -151,19 +154,12 @@ class WindowReduce(wiring.Component):
         size = config.window_square
         self._parts = window_part_positions(size)
         # By row and column; and the rows of a column that are older than the square's.
-        bits = config.operand_bits
-        self._window, self._weights = (
-            [[self._register(f"{name}_{y}{x}", lane) for x in range(size)] for y in range(size)]
-            for name, lane in (("window", 8), ("weights", bits))
-        )
-        self._older, self._older_weights = (
-            [self._register(f"{name}{y}", lane) for y in range(config.window_kernel - size)]
-            for name, lane in (("older", 8), ("older_weights", bits))
-        )
+        self._window = [
+            [self._register(f"window_{y}{x}", 8) for x in range(size)] for y in range(size)
+        ]
+        self._older = [self._register(f"older{y}", 8) for y in range(config.window_kernel - size)]
         self._entering: Value = self.word  # weights less their zero point
         self._stored: Value = C(0)  # those of a tap that the line memory holds
-        # The column's weights, oldest row first.
-        self._recalled: list[Value] = []
         self._shift = Signal()  # a word enters the line memory and the window
         # The newest words of the rows before at the column at hand, newest row first.
         self._before: list[Value] = []
@@ -173,6 +169,14 @@ class WindowReduce(wiring.Component):
         self._first = Signal(self.LATENCY - 1)
         self._last = Signal(self.LATENCY)
         self._part = Signal(range(len(self._parts) + config.window_by_columns))
+        # Of the weights' memories, the word for the part or column at hand.
+        self._slot = Signal(range(self._slots()))
+
+    def _slots(self, *, has_column: bool = True) -> int:
+        """Words of the memory of a multiplier's weights: the parts', then the columns'."""
+        if self.config.window_by_columns and has_column:
+            return FIRST_COLUMN + self.config.window_kernel
+        return len(self._parts)
 
     def _register(self, name: str, bits: int) -> Signal:
         """A register of a word of lanes of ``bits``."""
@@ -184,12 +188,10 @@ class WindowReduce(wiring.Component):
             self._subtract_zero(m)
         self._keep_lines(m)
         self._shift_window(m)
-        self._load_weights(m)
         if self.config.window_by_columns:
-            self._keep_weights(m)
             self._take_column(m)
         self._advance(m)
-        operands = self._choose_operands(m)
+        operands = self._choose_operands(m, self._keep_weights(m))
         for lane in range(self._lanes):
             self._reduce_lane(m, lane, operands)
         return m
@@ -257,72 +259,97 @@ class WindowReduce(wiring.Component):
             weight = self.word.word_select(lane, 8).as_signed()
             m.d.comb += self._entering.word_select(lane, bits).eq(weight - self.weight_zero)
 
-    def _load_weights(self, m: Module) -> None:
-        """Stage 1: weights enter the window; those that are stored with the word of their tap."""
-        size = self.config.window_square
+    def _keep_weights(self, m: Module) -> list[Value]:
+        """Stage 1: weights enter their multiplier's memory, those that are stored with the word of
+        their tap. Stage 2: what each multiplier has for the part or column at hand."""
+        loads = self.en & self.weight_valid & ~self.weight.store
+        slot, takes = self._place_of_weight(m)
+        kept = []
+        for n, multiplier in enumerate(takes):
+            # The general way's only position.
+            taps = n == self._parts[0].index((self.config.window_square - 1,) * 2)
+            stored = self.stored if taps else C(0)
+            new = Mux(stored, self._stored, self._entering) if taps else self._entering
+            enters = (loads & multiplier) | (stored & self._shift)
+            depth = self._slots(has_column=n in self._column_multipliers())
+            if depth == 1:
+                weight: Value = self._register(f"kept_weight{n}", self.config.operand_bits)
+                with m.If(enters):
+                    m.d.sync += weight.eq(new)
+            else:
+                weights: memory.Memory = memory.Memory(shape=len(new), depth=depth, init=[])
+                m.submodules[f"weights{n}"] = weights
+                read, write = weights.read_port(domain="comb"), weights.write_port()
+                m.d.comb += [
+                    read.addr.eq(self._slot),
+                    write.en.eq(enters),
+                    write.addr.eq(Mux(stored, 0, slot)),
+                    write.data.eq(new),
+                ]
+                weight = read.data
+            kept.append(weight)
+        return kept
+
+    def _place_of_weight(self, m: Module) -> tuple[Value, list[Value]]:
+        """The word in which a weight is kept, and a bit for each multiplier: the weight is its."""
         # A kernel's place is counted in the largest window.
-        outside = self.config.window_kernel - size
-        positions = [(y, x) for y in range(size) for x in range(size)]
-        registers = [self._weights[y][x] for y, x in positions]
-
-        def one_word(one: Value) -> Value:
-            lane = Cat(one, *([0] * (self.config.operand_bits - 1)))
-            return lane.replicate(self._lanes)
-
-        with m.If(self.clear):
-            for weight, one in zip([*registers, *self._older_weights], self.ones, strict=True):
-                m.d.sync += weight.eq(one_word(one))
-        with m.If(self.en & self.weight_valid & ~self.weight.store & ~self.columns):
-            for (y, x), weight in zip(positions, registers, strict=True):
-                with m.If((self.weight.y == y + outside) & (self.weight.x == x + outside)):
-                    m.d.sync += weight.eq(self._entering)
-        with m.If(self._shift & self.stored):
-            m.d.sync += self._weights[-1][-1].eq(self._stored)
-
-    def _keep_weights(self, m: Module) -> None:
-        """The memory of the weights of a kernel that is reduced by columns, a word for each."""
-        bits, height = self.config.operand_bits * self._lanes, self.config.window_kernel
-        weights: memory.Memory = memory.Memory(shape=height * bits, depth=KERNEL_WORDS, init=[])
-        m.submodules.kernel = weights
-        read, write = weights.read_port(), weights.write_port(granularity=bits)
-        stores = self.en & self.weight_valid & ~self.weight.store & self.columns
-        m.d.comb += [
-            read.en.eq(self.en & self.issue & self.recall),
-            read.addr.eq(self.column),
-            write.en.eq(Cat(stores & (self.weight.y == y) for y in range(height))),
-            write.addr.eq(self.weight.x),
-            write.data.eq(self._entering.replicate(height)),
+        outside = self.config.window_kernel - self.config.window_square
+        y_is, x_is = (
+            [coordinate == n for n in range(self.config.window_kernel)]
+            for coordinate in (self.weight.y, self.weight.x)
+        )
+        places = [
+            [y_is[y + outside] & x_is[x + outside] for y, x in positions]
+            for positions in self._parts
         ]
-        self._recalled = [read.data.word_select(y, bits) for y in range(height)]
+        slot: Value = Cat(*(Cat(*places[n]).any() for n in range(1, len(places))))
+        takes = [
+            Cat(*(place[n] for place in places if n < len(place))).any() for n in range(WINDOW_MACS)
+        ]
+        if self.config.window_by_columns:
+            slot = Mux(self.columns, FIRST_COLUMN + self.weight.x, slot)
+            rows = self._column_multipliers()
+            takes = [
+                Mux(self.columns, y_is[rows[n]] if n in rows else 0, take)
+                for n, take in enumerate(takes)
+            ]
+        return slot, takes
+
+    def _column_multipliers(self) -> dict[int, int]:
+        """The multipliers of a column's positions, and the row of each, oldest first.
+
+        Its newer rows and those of the corner share multipliers. The corner's other positions are
+        not used then, and take the other rows' place or keep theirs."""
+        if not self.config.window_by_columns:
+            return {}
+        height, size = self.config.window_kernel, self.config.window_square
+        older = iter(range(height - CORNER))
+        rows = {}
+        for n, (y, x) in enumerate(self._parts[0]):
+            row = y + height - size if x == size - 1 else next(older, None)
+            if row is not None:
+                rows[n] = row
+        return rows
 
     def _column_positions(self) -> list[Operand]:
-        """The positions of a column, oldest row first: registers and whether they are used."""
+        """The positions of a column, oldest row first."""
         size = self.config.window_square
-        square = zip(self._window, self._weights, strict=True)
         newer = [
-            Operand(line[-1], weights[-1], self.used[size * y + size - 1])
-            for y, (line, weights) in enumerate(square)
+            Operand(line[-1], self.used[size * y + size - 1]) for y, line in enumerate(self._window)
         ]
-        older = zip(self._older, self._older_weights, self.used[size**2 :], strict=True)
+        older = zip(self._older, self.used[size**2 :], strict=True)
         return [*(Operand(*each) for each in older), *newer]
 
     def _take_column(self, m: Module) -> None:
-        """Stage 1: a column takes the place of the one before, and so do its weights."""
+        """Stage 1: a column takes the place of the one before."""
         newest = self.pixel.part == 0
         lines = [
             Mux(newest, new, line)
             for new, line in zip((self.word, *self._before), self._before, strict=False)
         ]
-        recalled = Signal()  # what was read one cycle ago
-        with m.If(self.en):
-            m.d.sync += recalled.eq(self.issue & self.recall)
-        positions = self._column_positions()
         with m.If(self.en & self.columns & self.pixel_valid):
-            for position, line in zip(positions, reversed(lines), strict=True):
+            for position, line in zip(self._column_positions(), reversed(lines), strict=True):
                 m.d.sync += position.word.eq(line)
-        with m.If(self.en & recalled):
-            for position, weight in zip(positions, self._recalled, strict=True):
-                m.d.sync += position.weight.eq(weight & position.used.replicate(len(weight)))
 
     def _advance(self, m: Module) -> None:
         """What goes along with the words through the stages."""
@@ -335,66 +362,62 @@ class WindowReduce(wiring.Component):
                 self._first.eq(Cat(self.pixel.first, self._first)),
                 self._last.eq(Cat(self.pixel.last, self._last)),
                 self._part.eq(self.pixel.part),
+                self._slot.eq(self.pixel.part),
             ]
             if self.config.window_by_columns:
                 with m.If(self.columns):
-                    m.d.sync += self._part.eq(len(self._parts))
+                    m.d.sync += [
+                        self._part.eq(len(self._parts)),
+                        self._slot.eq(FIRST_COLUMN + self.pixel.column),
+                    ]
         m.d.comb += [
             self.o_valid.eq(valid[-1]),
             *(has.eq(v) for has, v in zip(self._has, valid[:-1], strict=True)),
             *(does.eq(self.en & v) for does, v in zip(self._does, valid[:-1], strict=True)),
         ]
 
-    def _choose_operands(self, m: Module) -> list[Operand]:
-        """Stage 2: the positions of the part at hand. Those that no multiplier is left for are not
-        used. What is chosen goes through registers: the choice has too many loads to lie in one
-        path with the multipliers."""
-        bits, weight_bits = (n * self._lanes for n in (8, self.config.operand_bits))
+    def _choose_operands(self, m: Module, weights: list[Value]) -> list[Multiplier]:
+        """Stage 2: the positions of the part at hand, and their weights. Multipliers that none is
+        left for are not used. What is chosen goes through registers: the choice has too many loads
+        to lie in one path with the multipliers."""
+        bits, lane_bits = 8 * self._lanes, self.config.operand_bits
         parts = self._positions_of_parts()
-        operands = []
-        for n in range(WINDOW_MACS):
+        multipliers = []
+        for n, kept in enumerate(weights):
             word = Signal(bits, name=f"operand{n}", reset_less=True)
-            weight = Signal(weight_bits, name=f"weight{n}", reset_less=True)
-            used = Signal(name=f"takes{n}")
+            weight = Signal(len(kept), name=f"weight{n}", reset_less=True)
+            takes, used = Signal(name=f"takes{n}"), Signal(name=f"uses{n}")
             with m.If(self._does[0]), m.Switch(self._part):
                 for part, positions in enumerate(parts):
                     with m.Case(part):
-                        unused = Operand(word, C(0, weight_bits), C(0))
+                        unused = Operand(word, C(0))
                         chosen = positions[n] if n < len(positions) else unused
-                        m.d.sync += [
-                            word.eq(chosen.word),
-                            weight.eq(chosen.weight),
-                            used.eq(chosen.used),
-                        ]
-            operands.append(Operand(word, weight, used))
-        return operands
+                        m.d.sync += word.eq(chosen.word)
+                        m.d.comb += used.eq(chosen.used)
+            one = Cat(used, *([0] * (lane_bits - 1))).replicate(self._lanes)
+            with m.If(self._does[0]):
+                m.d.sync += [
+                    weight.eq(Mux(self.ones, one, Mux(used, kept, 0))),
+                    takes.eq(used),
+                ]
+            multipliers.append(Multiplier(word, weight, takes))
+        return multipliers
 
     def _positions_of_parts(self) -> list[list[Operand]]:
-        """The positions of every part; the last is a column.
-
-        Its newer rows and those of the corner share multipliers. The corner's other positions are
-        not used then, and take the other rows' place or keep theirs."""
+        """The positions of every part, one for each multiplier; the last is a column."""
         size = self.config.window_square
         parts = [
-            [
-                Operand(self._window[y][x], self._weights[y][x], self.used[size * y + x])
-                for y, x in positions
-            ]
+            [Operand(self._window[y][x], self.used[size * y + x]) for y, x in positions]
             for positions in self._parts
         ]
         if self.config.window_by_columns:
-            corner = self._parts[0]
-            rows = iter(self._column_positions()[:-CORNER])
-            # The older rows first, then what is left of the corner.
+            column, rows = self._column_positions(), self._column_multipliers()
             parts.append(
-                [
-                    position if x == size - 1 else next(rows, position)
-                    for position, (_, x) in zip(parts[0], corner, strict=True)
-                ]
+                [column[rows[n]] if n in rows else position for n, position in enumerate(parts[0])]
             )
         return parts
 
-    def _reduce_lane(self, m: Module, lane: int, operands: list[Operand]) -> None:
+    def _reduce_lane(self, m: Module, lane: int, operands: list[Multiplier]) -> None:
         """Stages 3 to 6 of a lane."""
         acc = Signal(signed(32), name=f"acc_{lane}", reset_less=True)
         # The parts' sums or maxima.
@@ -408,7 +431,9 @@ class WindowReduce(wiring.Component):
             m.d.sync += acc.eq(partial)
         m.d.comb += self.acc[32 * lane :][:32].eq(acc)
 
-    def _sum_products(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
+    def _sum_products(
+        self, m: Module, lane: int, operands: list[Multiplier], partial: Signal
+    ) -> None:
         """Stages 3 to 5: products, sums of every three, their sum. 16 bits hold the products of
         weights of 9 bits, too: these are no less than -255."""
         bits = self.config.operand_bits
@@ -429,7 +454,9 @@ class WindowReduce(wiring.Component):
         with m.If(self._does[3] & ~self.maximum):
             m.d.sync += partial.eq(sum(sums))
 
-    def _find_maximum(self, m: Module, lane: int, operands: list[Operand], partial: Signal) -> None:
+    def _find_maximum(
+        self, m: Module, lane: int, operands: list[Multiplier], partial: Signal
+    ) -> None:
         """Stages 3 to 5: maxima of pairs, of pairs of these, of all."""
         values: list[Signal] = []
         with m.If(self._has[1] & self.maximum):

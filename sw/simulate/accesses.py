@@ -47,10 +47,6 @@ class Accesses:
     older_line_reads: int = 0
     """Words of the line memory that only kernels by columns use: the other ``window_lines``."""
     older_line_writes: int = 0
-    kernel_reads: int = 0
-    """Words of WINDOW's memory of weights: ``window_kernel`` times ``reduced_lanes`` bytes."""
-    kernel_writes: int = 0
-    """``reduced_lanes`` bytes each."""
     queue_reads: int = 0
     """Words of the commands as they are in the program, from their engines' queues."""
     queue_writes: int = 0
@@ -155,12 +151,11 @@ def _window(c: Mapping[str, int], config: Config) -> Accesses:
     # By columns, a column of a window but the newest is read again.
     by_columns = fast and shape.by_columns
     columns = results * (shape.kernel[1] - 1) if by_columns else 0
-    stored = recalled = 0
+    stored = 0
     if c["op"] == WindowOp.DEPTHWISE:
         again = shape.rereads_weights(config)
         read += passes * shape.taps * (shape.pixels if again else 1)
         stored = 0 if fast or again else passes * shape.taps
-        recalled = results + columns if by_columns else 0
     return Accesses(
         window_macs=0 if maximum else results * shape.taps * config.reduced_lanes,
         requantised=0 if maximum else results * config.reduced_lanes,
@@ -170,8 +165,6 @@ def _window(c: Mapping[str, int], config: Config) -> Accesses:
         line_writes=words if fast else stored,
         older_line_reads=words + columns if by_columns else 0,
         older_line_writes=words if by_columns else 0,
-        kernel_reads=recalled,
-        kernel_writes=passes * shape.taps if recalled else 0,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from systole.isa import Config
 from systole.isa.commands import COMMANDS, TABLE_BYTES
-from systole.isa.timing import FETCH_BUFFER_BYTES, KERNEL_WORDS, TABLE_WIDTH
+from systole.isa.timing import FETCH_BUFFER_BYTES, TABLE_WIDTH
 from systole.sw.runtime.program import Program
 from systole.sw.simulate.accesses import Accesses, fetch_accesses, layer_accesses
 
@@ -128,7 +128,7 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
     """The energy of counted accesses by part, in pJ."""
     rows, cols = 8 * config.rows, 8 * config.cols
     lanes = config.reduced_lanes
-    newer, column = (n * lanes for n in (config.window_square - 1, config.window_kernel))
+    newer = (config.window_square - 1) * lanes
     older = config.window_lines * lanes - newer
     newer = max(newer, 2 * config.rows)  # IM2COL keeps two scratchpad words there.
     bank = table.access(config.scratchpad_bytes / config.banks, rows)
@@ -137,7 +137,6 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
     weights = table.access(config.weight_bytes, cols)
     lookup = table.access(TABLE_BYTES, 8 * min(config.rows, TABLE_WIDTH))
     line, older_line = (table.access(n * config.window_width, 8 * n) for n in (newer, older))
-    kernel = table.access(KERNEL_WORDS * column, 8 * column)
     words = max(command.words for command in COMMANDS.values())
     queue = table.access(8 * words * (config.queue_depth + 1), 64)
     fetch = table.access(FETCH_BUFFER_BYTES, config.axi_data_bits)
@@ -145,8 +144,7 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
         "array": _array(counts, config, table),
         "window": counts.window_macs * (table.product(8, config.operand_bits) + table.add_32)
         + (counts.line_reads + counts.line_writes) * line
-        + (counts.older_line_reads + counts.older_line_writes) * older_line
-        + (counts.kernel_reads + counts.kernel_writes / config.window_kernel) * kernel,
+        + (counts.older_line_reads + counts.older_line_writes) * older_line,
         "post": counts.requantised * table.requantise
         + counts.combined * table.combine
         # Each lane has a copy of the table.

@@ -42,7 +42,6 @@ MEMORIES = {
     "weight_buffer": "weight",
     "reduce.lines": "line",
     "reduce.older_lines": "older_line",
-    "reduce.kernel": "kernel",
     ".words.": "queue",
     "prefetch": "fetch",
 }

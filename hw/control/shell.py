@@ -63,7 +63,7 @@ class Shell(wiring.Component):
       ``overflow``.
     * ``start_event`` and ``end_event`` pulse ``valid`` as commands are accepted and end.
     * ``counter`` is counter ``counter_select`` (see COUNTERS), in the same cycle. In every cycle of
-      ``running`` at most one of them counts.
+      ``running`` at most one of them counts. Without counters it is 0.
     * ``clear`` (the start of a program, nothing queued or in flight) zeroes tokens at once and
       counters over the next 8 cycles, in which no command may be pushed.
     * ``halt`` keeps commands not yet offered to the core from being offered.
@@ -152,7 +152,8 @@ class Shell(wiring.Component):
         self._retire_oldest(m)
         self._report_start(m)
         self._report_end(m)
-        self._count_cycles(m)
+        if self.config.counters:
+            self._count_cycles(m)
         self._show_state(m)
         self._report_fault(m)
         return m

@@ -123,9 +123,10 @@ CHOICES = tuple(
         (("post_lanes", 2),),
         (("window_kernel", 3),),
         (("trace", False),),
+        (("counters", False),),
         (("window", False),),
         (("zero_points", True),),
-        (("post_lanes", 2), ("window_kernel", 3), ("trace", False)),
+        (("post_lanes", 2), ("window_kernel", 3), ("trace", False), ("counters", False)),
     )
 )
 """The first of these chips with other options than the defaults: what they cost and bring."""

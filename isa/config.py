@@ -105,6 +105,9 @@ class Config:
     window engine's of 8 by 9."""
     trace: bool = True
     """The trace unit exists."""
+    counters: bool = True
+    """The engines' performance counters (BUSY, MEMORY, WAIT of each engine) exist. Without them,
+    which costs no cycles, their registers read as 0; the trace tells the same and more."""
 
     def __post_init__(self) -> None:
         def need(ok: bool, field: str, limit: str) -> None:

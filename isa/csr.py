@@ -154,6 +154,7 @@ def _build() -> dict[str, Csr]:
             "bits 1:0 EngineState, bits 15:8 tokens missing, bits 31:16 low bits of the index of "
             "the command at the head of the queue",
         )
+    # These are the last: they read as 0 if the configuration has no counters.
     for e in Engine:
         add(f"{e.name}_BUSY", "ro", "cycles with a command in flight and not held up by memory")
         add(f"{e.name}_MEMORY", "ro", "cycles with a command in flight, held up by memory")

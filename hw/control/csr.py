@@ -316,15 +316,18 @@ class ControlStatus(wiring.Component):
         m.d.comb += self.irq.eq(self._irq_enable & irq.any())
 
     def _read(self, m: Module, counters: dict[str, Value]) -> None:
-        """Read a register, or one of the engines' counters: one lookup for all of these. Each group
-        is looked up in a cycle, one of the groups is chosen in the next."""
+        """Read a register, or one of the engines' counters, if there are any: one lookup for all of
+        these. Each group is looked up in a cycle, one of the groups is chosen in the next."""
         bus = self._registers
+        groups = [self._lookup(m, values) for values in (self._values(), self._plain, counters)]
+        if not self.config.counters:
+            m.d.sync += bus.read_data.eq(reduce(or_, groups))
+            return
         place = Signal(range(len(CSRS)))
         m.d.comb += [
             place.eq(bus.read_word - COUNTERS_FIRST),
             self.counter_select.eq(place % COUNTERS),
         ]
-        groups = [self._lookup(m, values) for values in (self._values(), self._plain, counters)]
         counter, is_counter = Signal(32, reset_less=True), Signal()
         with m.If(bus.read):
             m.d.sync += [

@@ -63,7 +63,7 @@ class Shell(wiring.Component):
       ``overflow``.
     * ``start_event`` and ``end_event`` pulse ``valid`` as commands are accepted and end.
     * ``counter`` is counter ``counter_select`` (see COUNTERS), in the same cycle. In every cycle of
-      ``running`` at most one of them counts.
+      ``running`` at most one of them counts. Without counters it is 0.
     * ``clear`` (the start of a program, nothing queued or in flight) zeroes tokens at once and
       counters over the next 8 cycles, in which no command may be pushed.
     * ``halt`` keeps commands not yet offered to the core from being offered.
@@ -152,7 +152,8 @@ class Shell(wiring.Component):
         self._retire_oldest(m)
         self._report_start(m)
         self._report_end(m)
-        self._count_cycles(m)
+        if self.config.counters:
+            self._count_cycles(m)
         self._show_state(m)
         self._report_fault(m)
         return m
@@ -161,23 +162,28 @@ class Shell(wiring.Component):
         """Put the words of the next command into the head; it keeps those that do not come."""
         words, head = self._words, Value.cast(self._head)
         word, place = words.r_data[:WORD_BITS], words.r_data[WORD_BITS:]
-        m.d.comb += words.r_en.eq(~self._whole | self._accepted)
+        # The memory's word comes late in the cycle: a broken limit is seen in the next.
+        broken = Signal(4)
+        m.d.comb += [
+            words.r_en.eq(~self._whole | self._accepted),
+            self._legal.eq(self._whole & ~broken.any()),
+        ]
         with m.If(self._accepted):
-            m.d.sync += [self._whole.eq(0), self._legal.eq(0)]
+            m.d.sync += self._whole.eq(0)
         with m.If(words.r_rdy & words.r_en):
             # With the first word, the command is what is in the head behind it.
-            illegal = self._breaks_a_limit(Cat(word, head[WORD_BITS:]))
+            limits = self._broken_limits(Cat(word, head[WORD_BITS:]))
             m.d.sync += [
                 self._whole.eq(place == 0),
-                self._legal.eq((place == 0) & ~illegal),
+                broken.eq(Cat(Cat(limits[i::4]).any() for i in range(4))),
             ]
             for i in range(COMMANDS[self.opcode].words):
                 part = head[WORD_BITS * i : WORD_BITS * (i + 1)]
                 with m.If(place == i):
                     m.d.sync += part.eq(word)
 
-    def _breaks_a_limit(self, command: Value) -> Value:
-        """A field of the command does, whose bits these are."""
+    def _broken_limits(self, command: Value) -> list[Value]:
+        """Whether a field of the command, whose bits these are, breaks each of the limits."""
         fields = data.View(command_layout(self.opcode), command)
         broken: list[Value] = []
         for limit in field_limits(self.opcode, self.config):
@@ -190,7 +196,7 @@ class Shell(wiring.Component):
                 chosen = Value.cast(fields[limit.selector])
                 counts = Cat(chosen == v for v in limit.selected).any()
             broken.append(Cat(breaks).any() & counts)
-        return Cat(broken).any()
+        return broken
 
     def _count_tokens(self, m: Module) -> None:
         """A counter for the tokens of each engine."""

@@ -44,7 +44,8 @@ class Captured(wiring.Component):
 
     ``w_data`` (a ``Snapshot``) is taken with ``w_en`` and ``w_rdy`` if it has events, which are
     then those of ``happened``: END of each engine, START of each engine. ``now`` has the bit of
-    the oldest event, of ``snapshot``, if there is one; ``next`` goes on to the one behind it.
+    the oldest event, of ``snapshot``, if there is one (``some``); ``next`` goes on to the one
+    behind it.
     """
 
     w_data: data.View
@@ -52,6 +53,7 @@ class Captured(wiring.Component):
     w_rdy: Signal
     happened: Signal
     now: Signal
+    some: Signal
     next: Signal
     snapshot: data.View
     empty: Signal
@@ -72,6 +74,7 @@ class Captured(wiring.Component):
                 "w_rdy": Out(1),
                 "happened": Out(kinds),
                 "now": Out(kinds),
+                "some": Out(1),
                 "next": In(1),
                 "snapshot": Out(layout),
                 "empty": Out(1),
@@ -104,12 +107,14 @@ class Captured(wiring.Component):
         m.d.sync += [first.eq(following), end.eq(end + taken)]
         for memory, written in ((snapshots, new), (happenings, self.happened)):
             write = memory.write_port()
-            m.d.comb += [write.en.eq(taken), write.addr.eq(end), write.data.eq(written)]
+            # Whether anything happens comes late: what did not is written over.
+            m.d.comb += write.en.eq(self.w_en & self.w_rdy)
+            m.d.comb += [write.addr.eq(end), write.data.eq(written)]
         read, look = snapshots.read_port(), happenings.read_port(domain="comb")
         m.d.comb += [
             read.addr.eq(following),
             # If ``next`` takes the last event of a cycle, or there is none.
-            looked.eq(first + self.now.any()),
+            looked.eq(first + self.some),
             look.addr.eq(looked),
             Value.cast(self.snapshot).eq(read.data),
         ]
@@ -117,9 +122,14 @@ class Captured(wiring.Component):
             m.d.comb += pending.eq(behind)
         with m.Elif(looked != end):
             m.d.comb += pending.eq(look.data)
-        with m.If(self.next | ~self.now.any()):
-            first_of = pending & (~pending + 1)
-            m.d.sync += [self.now.eq(first_of), behind.eq(pending & (pending - 1))]
+        # Not by a subtraction, which would be a chain of carries.
+        first_of = Cat(bit & ~pending[:i].any() for i, bit in enumerate(pending))
+        with m.If(self.next | ~self.some):
+            m.d.sync += [
+                self.now.eq(first_of),
+                behind.eq(pending & ~first_of),
+                self.some.eq(pending.any()),
+            ]
         return m
 
 
@@ -209,7 +219,7 @@ class Trace(wiring.Component):
         m.d.comb += [
             queue.w_data.eq(chosen),
             queue.w_en.eq(is_chosen & room),
-            moved.eq(now.any() & (~is_chosen | queue.w_rdy | ~room)),
+            moved.eq(captured.some & (~is_chosen | queue.w_rdy | ~room)),
             captured.next.eq(moved),
         ]
         with m.If(moved):

@@ -121,8 +121,16 @@ CHIPS = (
     Job("chip", 16, 16, "cells", NARROW),
 )
 """Whole chips."""
-ROUTED = (CHIPS[0].on("routed"), CHIPS[2].on("routed"))
-"""Those of them that fit the device."""
+SMALLEST = (
+    *(("post_lanes", 1), ("window_lanes", 1), ("window_kernel", 3)),
+    *(("trace", False), ("counters", False)),
+)
+"""Options of the smallest machine that still runs every network."""
+ROUTED = tuple(
+    job.on("routed")
+    for job in (CHIPS[0], dataclasses.replace(CHIPS[0], options=SMALLEST), CHIPS[2])
+)
+"""Chips that fit the device."""
 CHOICES = tuple(
     dataclasses.replace(CHIPS[0], options=options)
     for options in (
@@ -132,10 +140,11 @@ CHOICES = tuple(
         (("window_lanes", 2),),
         (("window_kernel", 3),),
         (("trace", False),),
+        (("counters", False),),
         (("window", False),),
         (("zero_points", True),),
-        (("post_lanes", 2), ("window_lanes", 2), ("trace", False)),
-        (("post_lanes", 1), ("window_lanes", 1), ("window_kernel", 3), ("trace", False)),
+        (("post_lanes", 2), ("window_lanes", 2), ("trace", False), ("counters", False)),
+        SMALLEST,
     )
 )
 """The first of these chips with other options than the defaults: what they cost and bring."""

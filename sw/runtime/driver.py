@@ -256,9 +256,10 @@ class Driver:
     # What happened --------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, int]:
-        """The performance counters of the last run by register name; CYCLES is one of 64 bits."""
+        """The performance counters of the last run by register name; CYCLES is one of 64 bits.
+        Those of the engines are not among them if the hardware has none."""
         names = ["COMMANDS", "READ_BEATS", "WRITE_BEATS", "TRACE_COUNT", "TRACE_DROPPED"]
-        for e in Engine:
+        for e in Engine if self.device.config.counters else ():
             names += [f"{e.name}_BUSY", f"{e.name}_MEMORY"]
             names += [f"{e.name}_WAIT_{other.name}" for other in Engine]
         return {"CYCLES": self._wide("CYCLES")} | {name: self.read(name) for name in names}

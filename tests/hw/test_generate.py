@@ -32,6 +32,7 @@ ODD = SMALL | {
     "axi_burst_beats": 16,
     "window": False,
     "trace": False,
+    "counters": False,
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from systole.hw.control.control import OPCODE_OF, port_name
 from systole.isa import (
     COMMANDS,
+    CSRS,
     DEVICE_ID,
     VERSION,
     Encoder,
@@ -247,6 +248,29 @@ def test_window_engine_registers_read_zero_without_the_engine() -> None:
         assert await bench.read("LOAD_BUSY") == bench.busy[Engine.LOAD]
 
     bench.run(main)
+
+
+def test_the_engines_counters_read_zero_without_counters() -> None:
+    """All else is counted and traced as with them."""
+    program = [(Engine.LOAD, 0, 1 << Engine.CONV), (Engine.CONV, 1 << Engine.LOAD, 0)]
+    found = {}
+    for counters in (False, True):
+        bench = Bench(counters=counters)
+        bench.work = lambda engine, index: Work(cycles=40, stalled=5)
+
+        async def main(ctx, bench=bench, counters=counters):
+            await bench.start(bench.program(*bench.expect(program)), control=ControlBits.TRACE)
+            assert await bench.finish() == Status.DONE
+            read = {name: await bench.read(name) for name in CSRS if name != "CONFIG_HASH"}
+            first = list(read).index("LOAD_BUSY")
+            engines = {name: read.pop(name) for name in list(read)[first:]}
+            assert len(engines) == 8 * len(Engine)
+            assert any(engines.values()) == counters
+            assert read["COMMANDS"] == 2 and read["CYCLES_LO"] > 80
+            found[counters] = read, bench.events(4)
+
+        bench.run(main)
+    assert found[False] == found[True]
 
 
 def test_a_failing_core_stops_the_machine() -> None:

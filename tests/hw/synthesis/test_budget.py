@@ -27,7 +27,7 @@ BUDGET = {
     "fetch": 6976,
     "shell": 14741,
     "csr": 12161,
-    "trace": 6844,
+    "trace": 6878,
 }
 """Gate equivalents of blocks of a 4 x 4 machine with windows of 3 x 3; of one lane where a block
 has lanes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -204,6 +205,16 @@ def test_counters_cover_every_counter():
     first = names.index("LOAD_BUSY")
     assert set(names[first:]) <= set(counters)
     assert {"COMMANDS", "READ_BEATS", "WRITE_BEATS"} <= set(counters)
+
+
+def test_counters_that_do_not_exist_are_not_told():
+    device = ScriptedDevice()
+    device.config = dataclasses.replace(device.config, counters=False)
+    device.registers["CONFIG_HASH"] = device.config.hash
+    counters = Driver(device).counters()
+    assert set(counters) == {
+        *("COMMANDS", "CYCLES", "READ_BEATS", "WRITE_BEATS", "TRACE_COUNT", "TRACE_DROPPED")
+    }
 
 
 def encode_events(events):

@@ -32,7 +32,17 @@ from systole.hw.integration import files
 from systole.hw.integration.modules import split
 from systole.hw.integration.wrapper import WRAPPER, wrapper
 from systole.hw.top import Systole
-from systole.hw.verilog import CLOCK, RAM, RAM_SOURCE, RESET, TOP, GenerateError, verilog
+from systole.hw.verilog import (
+    ACTIVE,
+    ACTIVE_SOURCE,
+    CLOCK,
+    RAM,
+    RAM_SOURCE,
+    RESET,
+    TOP,
+    GenerateError,
+    verilog,
+)
 from systole.isa import VERSION, Config, ConfigError
 from systole.isa.tools.header import header
 from systole.isa.tools.interrupt import interruptible
@@ -58,6 +68,7 @@ def _package(config: Config, scratch: Path) -> tuple[dict[str, Any], dict[str, s
     ports, config_hash = _ports(design), f"{config.hash:#010x}"
     modules = split(verilog(design, TOP, scratch, purge=True))
     modules[RAM] = RAM_SOURCE.lstrip("\n")
+    modules[ACTIVE] = ACTIVE_SOURCE.lstrip("\n")
     modules[WRAPPER] = wrapper(TOP, ports, config_hash)
     sources = {f"{files.SOURCES}/{name}.sv": text for name, text in sorted(modules.items())}
     out = {

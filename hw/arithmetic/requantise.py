@@ -9,6 +9,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from systole.hw.bus.interfaces import layout_of
+from systole.hw.verilog import active
 from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
 from systole.isa.timing import REQUANTISE_LATENCY
 
@@ -69,9 +70,9 @@ class Requantise(wiring.Component):
     load.
     ``params`` is lane 0 lowest, 64 bits a lane in the layout of ``isa.params.REQUANT_PARAMS``.
 
-    Between the registers of a stage nothing toggles while it has no vector (``m.If(valid[...])``
-    around combinational signals): for power, and for the speed of simulation. ``en`` is no part of
-    these conditions, as it comes late: it only enables registers.
+    In simulation, nothing between the registers of a stage is computed while it has no vector
+    (``m.If(works[...])`` around combinational signals): for its speed. ``en`` is no part of these
+    conditions, as it comes late: it only enables registers.
 
     Stages (register after each): sum with the bias; magnitude; the same rounded to 24 bits; partial
     products; their sum; shift by whole bytes; shift by bits; rounding and zero point; clamp.
@@ -108,8 +109,10 @@ class Requantise(wiring.Component):
                 "o": Out(8 * lanes),
             }
         )
-        # A vector is before stage i; it advances.
+        # A vector is before stage i; there is something to compute (always so in hardware); it
+        # advances.
         self._valid = [Signal(name=f"valid{i}") for i in range(self.LATENCY)]
+        self._works: list[Signal] = []
         self._take = [Signal(name=f"take{i}") for i in range(self.LATENCY)]
         # New parameters enter stage i.
         self._reach = [Signal(name=f"reach{i}") for i in range(self.LATENCY)]
@@ -120,9 +123,10 @@ class Requantise(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         self._advance(m)
+        self._works = [active(m, f"active{i}", v) for i, v in enumerate(self._valid)]
         self._load_limits(m)
         for i in range(self.lanes):
-            lane = _Lane(m, i, self._valid, self._take)
+            lane = _Lane(m, i, self._works, self._take)
             params = data.View(PARAMS, self.params[8 * PARAM_BYTES * i :][: PARAMS.size])
             self._load_params(lane, params)
             lane.add_bias(self.acc[32 * i :][:32])
@@ -193,11 +197,11 @@ class Requantise(wiring.Component):
 class _Lane:
     """The number path of a lane, a method for each stage.
 
-    ``valid``: a vector is before each stage, whose combinational signals are 0 without one.
+    ``works``: a stage's combinational signals are looked at.
     ``take``: it advances, so the stage's registers load."""
 
-    def __init__(self, m: Module, index: int, valid: list[Signal], take: list[Signal]):
-        self.m, self.index, self.valid, self.take = m, index, valid, take
+    def __init__(self, m: Module, index: int, works: list[Signal], take: list[Signal]):
+        self.m, self.index, self.works, self.take = m, index, works, take
         register = self.register
         # Parameters.
         self.bias = register("bias", 32)
@@ -252,7 +256,7 @@ class _Lane:
     def round_magnitude(self) -> None:
         """3: the magnitude, rounded to 24 significant bits."""
         m, size, rounded = self.m, self.size, self.register("rounded_size", 32)
-        with m.If(self.valid[2]):
+        with m.If(self.works[2]):
             # Ones in all bits that are rounded away.
             below = _fill(m, f"below_{self.index}", size[SIGNIFICAND:])
             is_odd = (size[1 : 1 + len(below)] & (below ^ (below >> 1))).any()
@@ -280,7 +284,7 @@ class _Lane:
         """5: product."""
         m, product = self.m, self.register("sum_of_products", 32 + SIGNIFICAND)
         (low, middle), (other_middle, high) = self.partial
-        with m.If(self.valid[4]):
+        with m.If(self.works[4]):
             middles = (middle + other_middle) << MULTIPLIER
             m.d.comb += product.eq(Cat(low, high) + middles)
         with m.If(self.take[4]):
@@ -294,7 +298,7 @@ class _Lane:
         m, product, width = self.m, self.product, len(self.moved)
         moved = self.register("moved_bytes", width)
         dropped, overflow = self.register("drops", 1), self.register("overflows", 1)
-        with m.If(self.valid[5]):
+        with m.If(self.works[5]):
             ways = []
             for i in range(1 << len(self.bytes_to_shift)):
                 first = (i << FINE) - FRACTION  # bit of the product that comes lowest
@@ -318,7 +322,7 @@ class _Lane:
         m, window = self.m, INTEGER + FRACTION
         fixed, next_power = self.register("shifted", window), self.register("next_power", 10)
         sticky, beyond = self.register("sticky", 1), self.register("is_beyond", 1)
-        with m.If(self.valid[6]):
+        with m.If(self.works[6]):
             shifted = self.register("moved_bits", len(self.moved))
             lost = self.moved & _ones(self.bits_to_shift, MOST_BITS)
             m.d.comb += [
@@ -349,26 +353,25 @@ class _Lane:
         the fraction, with 2^bitlen(integer) added or taken away, reaches 1/2, or exceeds it."""
         m = self.m
         near = self.register("near", signed(FRACTION + 2))
-        lower, raised = (self.register(n, signed(INTEGER + 3)) for n in ("lower", "raised"))
+        result = self.register("result_of_rounding", signed(INTEGER + 3))
         up, negative = self.register("up", 1), self.negative[-1]
-        with m.If(self.valid[7]):
+        with m.If(self.works[7]):
             # Beyond, any large number does.
             integer = self.fixed[FRACTION:] | self.beyond.replicate(INTEGER)
             addend = Cat(integer ^ negative.replicate(INTEGER), negative).as_signed()
             m.d.comb += [
                 near.eq(self.fixed[:FRACTION] + self.offset + self.carry),
                 up.eq(~near[-1] & near[FRACTION - 1 : -1].any()),
-                lower.eq(zero + addend),
-                raised.eq(zero + addend + 1),
+                # -n = ~n + 1: a negative number is one lower if its magnitude is rounded up.
+                result.eq(zero + addend + (up ^ negative)),
             ]
         with m.If(self.take[7]):
-            # -n = ~n + 1: a negative number is one lower if its magnitude is rounded up.
-            m.d.sync += self.result.eq(Mux(up ^ negative, raised, lower))
+            m.d.sync += self.result.eq(result)
 
     def clamp(self, low: Value, high: Value, o: Value) -> None:
         """9: clamp."""
         m, result, clamped = self.m, self.result, self.register("clamped", 8)
-        with m.If(self.valid[8]):
+        with m.If(self.works[8]):
             m.d.comb += clamped.eq(Mux(result < low, low, Mux(result > high, high, result)))
         with m.If(self.take[8]):
             m.d.sync += o.eq(clamped)

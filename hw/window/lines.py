@@ -8,6 +8,7 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from systole.hw.arithmetic.sums import sum_of_three
 from systole.isa import Config
 from systole.isa.config import bits_for
 from systole.isa.timing import (
@@ -443,16 +444,20 @@ class WindowReduce(wiring.Component):
 
         products = [register(f"product{n}", 16) for n in range(WINDOW_MACS)]
         sums = [register(f"sum{n}", 18) for n in range(0, WINDOW_MACS, 3)]
+        threes = [
+            sum_of_three(m, f"pair{n}_{lane}", *products[3 * n : 3 * n + 3])
+            for n in range(len(sums))
+        ]
+        total = sum_of_three(m, f"pair_{lane}", *sums)
         with m.If(self._does[1] & ~self.maximum):
             for product, operand in zip(products, operands, strict=True):
                 a = operand.word.word_select(lane, 8).as_signed()
                 b = operand.weight.word_select(lane, bits).as_signed()
                 m.d.sync += product.eq(a * b)
         with m.If(self._does[2] & ~self.maximum):
-            for n, total in enumerate(sums):
-                m.d.sync += total.eq(sum(products[3 * n : 3 * n + 3]))
+            m.d.sync += [total.eq(three) for total, three in zip(sums, threes, strict=True)]
         with m.If(self._does[3] & ~self.maximum):
-            m.d.sync += partial.eq(sum(sums))
+            m.d.sync += partial.eq(total)
 
     def _find_maximum(
         self, m: Module, lane: int, operands: list[Multiplier], partial: Signal

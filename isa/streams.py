@@ -140,7 +140,7 @@ def _one_by_one(words: list[int]) -> Iterator[Mapping[str, int]]:
 def _starts(words: list[int]) -> np.ndarray:
     """By command in front of END, the number of its first word; none where there is no END."""
     (opcode, opcode_at), (present, present_at) = _PLACES["opcode"], _PLACES["present"]
-    starts, at = [], 0
+    at, starts = 0, list[int]()
     while at < len(words):
         head = words[at]
         if head >> opcode_at & ((1 << opcode.bits) - 1) == Opcode.END:
@@ -156,10 +156,10 @@ def _fields_of_engine(
     """The fields of the commands of one engine, which begin at ``starts``; None if one of them is
     illegal."""
     heads = words[starts][:, None]
-    opcodes = np.unique(_column(*_PLACES["opcode"], heads))
+    opcodes = np.unique(_column(*_PLACES["opcode"], heads)).tolist()
     present = _column(*_PLACES["present"], heads)
-    command = COMMANDS.get(int(opcodes[0]))
-    if len(opcodes) > 1 or command is None or engine not in command.engines:
+    command = next((c for c in COMMANDS.values() if [c.opcode] == opcodes), None)
+    if command is None or engine not in command.engines:
         return None
     if present[0] != command.complete or (present & ~command.complete).any():
         return None

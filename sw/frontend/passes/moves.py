@@ -6,6 +6,7 @@ Whatever the operator, it is run on positions instead of values; the picks are f
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -99,31 +100,30 @@ def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     """:func:`fit`, computed anew."""
     batched = max(len(index), *(shape[0] for _, _, shape in sources)) > 1
     for across_images in (False, True) if batched else (False,):
-        forms: list[tuple[bool, _Alike, list[Source], list[Shape], tuple[int, ...]]] = []
+        forms: list[tuple[bool, _Alike, _Bound, list[Source], list[Shape], tuple[int, ...]]] = []
         for flat in (False, True):
             seen = [
                 (name, scale, _seen(shape, flat, across_images)) for name, scale, shape in sources
             ]
             shapes = [shape for _, _, shape in seen]
             places = index.reshape(_seen(four(index.shape), flat, across_images))
-            if forms and (shapes, places.shape) == forms[0][3:]:
+            if forms and (shapes, places.shape) == forms[0][4:]:
                 continue
             if across_images and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
                 continue
             cells = _cells(places, shapes)
             if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
-                forms.append((flat, _Alike.of(cells), seen, shapes, places.shape))
-        bounds: dict[bool, _Bound] = {}
+                alike = _Alike.of(cells)
+                bound = _Bound(alike.cells)
+                forms.append((flat, alike, bound, seen, shapes, places.shape))
         for most, count in CHANNEL_PICKS:
-            for flat, alike, seen, _, _ in forms:
-                if most > 1 and flat not in bounds:
-                    bounds[flat] = _Bound.of(alike.cells)
-                if flat in bounds and bounds[flat].least > MAX_PICKS:
+            for flat, alike, bound, seen, _, _ in forms:
+                if most > 1 and bound.hopeless:
                     continue
                 for sy, sx in _steps(alike.cells, most, count):
-                    if flat not in bounds and (most, sy, sx) != (1, 1, 1):
-                        bounds[flat] = _Bound.of(alike.cells)
-                    if flat in bounds and bounds[flat].picks((sy, sx)) > MAX_PICKS:
+                    # Of one pick in one phase, nothing has to be known before it is tried.
+                    single = (most, sy, sx) == (1, 1, 1)
+                    if not single and (bound.hopeless or bound.picks((sy, sx)) > MAX_PICKS):
                         continue
                     phases = _phases(alike.cells, (sy, sx), seen, most)
                     if phases is not None:
@@ -172,44 +172,54 @@ def _patterns(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return patterns, first
 
 
-class _Bound(NamedTuple):
+class _Bound:
     """What is known of the number of picks that any fit to some cells takes.
 
     A pick fills a rectangle of the output, the same for every channel: of a channel's row it takes
     elements of one source, channel and row, of its column those of one source, channel and
     column."""
 
-    kinds: np.ndarray
-    """By row and column of the output, how many places of sources its channels take. A pick takes
-    one of them."""
-    largest: int
-    """Elements of the largest rectangle that a pick could fill."""
-
-    @staticmethod
-    def of(cells: np.ndarray) -> _Bound:
+    def __init__(self, cells: np.ndarray):
         """The bound for ``cells`` (4, C, H, W)."""
-        places = np.sort(_numbered(cells[[0, 2, 3]]), axis=0)
-        kinds = (places[0] > 0) + (np.diff(places, axis=0) > 0).sum(axis=0)
-        across = _most_alike(_numbered(cells[:3]))
-        down = _most_alike(_numbered(cells[[0, 1, 3]]).transpose(0, 2, 1))
-        return _Bound(kinds, max(across * down, 1))
+        self._cells = cells
 
-    @property
-    def least(self) -> int:
-        """The number of picks for any steps, at least."""
-        return -(-int(self.kinds.sum()) // self.largest)
+    @functools.cached_property
+    def _largest(self) -> int:
+        """Elements of the largest rectangle that a pick could fill."""
+        across = _most_alike(_numbered(self._cells[:3]))
+        down = _most_alike(_numbered(self._cells[[0, 1, 3]]).transpose(0, 2, 1))
+        return max(across * down, 1)
+
+    @functools.cached_property
+    def _kinds(self) -> np.ndarray:
+        """By row and column of the output, how many places of sources its channels take. A pick
+        takes one of them."""
+        places = np.sort(_numbered(self._cells[[0, 2, 3]]), axis=0)
+        return (places[0] > 0) + (np.diff(places, axis=0) > 0).sum(axis=0)
+
+    @functools.cached_property
+    def hopeless(self) -> bool:
+        """Whether any fit takes more than MAX_PICKS, whatever its steps."""
+        most = MAX_PICKS * self._largest
+        # The elements of one channel mostly are enough to tell.
+        of_channel = np.count_nonzero(self._cells[0] >= 0, axis=(1, 2)).max()
+        return bool(of_channel > most or self._kinds.sum() > most)
 
     def picks(self, steps: tuple[int, int]) -> int:
         """The number of picks of all phases together, at least."""
         sy, sx = steps
-        phases = [self.kinds[y::sy, x::sx] for y in range(sy) for x in range(sx)]
-        return sum(max(int(k.max()), -(-int(k.sum()) // min(self.largest, k.size))) for k in phases)
+        phases = [self._kinds[y::sy, x::sx] for y in range(sy) for x in range(sx)]
+        return sum(
+            max(int(k.max()), -(-int(k.sum()) // min(self._largest, k.size))) for k in phases
+        )
 
 
 def _numbered(parts: np.ndarray) -> np.ndarray:
     """One number for each combination of ``parts`` (count, ...), 0 for none of them (-1)."""
-    highest = parts.reshape(len(parts), -1).max(axis=1)
-    return np.asarray(np.ravel_multi_index(tuple(parts + 1), tuple(highest + 2)))
+    number = parts[0].astype(np.int64) + 1
+    for part in parts[1:]:
+        number = number * (int(part.max()) + 2) + (part + 1)
+    return number
 
 
 def _most_alike(numbers: np.ndarray) -> int:

@@ -34,7 +34,9 @@ def test_no_fit_takes_fewer_picks_than_the_bound(seed, across):
         places = index.reshape(*index.shape[:2], 1, -1)
     cells = moves._cells(places, [seen])
     assert cells is not None
-    assert moves._Bound.of(cells).picks(fit.steps) <= sum(map(len, fit.phases))
+    bound = moves._Bound(cells)
+    assert bound.picks(fit.steps) <= sum(map(len, fit.phases))
+    assert not bound.hopeless
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -30,10 +31,13 @@ def words_in_use(buffers: Iterable[Buffer[Key]], stages: int) -> np.ndarray:
     return np.cumsum(change[:-1])
 
 
-def pack(buffers: Sequence[Buffer[Key]], pause: int = 0) -> tuple[dict[Key, int], int]:
+def pack(
+    buffers: Sequence[Buffer[Key]], pause: int = 0, room: float = math.inf
+) -> tuple[dict[Key, int], int]:
     """Addresses by key such that buffers alive together do not overlap, and the words needed: the
     largest first, each in the lowest gap that holds it. ``pause``: for how many stages after its
-    last the words of a buffer are left alone."""
+    last the words of a buffer are left alone. It gives up at the first buffer that would end beyond
+    ``room`` words: then so many are needed at least, and addresses are missing."""
     addresses: dict[Key, int] = {}
     top = 0
     # Of the buffers placed so far, in order of their addresses: first stage, stage behind the
@@ -50,4 +54,6 @@ def pack(buffers: Sequence[Buffer[Key]], pause: int = 0) -> tuple[dict[Key, int]
         placed[:, place] = b.first, b.last + pause + 1, at, at + b.words
         addresses[b.key] = at
         top = max(top, at + b.words)
+        if top > room:
+            break
     return addresses, top

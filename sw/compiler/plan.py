@@ -295,7 +295,7 @@ class Planner:
     ) -> dict[BufferKey, int]:
         """Addresses of all buffers."""
         for pause in range(MAX_PAUSE, -1, -1):
-            addresses, top = pack(buffers, pause)
+            addresses, top = pack(buffers, pause, self.config.scratchpad_words)
             if top <= self.config.scratchpad_words:
                 return addresses
         if not resident:

@@ -309,6 +309,8 @@ def test_packed_buffers_do_not_overlap(drawn):
     alive = [sum(b.words for b in buffers if b.first <= t <= b.last) for t in range(20)]
     assert words_in_use(buffers, 20).tolist() == alive
     assert max(alive) <= top <= sum(b.words for b in buffers)
+    assert pack(buffers, room=top) == (addresses, top)
+    assert top == 0 or pack(buffers, room=top - 1)[1] >= top
 
 
 @given(st.integers(1, 300), st.integers(1, 70))

@@ -240,7 +240,7 @@ def test_a_nearly_full_scratchpad_is_packed_without_gaps():
 @pytest.mark.parametrize("seed", range(6))
 def test_buffers_packed_in_turns(seed, monkeypatch):
     """As if no other way of packing brought them within the scratchpad."""
-    monkeypatch.setattr(plan, "pack", lambda buffers, pause: ({}, 1 << 30))
+    monkeypatch.setattr(plan, "pack", lambda *_: ({}, 1 << 30))
     config = Config.sized(8, 8, scratchpad_bytes=16384)
     graph, inputs, expected = random_joins(seed)
     with open_device("commands", config) as device:

@@ -187,7 +187,8 @@ the input and each column soon is more than one for each tap."""
 
 def window_set_up_bits(c: Mapping[str, int]) -> int:
     """Cycles of the bit-serial products and divisions that prepare a WINDOW command."""
-    factors = (abs(c["y0"]), c["stride_y"], c["dilation_y"], c["kernel_h"])
+    # Of ``stride_x`` three bits: those of the fast path's.
+    factors = (abs(c["y0"]), c["stride_y"], c["dilation_y"], c["kernel_h"], c["stride_x"] % 8)
     bits = max(factors).bit_length()
     return max(bits, DIVIDEND_BITS) if c["op"] == WindowOp.IM2COL else bits
 

@@ -29,6 +29,8 @@ MULTIPLIER = 18
 """Bits of a multiplier in FPGAs: products of more are sums of several."""
 RELAY = 4
 """The stage with whose first vector the later stages' parameters are relayed."""
+SHIFTED = 6
+"""The last stage that takes a part of ``params`` for its own."""
 
 
 def _fill(m: Module, name: str, value: Value) -> Value:
@@ -68,6 +70,8 @@ class Requantise(wiring.Component):
     no cycle, and the user's parameter registers are free again in the next. ``load`` must not be
     raised while ``loading`` is high, which it is for the ``RELAY - 1`` cycles with ``en`` after a
     load.
+    With ``held``, the user keeps ``params`` for the ``SHIFTED`` cycles with ``en`` after a load and
+    the limits for as long as there are vectors, and they are not buffered here.
     ``params`` is lane 0 lowest, 64 bits a lane in the layout of ``isa.params.REQUANT_PARAMS``.
 
     In simulation, nothing between the registers of a stage is computed while it has no vector
@@ -92,8 +96,9 @@ class Requantise(wiring.Component):
     o_valid: Signal
     o: Signal
 
-    def __init__(self, *, lanes: int):
+    def __init__(self, *, lanes: int, held: bool = False):
         self.lanes = lanes
+        self._held = held
         super().__init__(
             {
                 "en": In(1),
@@ -158,9 +163,9 @@ class Requantise(wiring.Component):
             [Signal(signed(8), name=f"{stage}_{n}") for n in ("zero", "low", "high")]
             for stage in ("loaded", "relayed")
         )
-        zero, low, high = relayed
+        given = (self.zero, self.low, self.high)
+        zero, low, high = given if self._held else relayed
         with m.If(self._reach[0]):
-            given = (self.zero, self.low, self.high)
             m.d.sync += [new.eq(value) for new, value in zip(loaded, given, strict=True)]
         with m.If(self._reach[RELAY]):
             m.d.sync += [new.eq(value) for new, value in zip(relayed, loaded, strict=True)]
@@ -184,14 +189,16 @@ class Requantise(wiring.Component):
                 loaded_multiplier.eq(params.multiplier),
                 loaded_shift.eq(params.shift),
             ]
+        multiplier: Value = params.multiplier if self._held else loaded_multiplier
+        shift: Value = params.shift if self._held else relayed_shift
         with m.If(self._reach[3]):
-            m.d.sync += lane.multiplier.eq(loaded_multiplier)
+            m.d.sync += lane.multiplier.eq(multiplier)
         with m.If(self._reach[RELAY]):
             m.d.sync += relayed_shift.eq(loaded_shift)
         with m.If(self._reach[5]):
-            m.d.sync += lane.bytes_to_shift.eq(relayed_shift[FINE:])
-        with m.If(self._reach[6]):
-            m.d.sync += lane.bits_to_shift.eq(relayed_shift[:FINE])
+            m.d.sync += lane.bytes_to_shift.eq(shift[FINE:])
+        with m.If(self._reach[SHIFTED]):
+            m.d.sync += lane.bits_to_shift.eq(shift[:FINE])
 
 
 class _Lane:

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from systole.hw.arithmetic.requantise import Requantise
+from systole.hw.arithmetic.requantise import SHIFTED, Requantise
 from systole.hw.bus.interfaces import (
     CommandInterface,
     CommandPort,
@@ -76,7 +76,7 @@ class WindowEngine(wiring.Component):
         )
         self._issue = TokenIssue(config)
         self._reduce = WindowReduce(config)
-        self._requantise = Requantise(lanes=config.reduced_lanes)
+        self._requantise = Requantise(lanes=config.reduced_lanes, held=True)
         self._collector = Collector(config)
         self._write_back = WriteBack(config)
         self._en = self._write_back.en
@@ -196,16 +196,17 @@ class WindowEngine(wiring.Component):
             reduce.issue.eq(
                 self._is_reading
                 & (
-                    ((token.kind == Kind.PIXEL) & ((token.pixel.part == 0) | columns))
+                    ((token.kind == Kind.PIXEL) & ((token.what.pixel.part == 0) | columns))
                     | (token.kind == Kind.SEGMENT)
                 )
             ),
             reduce.columns.eq(columns),
-            reduce.index.eq(token.pixel.index),
+            reduce.next_index.eq(token.index),
+            reduce.index.eq(self._token.index),
             reduce.pixel_valid.eq(self._arrives(Kind.PIXEL)),
-            reduce.pixel.eq(self._token.pixel),
+            reduce.pixel.eq(self._token.what.pixel),
             reduce.weight_valid.eq(self._arrives(Kind.WEIGHT)),
-            reduce.weight.eq(self._token.weight),
+            reduce.weight.eq(self._token.what.weight),
             reduce.word.eq(self._channels),
         ]
         if self.config.zero_points:
@@ -217,18 +218,21 @@ class WindowEngine(wiring.Component):
         requantise, cmd = self._requantise, self._issue.current.cmd
         count, word = self.config.pass_param_words, len(self._word)
         params = Signal(count * word, reset_less=True)
-        complete = Signal(WindowReduce.LATENCY)
+        load = WindowReduce.LATENCY - 1
+        # Words of new parameters come no earlier than three cycles with ``en`` after the old ones
+        # are free: the token is taken, its word read, and at hand.
+        complete = Signal(load + 1 + SHIFTED - 3)
         with m.If(self._en & self._arrives(Kind.PARAMS)):
             m.d.sync += params.eq(Cat(params[word:], self._word))
         with m.If(self._en):
-            last = self._token.params == count - 1
+            last = self._token.what.params == count - 1
             m.d.sync += complete.eq(Cat(self._arrives(Kind.PARAMS) & last, complete))
         m.d.comb += [
             self._issue.params_taken.eq(self._en & complete[-1]),
             requantise.en.eq(self._en),
             requantise.i_valid.eq(self._reduce.o_valid & ~self._reduce.maximum),
             requantise.acc.eq(self._reduce.acc),
-            requantise.load.eq(complete[-1]),
+            requantise.load.eq(complete[load]),
             requantise.params.eq(params),
             requantise.zero.eq(cmd.zero),
             requantise.low.eq(cmd.low),
@@ -242,11 +246,11 @@ class WindowEngine(wiring.Component):
         m.d.comb += [
             collector.en.eq(self._en),
             collector.valid.eq(arrives),
-            collector.segment.eq(self._token.segment),
+            collector.segment.eq(self._token.what.segment),
             collector.word.eq(self._word),
             collector.pad.eq(self._issue.current.cmd.pad),
             collector.kept.eq(reduce.kept),
-            reduce.keep.eq(arrives & self._token.segment.fetch),
+            reduce.keep.eq(arrives & self._token.what.segment.fetch),
             reduce.held.eq(collector.held),
         ]
 
@@ -258,7 +262,7 @@ class WindowEngine(wiring.Component):
             write_back.cmd.eq(issue.current.cmd),
             write_back.start.eq(issue.begun),
             write_back.announce.eq(self._take & issue.tokens.payload.emits),
-            write_back.last_word.eq(issue.tokens.payload.segment.last),
+            write_back.last_word.eq(issue.tokens.payload.what.segment.last),
             write_back.requantised.valid.eq(self._requantise.o_valid),
             write_back.requantised.payload.eq(self._requantise.o),
             write_back.maxima.valid.eq(reduce.o_valid & reduce.maximum),

@@ -39,8 +39,14 @@ def token_layout(config: Config) -> data.StructLayout:
     """A source word (read from ``addr``, or ``pad`` unless ``read``) and what to do with it.
 
     ``number``: which pass over the block it belongs to, and so which channels of the word.
-    ``emits``: it completes a word of the result. ``params``: its index among the words of
-    parameters."""
+    ``emits``: it completes a word of the result. ``index``: of its word in the line memory.
+    ``params``: its index among the words of parameters."""
+    what = {
+        "pixel": pixel_layout(),
+        "weight": weight_layout(),
+        "params": range(config.pass_param_words),
+        "segment": segment_layout(config),
+    }
     return data.StructLayout(
         {
             "kind": Kind,
@@ -48,10 +54,8 @@ def token_layout(config: Config) -> data.StructLayout:
             "addr": ADDRESS_BITS,
             "number": range(config.window_passes),
             "emits": 1,
-            "pixel": pixel_layout(),
-            "weight": weight_layout(),
-            "params": range(config.pass_param_words),
-            "segment": segment_layout(config),
+            "index": INDEX_BITS,
+            "what": data.UnionLayout(what),
         }
     )
 
@@ -297,10 +301,10 @@ class TokenIssue(wiring.Component):
             issued.number.eq(self._pass),
             issued.read.eq(1),
             issued.addr.eq(self._weight_addr),
-            issued.weight.index.eq(self._index),
-            issued.weight.store.eq(self.stored),
-            issued.weight.x.eq(self._slot_x),
-            issued.weight.y.eq(self._slot_y),
+            issued.index.eq(self._index),
+            issued.what.weight.store.eq(self.stored),
+            issued.what.weight.x.eq(self._slot_x),
+            issued.what.weight.y.eq(self._slot_y),
         ]
         with m.If(self._room):
             m.d.sync += self._weight_addr.eq(self._weight_addr + 1)
@@ -330,7 +334,7 @@ class TokenIssue(wiring.Component):
             issued.number.eq(self._pass),
             issued.read.eq(1),
             issued.addr.eq(self._params_addr),
-            issued.params.eq(self._params_index),
+            issued.what.params.eq(self._params_index),
         ]
         with m.If(self._room & self._push):
             m.d.sync += [
@@ -344,31 +348,39 @@ class TokenIssue(wiring.Component):
     def _issue_word(self, m: Module) -> None:
         """Issue the word that the walk is at."""
         issued, words, tap = self._issued, self._words, self._words.tap
+        pixel = issued.what.pixel
         m.d.comb += [
             self._push.eq(1),
             issued.kind.eq(Mux(self._im2col, Kind.SEGMENT, Kind.PIXEL)),
             issued.number.eq(self._pass),
             issued.read.eq(words.limit != 0),
             issued.addr.eq(words.addr),
-            issued.emits.eq(Mux(self._im2col, issued.segment.emit, tap.mac & tap.last)),
-            issued.pixel.index.eq(Mux(self._im2col, tap.line, self._index)),
-            issued.pixel.mac.eq(tap.mac),
-            issued.pixel.part.eq(tap.part),
-            issued.pixel.first.eq(words.first),
-            issued.pixel.last.eq(tap.last),
+            issued.emits.eq(tap.mac & tap.last),
+            issued.index.eq(self._index),
         ]
         if self.config.window_by_columns:
             with m.If(self._walk.current.columns):
                 newest = self.config.window_kernel - 1
-                m.d.comb += issued.pixel.index.eq(self._index + tap.column - newest)
-            m.d.comb += issued.pixel.column.eq(tap.column)
-        self._describe_segment(m)
+                m.d.comb += issued.index.eq(self._index + tap.column - newest)
+        with m.If(self._im2col):
+            self._describe_segment(m)
+        with m.Else():
+            m.d.comb += [
+                pixel.mac.eq(tap.mac),
+                pixel.part.eq(tap.part),
+                pixel.column.eq(tap.column),
+                pixel.first.eq(words.first),
+                pixel.last.eq(tap.last),
+            ]
 
     def _describe_segment(self, m: Module) -> None:
         """The part of a token that says how IM2COL collects the walk's segment."""
-        segment, words, rows = self._issued.segment, self._words, self.config.rows
-        unrotated, collects = self._unrotated, ~words.prefetch
+        issued, words, rows = self._issued, self._words, self.config.rows
+        segment, unrotated, collects = issued.what.segment, self._unrotated, ~words.prefetch
+        emits = collects & (words.tap.last | (self._stop >= rows))
         m.d.comb += [
+            issued.emits.eq(emits),
+            issued.index.eq(words.tap.line),
             segment.reload.eq(words.reload),
             segment.fetch.eq(words.fetch),
             segment.limit.eq(words.limit),
@@ -376,7 +388,7 @@ class TokenIssue(wiring.Component):
             segment.rotate.eq(Mux(unrotated < 0, unrotated + rows, unrotated)),
             segment.fill.eq(self._fill),
             segment.stop.eq(Mux(collects, self._stop, self._fill)),
-            segment.emit.eq(collects & (words.tap.last | (self._stop >= rows))),
+            segment.emit.eq(emits),
             segment.last.eq(collects & words.tap.last & (self._stop <= rows)),
         ]
 
@@ -426,7 +438,7 @@ class TokenIssue(wiring.Component):
 
     def _flush(self, m: Module) -> None:
         """IM2COL: issue a token without a word for the pixel's bytes that did not fit."""
-        issued, segment = self._issued, self._issued.segment
+        issued, segment = self._issued, self._issued.what.segment
         m.d.comb += [
             self._push.eq(1),
             issued.kind.eq(Kind.SEGMENT),

@@ -19,23 +19,20 @@ from systole.isa.timing import (
 )
 
 INDEX_BITS = 12
-"""Index of a position in a row of the region, or of a tap."""
+"""Index of a word in the line memory."""
 
 
 def pixel_layout() -> data.StructLayout:
-    """What to do with a word: ``index`` is its column in the region's row (fast) or its tap
-    (general); ``mac``: reduce ``part`` of the window it completes; ``first``/``last`` of an output.
-    Parts but 0 come without a word. By columns, each is a ``column`` of the window, ``index`` the
-    region's column that lies in it."""
-    return data.StructLayout(
-        {"index": INDEX_BITS, "mac": 1, "part": 2, "column": 3, "first": 1, "last": 1}
-    )
+    """What to do with a word: ``mac``: reduce ``part`` of the window it completes;
+    ``first``/``last`` of an output. Parts but 0 come without a word. By columns, each is a
+    ``column`` of the window."""
+    return data.StructLayout({"mac": 1, "part": 2, "column": 3, "first": 1, "last": 1})
 
 
 def weight_layout() -> data.StructLayout:
-    """Where a word of weights goes: into the line memory at tap ``index``, or, unless ``store``,
-    into the window's row ``y``, column ``x``."""
-    return data.StructLayout({"store": 1, "y": 3, "x": 3, "index": INDEX_BITS})
+    """Where a word of weights goes: into the line memory, or, unless ``store``, into the window's
+    row ``y``, column ``x``."""
+    return data.StructLayout({"store": 1, "y": 3, "x": 3})
 
 
 FIRST_COLUMN = 4
@@ -84,8 +81,10 @@ class WindowReduce(wiring.Component):
     multiplier has a small memory of the weights of its positions, a word for each part and each
     column; with ``ones`` they are all 1.
 
-    ``issue`` with ``en`` announces the word of the next ``en`` cycle, a pixel at ``index``, for the
-    line memory to be read. In that cycle ``word`` comes with ``pixel_valid`` or ``weight_valid``.
+    ``issue`` with ``en`` announces the word of the next ``en`` cycle, a pixel, and the line memory
+    is read at its index, ``next_index``. In that cycle ``word`` comes with ``pixel_valid`` or
+    ``weight_valid``, and ``index``: a pixel's column in the region's row (fast; by columns, that of
+    the region's column that lies in the window's) or its tap (general), or the tap of a weight.
     All in order: a pixel sees the weights that came before it. ``LATENCY`` ``en`` cycles after the
     last word of an output, ``o_valid`` with the accumulators on ``acc``, 32 bits a lane, lane 0
     lowest. While ``en`` is low everything holds still.
@@ -95,8 +94,8 @@ class WindowReduce(wiring.Component):
     In the fast way a row must have two words or more (the line memory is read one ahead).
 
     The line memory is also lent out, for two scratchpad words: ``kept`` is what it has at the
-    ``index`` of the last ``issue`` and ``keep`` writes ``held`` to the index of ``pixel``. For that
-    no valid must be high.
+    ``next_index`` of the last ``issue`` and ``keep`` writes ``held`` to ``index``. No valid must be
+    high then.
     """
 
     LATENCY = REDUCE_LATENCY
@@ -109,6 +108,7 @@ class WindowReduce(wiring.Component):
     used: Signal
     ones: Signal
     issue: Signal
+    next_index: Signal
     index: Signal
     pixel_valid: Signal
     pixel: data.View
@@ -138,6 +138,7 @@ class WindowReduce(wiring.Component):
                 "used": In(positions),
                 "ones": In(1),
                 "issue": In(1),
+                "next_index": In(INDEX_BITS),
                 "index": In(INDEX_BITS),
                 "pixel_valid": In(1),
                 "pixel": In(pixel_layout()),
@@ -215,11 +216,9 @@ class WindowReduce(wiring.Component):
         m.d.comb += [
             self._shift.eq(self.en & self.pixel_valid & (self.pixel.part == 0)),
             read.en.eq(self.en & self.issue),
-            read.addr.eq(self.index[:address]),
+            read.addr.eq(self.next_index[:address]),
             write.en.eq((self.en & self.keep) | Mux(self.fast, self._shift, stores)),
-            write.addr.eq(
-                Mux(self.fast | self.keep, self.pixel.index, self.weight.index)[:address]
-            ),
+            write.addr.eq(self.index[:address]),
             write.data.eq(Mux(self.keep, self.held, line)),
             self.kept.eq(read.data),
         ]

@@ -40,6 +40,8 @@ REGION_BITS = 19
 """Holds the last row and column of any region that a fast path's strides and kernels reach."""
 MAX_WIDTH = COMMANDS[Opcode.WINDOW].high("in_w")
 """Columns of the widest input."""
+FAST_STRIDE_BITS = 3
+"""Of a horizontal stride that the fast path takes."""
 OFFSET = 1 << 15
 """The division of columns floors: a multiple of ``rows`` from here on makes every x0 positive."""
 
@@ -57,7 +59,7 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "cmd": command_layout(Opcode.WINDOW),
             "fast": 1,
             "taps": 12,  # kernel_w * kernel_h
-            "last_px": REGION_BITS,  # of the region, fast
+            "last_px": REGION_BITS,  # of the region, fast; else of the outputs
             "last_py": REGION_BITS,
             "wide": 1,  # kernels of more than 3 columns or rows, fast
             "tall": 1,
@@ -130,9 +132,10 @@ class WalkSetup(wiring.Component):
     """Prepares commands for :class:`TapWalk`, one ahead of it.
 
     A command is accepted from ``cmd`` when the one before has been taken. As many cycles later as
-    the longest of ``|y0|``, ``stride_y``, ``dilation_y``, ``kernel_h`` has bits, plus 3 (IM2COL: 20
-    in all), ``ready`` rises and ``prepared`` holds until ``take``. ``decided`` rises a cycle
-    before: the command's path and fields are there.
+    the longest of ``|y0|``, ``stride_y``, ``dilation_y``, ``kernel_h`` and the lowest
+    ``FAST_STRIDE_BITS`` of ``stride_x`` has bits, plus 3 (IM2COL: 20 in all), ``ready`` rises and
+    ``prepared`` holds until ``take``. ``decided`` rises a cycle before: the command's path and
+    fields are there.
     """
 
     cmd: stream.Interface
@@ -162,6 +165,9 @@ class WalkSetup(wiring.Component):
         for name, bits in (("y0", 16), ("stride_y", 8), ("dilation_y", 8)):
             self._factors.append(Signal(bits, name=f"{name}_left"))
             self._products.append(Signal(ADDRESS_BITS, name=f"{name}_rows"))
+        # Outputs of a row and of a column beyond the first, times the strides.
+        self._steps_x, self._steps_y = (Signal(REGION_BITS, name=f"steps_{a}") for a in "xy")
+        self._stride_x_left = Signal(FAST_STRIDE_BITS)
         # Quotients and remainders of x0, stride_x, dilation_x, width.
         self._quotients = [Signal(DIVIDEND_BITS, name=f"quotient{i}") for i in range(4)]
         self._remainders = [Signal(range(config.rows), name=f"remainder{i}") for i in range(4)]
@@ -186,7 +192,8 @@ class WalkSetup(wiring.Component):
                 self._multiply(m)
                 self._divide(m)
                 self._choose_path(m)
-                multiplied = ~Cat(*self._factors, self._kernel_left).any()
+                factors = (*self._factors, self._kernel_left, self._stride_x_left)
+                multiplied = ~Cat(*factors).any()
                 with m.If(multiplied & (self._divide_left == 0)):
                     m.next = "FINISH"
             with m.State("FINISH"):
@@ -209,12 +216,6 @@ class WalkSetup(wiring.Component):
         prepared, cmd = self.prepared, self.prepared.cmd
         x0 = cmd.x0 + self._offset * self.config.rows
         dividends = (x0, cmd.stride_x, cmd.dilation_x, cmd.in_w)
-
-        def last(count: Value, stride: Value, span: Value) -> Value:
-            """Last index of the input under ``count`` outputs, for strides up to 7."""
-            steps = count - 1
-            return sum((Mux(stride[i], steps << i, 0) for i in range(3)), span - 1)
-
         span_x, span_y = self._spans
         m.d.sync += [
             self._addend.eq(cmd.src_pitch),
@@ -228,8 +229,12 @@ class WalkSetup(wiring.Component):
             *(q.eq(d) for q, d in zip(self._quotients, dividends, strict=True)),
             *(r.eq(0) for r in self._remainders),
             self._divide_left.eq(Mux(self._im2col, DIVIDEND_BITS, 0)),
-            prepared.last_px.eq(last(cmd.out_w, cmd.stride_x, span_x)),
-            prepared.last_py.eq(last(cmd.out_h, cmd.stride_y, span_y)),
+            self._steps_x.eq(cmd.out_w - 1),
+            self._steps_y.eq(cmd.out_h - 1),
+            self._stride_x_left.eq(cmd.stride_x),
+            # The last index of the input under the outputs is as many steps more.
+            prepared.last_px.eq(span_x - 1),
+            prepared.last_py.eq(span_y - 1),
         ]
 
     def _multiply(self, m: Module) -> None:
@@ -237,10 +242,14 @@ class WalkSetup(wiring.Component):
         m.d.sync += [
             self._addend.eq(self._addend << 1),
             self._kernel_addend.eq(self._kernel_addend << 1),
+            self._steps_x.eq(self._steps_x << 1),
+            self._steps_y.eq(self._steps_y << 1),
         ]
         for factor, product, addend in (
             *((f, p, self._addend) for f, p in zip(self._factors, self._products, strict=True)),
             (self._kernel_left, self.prepared.taps, self._kernel_addend),
+            (self._stride_x_left, self.prepared.last_px, self._steps_x),
+            (self._factors[1], self.prepared.last_py, self._steps_y),
         ):
             m.d.sync += factor.eq(factor >> 1)
             with m.If(factor[0]):
@@ -315,6 +324,8 @@ class WalkSetup(wiring.Component):
 
     def _finish_rows(self, m: Module) -> None:
         prepared, cmd = self.prepared, self.prepared.cmd
+        with m.If(~prepared.fast):
+            m.d.sync += [prepared.last_px.eq(cmd.out_w - 1), prepared.last_py.eq(cmd.out_h - 1)]
         y0_rows, stride_rows, dilation_rows = self._products
         square, (span_x, span_y) = prepared.fast, self._spans
         if self.config.window_by_columns:
@@ -435,8 +446,8 @@ class TapWalk(wiring.Component):
         return [
             Mux(fast, 0, cmd.kernel_w - 1),
             Mux(fast, 0, cmd.kernel_h - 1),
-            Mux(fast, command.last_px, cmd.out_w - 1),
-            Mux(fast, command.last_py, cmd.out_h - 1),
+            command.last_px,
+            command.last_py,
         ]
 
     def _describe_word(self, m: Module) -> None:

@@ -123,7 +123,10 @@ def test_window_parts_cover_every_position_once(size: int) -> None:
 
 def test_window_set_up() -> None:
     fields = {"op": WindowOp.MAX, "y0": -5, "stride_y": 1, "dilation_y": 1, "kernel_h": 3}
+    fields["stride_x"] = 1
     assert timing.window_set_up_bits(fields) == 3
+    assert timing.window_set_up_bits({**fields, "y0": 0, "stride_x": 7}) == 3
+    assert timing.window_set_up_bits({**fields, "y0": 0, "stride_x": 8}) == 2
     assert timing.window_set_up_bits({**fields, "op": WindowOp.IM2COL}) == 17
 
 

@@ -18,7 +18,7 @@ BUDGET = {
     "array": 20406,
     "accumulators": 3738,
     "activation-sequencer": 17728,
-    "requantise": 17555,
+    "requantise": 17150,
     "combine": 15043,
     "reduce": 63920,
     "scratchpad": 3688,

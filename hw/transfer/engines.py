@@ -111,8 +111,8 @@ class RunRequester(wiring.Component):
                     self.req.payload.bytes.eq(run.count << bits),
                 ]
         with m.If(dram[32]):
-            # No window holds a request of two bytes from here.
-            m.d.comb += self.req.payload.addr.eq(0xFFFF_FFFF)
+            # An empty request is denied like one outside the window.
+            m.d.comb += self.req.payload.bytes.eq(0)
 
         m.d.comb += next_dram.eq(start + step)
         with m.If(last_of_group):

@@ -25,7 +25,9 @@ LIMIT = 50_000
 SMALL = Config.sized(4, 4)
 OTHERS = {
     "fast": Config.sized(4, 4, inner_product="fast"),
-    "bare": Config.sized(8, 8, window=False, trace=False, queue_depth=2, axi_outstanding=1),
+    "bare": Config.sized(
+        8, 8, window=False, trace=False, counters=False, queue_depth=2, axi_outstanding=1
+    ),
     "wide-cols": Config.sized(4, 16, axi_data_bits=64, banks=16, cell=8, window_kernel=3),
 }
 

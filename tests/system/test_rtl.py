@@ -74,7 +74,13 @@ OTHERS = {
     "classic": Config.sized(8, 8, cell=1, axi_data_bits=32, banks=2, post_lanes=4, window_lanes=4),
     "wide-bus": Config.sized(16, 4, axi_data_bits=512, banks=8),
     "bare": Config.sized(
-        8, 8, window=False, trace=False, queue_depth=2, axi_outstanding=1, axi_burst_beats=1
+        *(8, 8),
+        window=False,
+        trace=False,
+        counters=False,
+        queue_depth=2,
+        axi_outstanding=1,
+        axi_burst_beats=1,
     ),
     "tiny": _tiny(4, 8, 1024, 2, 16, queue_depth=2, axi_data_bits=64),
     "wide-cols": Config.sized(

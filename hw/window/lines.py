@@ -264,10 +264,11 @@ class WindowReduce(wiring.Component):
         their tap. Stage 2: what each multiplier has for the part or column at hand."""
         loads = self.en & self.weight_valid & ~self.weight.store
         slot, takes = self._place_of_weight(m)
+        newest = self.config.window_square - 1
         kept = []
         for n, multiplier in enumerate(takes):
             # The general way's only position.
-            taps = n == self._parts[0].index((self.config.window_square - 1,) * 2)
+            taps = n == self._parts[0].index((newest, newest))
             stored = self.stored if taps else C(0)
             new = Mux(stored, self._stored, self._entering) if taps else self._entering
             enters = (loads & multiplier) | (stored & self._shift)

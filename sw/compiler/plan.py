@@ -314,7 +314,7 @@ class Planner:
         at_top = {chain: n % 2 == 1 for n, chain in enumerate(dict.fromkeys(self.chain))}
         bottom = np.zeros(len(self.stages), np.int64)
         top = np.full(len(self.stages), self.config.scratchpad_words)
-        addresses = {}
+        addresses: dict[BufferKey, int] = {}
         for b in sorted(buffers, key=lambda b: not isinstance(b.key, FixedKey)):
             life = slice(b.first, b.last + 1)
             if isinstance(b.key, FixedKey) and at_top[self.chain[b.last]]:

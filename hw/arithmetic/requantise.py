@@ -8,8 +8,8 @@ from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, sign
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from systole.hw.arithmetic.hints import active
 from systole.hw.bus.interfaces import layout_of
-from systole.hw.verilog import active
 from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
 from systole.isa.timing import REQUANTISE_LATENCY
 

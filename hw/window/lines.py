@@ -8,7 +8,7 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.arithmetic.sums import sum_of_three
+from systole.hw.arithmetic.hints import sum_of_three
 from systole.isa import Config
 from systole.isa.config import bits_for
 from systole.isa.timing import (

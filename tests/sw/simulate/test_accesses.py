@@ -40,6 +40,7 @@ MEMORIES = {
     "scratchpad.bank_": "scratchpad",
     "accumulators.column_": "accumulator",
     "weight_buffer": "weight",
+    "table.memory_": "table",
     "reduce.lines": "line",
     "reduce.older_lines": "older_line",
     ".words.": "queue",
@@ -84,6 +85,8 @@ def check(config: Config, rtl: Path, program: Program, inputs, log: Path) -> Non
     # A word of the accumulators is one of every column.
     for name in ("accumulator_reads", "accumulator_writes"):
         want[name] //= config.cols
+    # Each lane has a copy of the table.
+    want["table_writes"] //= config.lanes
     assert {name: getattr(total, name) for name in want} == want
 
 

@@ -26,15 +26,17 @@ EXAMPLE = DOCS / "example.toml"
 
 def _limits() -> dict[str, list[str]]:
     """What ``Config`` requires of each field, in the words of its errors, numbers as by default."""
-    source = textwrap.dedent(inspect.getsource(Config.__post_init__))
+    source = textwrap.dedent(inspect.getsource(Config))
     names = {**vars(config), "self": Config()}
     limits: dict[str, list[str]] = {}
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 3:
-            _, name, limit = node.args
-            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(attr="_need"),
+                args=[_, ast.Constant(value=str() as name), limit],
+            ):
                 text = eval(compile(ast.Expression(limit), "<limit>", "eval"), names)
-                limits.setdefault(name.value, []).append(text)
+                limits.setdefault(name, []).append(text)
     return limits
 
 

@@ -40,7 +40,7 @@ MEMORIES = {
     "scratchpad.bank_": "scratchpad",
     "accumulators.column_": "accumulator",
     "weight_buffer": "weight",
-    "table.memory_": "table",
+    ".memory_": "table",
     "reduce.lines": "line",
     "reduce.older_lines": "older_line",
     ".words.": "queue",

@@ -180,6 +180,8 @@ CORNER = 3
 """Height and width of the part of a window that is reduced in the cycle of its newest word."""
 FAST_DILATION = 3
 """Largest dilation of the fast path, where kernels are reduced by columns; of two bits."""
+FAST_STRIDE_BITS = 3
+"""Bits of the strides that the fast path takes: none is above ``window_kernel``."""
 COLUMN_STRIDE = 4
 """Largest stride of a kernel that is reduced by columns. With a larger one a cycle for each word of
 the input and each column soon is more than one for each tap."""
@@ -187,8 +189,9 @@ the input and each column soon is more than one for each tap."""
 
 def window_set_up_bits(c: Mapping[str, int]) -> int:
     """Cycles of the bit-serial products and divisions that prepare a WINDOW command."""
-    # Of ``stride_x`` three bits: those of the fast path's.
-    factors = (abs(c["y0"]), c["stride_y"], c["dilation_y"], c["kernel_h"], c["stride_x"] % 8)
+    # Only the fast path multiplies by ``stride_x``.
+    stride_x = c["stride_x"] % (1 << FAST_STRIDE_BITS)
+    factors = (abs(c["y0"]), c["stride_y"], c["dilation_y"], c["kernel_h"], stride_x)
     bits = max(factors).bit_length()
     return max(bits, DIVIDEND_BITS) if c["op"] == WindowOp.IM2COL else bits
 

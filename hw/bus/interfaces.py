@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, cast
 
-from amaranth.hdl import Signal, signed, unsigned
+from amaranth.hdl import Cat, Const, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -180,6 +180,14 @@ class ScratchpadWrite(Bus):
                 "mask": Out(config.word_parts),
             }
         )
+
+
+def mask_of(place: Value, places: int, config: Config) -> Value:
+    """The mask of a :class:`ScratchpadWrite` for one of ``places`` equal shares of a word."""
+    if places == 1:
+        return Const((1 << config.word_parts) - 1, config.word_parts)
+    parts = config.word_parts // places
+    return Cat(*((place == n).replicate(parts) for n in range(places)))
 
 
 class WeightWrite(Bus):

@@ -19,6 +19,7 @@ from systole.hw.bus.interfaces import (
     INDEX_BITS,
     record,
 )
+from systole.hw.control.choice import chosen_of
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import COUNTERS, ENGINES
 from systole.isa import CSRS, DEVICE_ID, VERSION, Config, Control, Engine, Fault, Irq
@@ -411,9 +412,7 @@ class ControlStatus(wiring.Component):
             report.valid.eq(valid.any()),
         ]
         bark = {"code": Fault.WATCHDOG, "index": self.last_index, "engine": NO_ENGINE, "address": 0}
-        # Each is masked and all are joined: less logic than one choice behind the other.
-        for name, joined in bark.items():
-            values = [*(getattr(candidate, name) for candidate in self.faults), joined]
-            masked = (Mux(bit, value, 0) for bit, value in zip(first, values, strict=True))
-            m.d.comb += getattr(report, name).eq(reduce(or_, masked))
+        for name, of_bark in bark.items():
+            values = [*(getattr(candidate, name) for candidate in self.faults), of_bark]
+            m.d.comb += getattr(report, name).eq(chosen_of(first, values))
         return report

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
-from operator import or_
-
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value, ValueLike
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
@@ -19,6 +15,7 @@ from systole.hw.bus.interfaces import (
     layout_of,
     record,
 )
+from systole.hw.control.choice import chosen_of
 from systole.hw.control.fetch import FAULT_REPORT
 from systole.hw.control.shell import END_EVENT, START_EVENT
 from systole.isa import TRACE_EVENT, Config, Engine, Fault, TraceKind
@@ -32,11 +29,6 @@ QUEUE = 64
 """Events that may wait for the bus."""
 GROUP = 8
 """Events written with one request: few, long writes load the bus least."""
-
-
-def _chosen(which: Value, values: Sequence[ValueLike]) -> Value:
-    """The one of ``values`` whose bit of ``which`` is set; 0 if none is."""
-    return reduce(or_, (Mux(bit, value, 0) for bit, value in zip(which, values, strict=True)))
 
 
 class Captured(wiring.Component):
@@ -200,14 +192,14 @@ class Trace(wiring.Component):
         m.d.comb += [
             event.cycle.eq(snapshot.cycle),
             event.kind.eq(Mux(ending.any(), TraceKind.END, TraceKind.START)),
-            event.engine.eq(_chosen(ending | starting, list(Engine))),
+            event.engine.eq(chosen_of(ending | starting, list(Engine))),
             event.index.eq(
-                _chosen(ending, [e.index for e in snapshot.ends])
-                | _chosen(starting, [e.index for e in snapshot.starts])
+                chosen_of(ending, [e.index for e in snapshot.ends])
+                | chosen_of(starting, [e.index for e in snapshot.starts])
             ),
-            event.stalled.eq(_chosen(ending, [e.stalled for e in snapshot.ends])),
-            event.waited.eq(_chosen(starting, [e.waited for e in snapshot.starts])),
-            event.missing.eq(_chosen(starting, [e.missing for e in snapshot.starts])),
+            event.stalled.eq(chosen_of(ending, [e.stalled for e in snapshot.ends])),
+            event.waited.eq(chosen_of(starting, [e.waited for e in snapshot.starts])),
+            event.missing.eq(chosen_of(starting, [e.missing for e in snapshot.starts])),
         ]
         m.submodules.queue = queue = SyncFIFOBuffered(width=EVENT.size, depth=QUEUE)
         places = Signal(32)  # Events that the trace buffer still has room for.

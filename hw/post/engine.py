@@ -18,6 +18,7 @@ from systole.hw.bus.interfaces import (
     ScratchpadWrite,
     WriteInterface,
     command_layout,
+    mask_of,
     record,
 )
 from systole.hw.bus.registers import StreamRegisters
@@ -373,16 +374,13 @@ class PostEngine(wiring.Component):
         read, write, groups = self.scratchpad_read, self.scratchpad_write, self.config.word_groups
         target = data.View(self._target, self._issued.r_data)
         written = write.valid & write.ready
-        parts = self.config.word_parts // groups
-        places = (target.place == n if groups > 1 else 1 for n in range(groups))
-        mask = Cat(*(Value.cast(place).replicate(parts) for place in places))
         # The arbiter answers late in the cycle, and the shell has much to do at a command's end.
         m.d.sync += self.command.retire.eq(written & target.last)
         m.d.comb += [
             write.valid.eq(self._results.r_rdy),
             write.addr.eq(target.addr),
             write.data.eq(self._results.r_data.replicate(groups)),
-            write.mask.eq(mask),
+            write.mask.eq(mask_of(target.place, groups, self.config)),
             self._results.r_en.eq(write.ready),
             self._issued.r_en.eq(written),
             self.command.stalled.eq((write.valid & ~write.ready) | (read.valid & ~read.ready)),

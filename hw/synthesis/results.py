@@ -126,11 +126,6 @@ SMALLEST = (
     *(("trace", False), ("counters", False)),
 )
 """Options of the smallest machine that still runs every network."""
-ROUTED = tuple(
-    job.on("routed")
-    for job in (CHIPS[0], dataclasses.replace(CHIPS[0], options=SMALLEST), CHIPS[2])
-)
-"""Chips that fit the device."""
 CHOICES = tuple(
     dataclasses.replace(CHIPS[0], options=options)
     for options in (
@@ -148,6 +143,8 @@ CHOICES = tuple(
     )
 )
 """The first of these chips with other options than the defaults: what they cost and bring."""
+ROUTED = tuple(job.on("routed") for job in (CHIPS[0], CHOICES[-1], CHIPS[2]))
+"""Chips that fit the device: the default, the smallest and the largest."""
 
 
 def plan() -> Iterator[Job]:

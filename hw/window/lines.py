@@ -263,7 +263,7 @@ class WindowReduce(wiring.Component):
         """Stage 1: weights enter their multiplier's memory, those that are stored with the word of
         their tap. Stage 2: what each multiplier has for the part or column at hand."""
         loads = self.en & self.weight_valid & ~self.weight.store
-        slot, takes = self._place_of_weight(m)
+        slot, takes = self._place_of_weight()
         newest = self.config.window_square - 1
         kept = []
         for n, multiplier in enumerate(takes):
@@ -291,7 +291,7 @@ class WindowReduce(wiring.Component):
             kept.append(weight)
         return kept
 
-    def _place_of_weight(self, m: Module) -> tuple[Value, list[Value]]:
+    def _place_of_weight(self) -> tuple[Value, list[Value]]:
         """The word in which a weight is kept, and a bit for each multiplier: the weight is its."""
         # A kernel's place is counted in the largest window.
         outside = self.config.window_kernel - self.config.window_square

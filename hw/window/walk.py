@@ -24,6 +24,7 @@ from systole.isa.timing import (
     CORNER,
     DIVIDEND_BITS,
     FAST_DILATION,
+    FAST_STRIDE_BITS,
     window_axis_is_fast,
     window_columns_pay,
     window_line_fits,
@@ -40,8 +41,6 @@ REGION_BITS = 19
 """Holds the last row and column of any region that a fast path's strides and kernels reach."""
 MAX_WIDTH = COMMANDS[Opcode.WINDOW].high("in_w")
 """Columns of the widest input."""
-FAST_STRIDE_BITS = 3
-"""Of a horizontal stride that the fast path takes."""
 OFFSET = 1 << 15
 """The division of columns floors: a multiple of ``rows`` from here on makes every x0 positive."""
 

@@ -10,6 +10,7 @@ from systole.hw.bus.interfaces import (
     ScratchpadWrite,
     WriteInterface,
     command_layout,
+    mask_of,
     record,
 )
 from systole.hw.window.walk import OutputWalk
@@ -247,9 +248,7 @@ class WriteBack(wiring.Component):
 
     def _mask(self, number: Signal) -> Value:
         """The parts of a word that a pass writes; IM2COL writes all of them."""
-        passes = self.config.window_passes
-        if passes == 1:
-            return ~Const(0, self.config.word_parts)
-        im2col = self.cmd.op == WindowOp.IM2COL
-        parts = self.config.word_parts // passes
-        return Cat(*((im2col | (number == n)).replicate(parts) for n in range(passes)))
+        own = mask_of(number, self.config.window_passes, self.config)
+        if self.config.window_passes == 1:
+            return own
+        return own | (self.cmd.op == WindowOp.IM2COL).replicate(len(own))

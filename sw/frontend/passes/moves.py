@@ -96,38 +96,63 @@ def _bound(pick: Pick, name: str, scale: float) -> Pick:
     return replace(pick, x=name, scale=scale)
 
 
+class _Form(NamedTuple):
+    """A movement as it is seen in one of several ways, in which the same fits take other picks."""
+
+    flat: bool
+    alike: _Alike
+    bound: _Bound
+    sources: list[Source]
+    shapes: list[Shape]
+    """Those of the sources, and that of the output."""
+
+    def fit(self, most: int, count: int) -> tuple[tuple[int, int], list[list[Pick]]] | None:
+        """Steps and phases, at most ``count`` of these, with at most ``most`` picks for a
+        channel."""
+        cells, bound = self.alike.cells, self.bound
+        if most > 1 and bound.hopeless:
+            return None
+        for steps in _steps(cells, most, count):
+            # Of one pick in one phase, nothing has to be known before it is tried.
+            single = (most, *steps) == (1, 1, 1)
+            if not single and (bound.hopeless or bound.picks(steps) > MAX_PICKS):
+                continue
+            phases = _phases(cells, steps, self.sources, most)
+            if phases is not None:
+                return steps, self.alike.spread(phases)
+        return None
+
+
+def _forms(index: np.ndarray, sources: Sequence[Source], across_images: bool) -> list[_Form]:
+    """The forms of a movement that a Select can have; not the same one twice."""
+    forms: list[_Form] = []
+    for flat in (False, True):
+        seen = [(name, scale, _seen(shape, flat, across_images)) for name, scale, shape in sources]
+        places = index.reshape(_seen(four(index.shape), flat, across_images))
+        of_sources = [shape for _, _, shape in seen]
+        shapes = [*of_sources, places.shape]
+        if forms and shapes == forms[0].shapes:
+            continue
+        if across_images and max(c for _, c, _, _ in shapes) > MAX_CHANNELS:
+            continue
+        cells = _cells(places, of_sources)
+        if cells is not None and max(s for shape in of_sources for s in shape[2:]) <= MAX_OFFSET:
+            alike = _Alike.of(cells)
+            forms.append(_Form(flat, alike, _Bound(alike.cells), seen, shapes))
+    return forms
+
+
 def _fit(index: np.ndarray, sources: Sequence[Source]) -> Fit | None:
     """:func:`fit`, computed anew."""
     batched = max(len(index), *(shape[0] for _, _, shape in sources)) > 1
     for across_images in (False, True) if batched else (False,):
-        forms: list[tuple[bool, _Alike, _Bound, list[Source], list[Shape], tuple[int, ...]]] = []
-        for flat in (False, True):
-            seen = [
-                (name, scale, _seen(shape, flat, across_images)) for name, scale, shape in sources
-            ]
-            shapes = [shape for _, _, shape in seen]
-            places = index.reshape(_seen(four(index.shape), flat, across_images))
-            if forms and (shapes, places.shape) == forms[0][4:]:
-                continue
-            if across_images and max(c for _, c, _, _ in (places.shape, *shapes)) > MAX_CHANNELS:
-                continue
-            cells = _cells(places, shapes)
-            if cells is not None and max(s for shape in shapes for s in shape[2:]) <= MAX_OFFSET:
-                alike = _Alike.of(cells)
-                bound = _Bound(alike.cells)
-                forms.append((flat, alike, bound, seen, shapes, places.shape))
+        forms = _forms(index, sources, across_images)
         for most, count in CHANNEL_PICKS:
-            for flat, alike, bound, seen, _, _ in forms:
-                if most > 1 and bound.hopeless:
-                    continue
-                for sy, sx in _steps(alike.cells, most, count):
-                    # Of one pick in one phase, nothing has to be known before it is tried.
-                    single = (most, sy, sx) == (1, 1, 1)
-                    if not single and (bound.hopeless or bound.picks((sy, sx)) > MAX_PICKS):
-                        continue
-                    phases = _phases(alike.cells, (sy, sx), seen, most)
-                    if phases is not None:
-                        return Fit((sy, sx), alike.spread(phases), flat, across_images)
+            for form in forms:
+                found = form.fit(most, count)
+                if found is not None:
+                    steps, phases = found
+                    return Fit(steps, phases, form.flat, across_images)
     return None
 
 

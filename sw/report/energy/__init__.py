@@ -167,7 +167,7 @@ def _array(counts: Accesses, config: Config, table: EnergyTable) -> float:
     vectors = counts.macs // (config.rows * config.cols)
     operands = vectors * config.rows + counts.weight_reads * config.cols
     edges = operands * table.add_8 * bits / 8 if config.zero_points else 0
-    if config.inner_product == "plain":
+    if not config.fast:
         return counts.macs * (product + add) + edges
     # Two rows share a product of two sums. Those of neighbouring operands are added up at the
     # edges, once for each vector and each row of weights, and subtracted at the foot.

@@ -24,7 +24,7 @@ from systole.isa.csr import CSRS, Control, Csr, Fault, Irq, Status
 from systole.isa.limits import broken_limit
 from systole.isa.trace import TRACE_EVENT, TraceKind
 
-VERSION = 2
+VERSION = 3
 """Version of the command set and CSR map; hardware and program must agree on it."""
 
 DEVICE_ID = 0x5359_5354

@@ -99,7 +99,14 @@ class WindowOp(enum.IntEnum):
     """Maximum over the taps, then clamped; no requantisation."""
     IM2COL = 3
     """Copies runs of bytes of a packed few-channel tensor into whole reduction words."""
+    SOFTMAX = 4
+    """Exponentials of every position's channels, divided by their sum."""
+    NORMALISE = 5
+    """Every position's channels less their mean, divided by their deviation, requantised."""
 
+
+ROW_OPS = (WindowOp.SOFTMAX, WindowOp.NORMALISE)
+"""Operations on rows: all channels of a position (:mod:`systole.isa.rows`)."""
 
 Size = int | str
 """A number, or the name of the property of :class:`isa.Config` that holds it."""
@@ -161,6 +168,11 @@ ADDRESS_BITS = 20
 """Width of the word addresses of scratchpad and weight buffer. Address arithmetic wraps around."""
 ACC_ADDRESS_BITS = 16
 """Width of the word addresses of the accumulators."""
+
+MAX_FEATURES = 4096
+"""Channels of the longest row of SOFTMAX and NORMALISE."""
+ROW_POSITIONS = 256
+"""Positions that they take, at most: numbers of each are kept from pass to pass."""
 
 TABLE_BYTES = 256
 """Length of POST's table: one byte for every int8."""
@@ -259,7 +271,11 @@ def _transfer(local: str, vectors: tuple[Limit, ...]) -> tuple[Field, ...]:
     )
 
 
-def _window(kernel_doc: str) -> tuple[Field, ...]:
+def _window(kernel_doc: str, *, rows: bool) -> tuple[Field, ...]:
+    """The fields of a sliding window; ``rows``: there are operations on rows besides."""
+    positions, one = (
+        (*AT_LEAST_1, *[Limit(most=most, where=ROW_OPS)] * rows) for most in (ROW_POSITIONS, 1)
+    )
     return (
         Field("src", ADDRESS_BITS, "scratchpad word of the input's (0, 0), block 0"),
         Field("src_pitch", 16, "words from one input row to the next"),
@@ -268,8 +284,8 @@ def _window(kernel_doc: str) -> tuple[Field, ...]:
         Field("in_h", 16, "input rows present; others read as ``pad``"),
         Field("x0", 16, "input column of output 0, tap 0", signed=True),
         Field("y0", 16, "input row of output 0, tap 0", signed=True),
-        Field("out_w", 16, "output columns", limits=AT_LEAST_1),
-        Field("out_h", 16, "output rows", limits=AT_LEAST_1),
+        Field("out_w", 16, "output columns", limits=positions),
+        Field("out_h", 16, "output rows", limits=one),
         Field("kernel_w", 6, f"{kernel_doc} columns", limits=AT_LEAST_1),
         Field("kernel_h", 6, f"{kernel_doc} rows", limits=AT_LEAST_1),
         Field("stride_x", 8, "input columns per output column", limits=AT_LEAST_1),
@@ -354,7 +370,7 @@ COMMANDS: dict[Opcode, Command] = {
                         _zero_point("input_zero", "zero point of the input"),
                         _zero_point("weight_zero", "zero point of the weights"),
                     ),
-                    _window("kernel"),
+                    _window("kernel", rows=False),
                 ],
             ),
             "For every tile (b, ky, kx), b outermost, kx innermost, consecutive in the weight "
@@ -468,10 +484,16 @@ COMMANDS: dict[Opcode, Command] = {
             _ordered(
                 "out src weights params y0 high out_h in_h x0 out_w in_w src_pitch out_pitch low "
                 "zero src_block out_block pad op kernel_w kernel_h stride_x stride_y dilation_x "
-                "dilation_y blocks run weight_zero",
+                "dilation_y blocks run weight_zero features causal masked mask_step mask_block",
                 [
                     (
-                        Field("op", 2, "what is done over the window", enum=WindowOp),
+                        Field(
+                            "op",
+                            3,
+                            "what is done over the window or to the row",
+                            enum=WindowOp,
+                            limits=(Limit(most="last_window_op"),),
+                        ),
                         Field(
                             "blocks",
                             12,
@@ -485,7 +507,7 @@ COMMANDS: dict[Opcode, Command] = {
                             limits=(Limit(least=1, where=(WindowOp.IM2COL,)),),
                         ),
                     ),
-                    _window("window"),
+                    _window("window", rows=True),
                     _output(),
                     (
                         Field(
@@ -501,6 +523,27 @@ COMMANDS: dict[Opcode, Command] = {
                         _zero_point("weight_zero", "DEPTHWISE: zero point of the weights"),
                     ),
                     _requantise(),
+                    (
+                        Field(
+                            "features",
+                            13,
+                            "SOFTMAX, NORMALISE: channels of a row that count",
+                            limits=(Limit(least=1, most=MAX_FEATURES, where=ROW_OPS),),
+                        ),
+                        Field("causal", 1, "SOFTMAX: 1: one more for every further position"),
+                        Field(
+                            "masked",
+                            1,
+                            "SOFTMAX: 1: only channels whose mask, at word ``weights``, is not "
+                            "negative count",
+                        ),
+                        Field("mask_step", 1, "SOFTMAX: words from one position's mask to the next"),
+                        Field(
+                            "mask_block",
+                            ADDRESS_BITS,
+                            "SOFTMAX: words from one channel block of the mask to the next",
+                        ),
+                    ),
                 ],
             ),
             "DEPTHWISE, SUM, MAX: for every block b and output (oy, ox), lane by lane: reduces "
@@ -514,7 +557,12 @@ COMMANDS: dict[Opcode, Command] = {
             "outside 0..in_h-1, reads as ``pad``). For every output (oy, ox), the bytes of all "
             "taps (ky, kx) - ``run`` bytes from column x0 + ox * stride_x + kx * dilation_x of row "
             "y0 + oy * stride_y + ky * dilation_y - are concatenated, filled up with ``pad`` to "
-            "whole words, and word t written to out + t * out_block + oy * out_pitch + ox.",
+            "whole words, and word t written to out + t * out_block + oy * out_pitch + ox. "
+            "SOFTMAX, NORMALISE: position ox of block b is word src + b * src_block + ox; its row "
+            "is reduced over the channels that count, and all blocks are written to out + b * "
+            "out_block + ox. At ``params`` stand their own parameters, then SOFTMAX's table, or "
+            "those of NORMALISE's blocks, 8 words each. Where ``masked``, the mask of position ox "
+            "of block b is word weights + b * mask_block + ox * mask_step.",
         ),
     )
 }

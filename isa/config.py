@@ -10,7 +10,8 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS
+from systole.isa.commands import ACC_ADDRESS_BITS, ADDRESS_BITS, WindowOp
+from systole.isa.params import ROW_PARAM_BYTES
 
 
 class ConfigError(ValueError):
@@ -103,6 +104,8 @@ class Config:
     window engine (weights). uint8 weights with a zero point in common, and products of two
     activations, then take one pass, not two or three. The array's multipliers are of 9 bits, the
     window engine's of 8 by 9."""
+    row_ops: bool = False
+    """The window engine does Softmax and layer normalisation, too."""
     trace: bool = True
     """The trace unit exists."""
     counters: bool = True
@@ -166,6 +169,9 @@ class Config:
             "must be a power of two, 16..4096",
         )
         self._need(self.window_kernel in (3, 5, 7), "window_kernel", "must be 3, 5 or 7")
+        self._need(
+            self.window or not self.row_ops, "row_ops", "must be false without the window engine"
+        )
         self._need(
             self.window_lanes == 0 or self.rows in [n * self.window_lanes for n in WINDOW_PASSES],
             "window_lanes",
@@ -233,6 +239,16 @@ class Config:
     def last_group(self) -> int:
         """The last group's position in a scratchpad word, in groups: ``rows / lanes - 1``."""
         return self.word_groups - 1
+
+    @property
+    def last_window_op(self) -> int:
+        """The last of the operations that the window engine has."""
+        return WindowOp.NORMALISE if self.row_ops else WindowOp.IM2COL
+
+    @property
+    def row_param_words(self) -> int:
+        """Words of a row operation's own parameters."""
+        return -(-ROW_PARAM_BYTES // self.rows)
 
     @property
     def fast(self) -> bool:

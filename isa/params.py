@@ -14,10 +14,16 @@ group starts at a word of its own.
    float32 product); rounded to an integer, half to even. Values beyond the clamp need no exact
    rounding.
 4. ``clamp(p + zero, low, high)``.
+
+NORMALISE's channels have two bits more (:data:`CHANNEL_FLAGS`), and what :mod:`systole.isa.rows`
+says is done in front of step 1. The parameters of a row operation begin with 16 bytes for all
+channels (:data:`SOFTMAX_PARAMS`, :data:`NORMALISE_PARAMS`); SOFTMAX's table follows, then or
+otherwise the channels' parameters, block by block, each from a word of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 from systole.isa.commands import Field, unpack
@@ -27,7 +33,28 @@ REQUANT_PARAMS = (
     Field("multiplier", 24, "the scale's significand: 2^23..2^24-1, or 0"),
     Field("shift", 6, "scale = multiplier * 2^-shift"),
 )
-"""Fields packed from bit 0; the two highest bits are zero."""
+"""Fields packed from bit 0; the two highest bits are zero, but for NORMALISE."""
+
+CHANNEL_FLAGS = (
+    Field("negate", 1, "the normal number changes its sign"),
+    Field("coarse", 1, "it has fewer fraction bits"),
+)
+"""NORMALISE: what follows the fields of ``REQUANT_PARAMS``."""
+
+SOFTMAX_PARAMS = (
+    Field("numerator", 24, "of the reciprocal of the result's scale, numerator * 2^-shift"),
+    Field("shift", 8, "of the same", signed=True),
+)
+"""SOFTMAX's own parameters, packed from bit 0."""
+NORMALISE_PARAMS = (
+    Field("epsilon", 56, "added to the scaled variance"),
+    Field("centred", 1, "1: the mean is taken off"),
+)
+"""NORMALISE's own parameters, packed from bit 0."""
+ROW_PARAM_BYTES = 16
+"""Bytes in which they stand; what is not named is zero."""
+EXP_ENTRY_BYTES = 4
+"""Bytes of an entry of SOFTMAX's table, little-endian."""
 
 PARAM_BYTES = 8
 """Bytes of one channel's parameters."""
@@ -53,3 +80,11 @@ def unpack_param(number: int) -> tuple[int, int, int]:
     values = unpack(REQUANT_PARAMS, number)
     bias = values["bias"]
     return bias - (bias >> 31 << 32), values["multiplier"], values["shift"]
+
+
+def pack(fields: Sequence[Field], **values: int) -> int:
+    """``values`` of all ``fields``, packed from bit 0."""
+    number = 0
+    for f in reversed(fields):
+        number = number << f.bits | (values[f.name] & ((1 << f.bits) - 1))
+    return number

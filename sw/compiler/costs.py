@@ -25,6 +25,7 @@ from systole.sw.compiler.stageplan import EARLY_REGION, StagePlan
 from systole.sw.compiler.stages import (
     ArrayStage,
     Fold,
+    RowStage,
     Stage,
     VectorStage,
     WindowStage,
@@ -34,6 +35,10 @@ from systole.sw.ir import layout
 WINDOW_COMMAND = 13
 """Cycles between the words of two WINDOW commands: about a pipeline's depth, as in a chain the
 commands of different stages take turns. (Those of one stage follow each other without a gap.)"""
+
+ROW_PASSES = 3
+"""Cycles for each word of a row operation: of SOFTMAX three passes, of NORMALISE one and one of two
+cycles."""
 
 
 # Engines -----------------------------------------------------------------------------------------
@@ -116,6 +121,8 @@ def work(stage: Stage, plan: StagePlan, on_chip: set[str], config: Config) -> Co
         elif isinstance(stage, WindowStage):
             shape = window_shape(stage, region)
             out[Engine.WINDOW] += window_cycles(shape, stage.window_op, stage.groups, config)
+        elif isinstance(stage, RowStage):
+            out[Engine.WINDOW] += ROW_PASSES * region.pixels * stage.blocks * config.window_passes
         else:
             # A byte at a time.
             out[Engine.WINDOW] += region.pixels * stage.blocks * config.rows

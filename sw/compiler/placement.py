@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from systole.sw.frontend.dataflow import CONVERSIONS, Dataflow
 from systole.sw.frontend.macs import node_macs
 from systole.sw.frontend.passes.operators import OPERATORS
+from systole.sw.frontend.passes.operators.rows import ROW_OPERATORS
 
 FLOAT = "float: quantise first with python -m sw.quantize"
 FOR_HOST = "converts a value for the host alone"
 NOT_FROM_ACCELERATOR = "converts a value that does not come from the accelerator"
+NO_ROW_OPS = "the machine has no row operations (row_ops = false)"
 QUANTISED = ("tensor(int8)", "tensor(uint8)")
 """Types that accelerator and host exchange."""
 
@@ -62,7 +64,8 @@ class NodePlacement:
 class Placement:
     """The placement of a model's nodes, by their index. It changes as nodes are refused."""
 
-    def __init__(self, flow: Dataflow):
+    def __init__(self, flow: Dataflow, *, row_ops: bool = True):
+        """``row_ops``: the machine has row operations."""
         self.flow = flow
         self.is_float = not any(
             n.op_type in CONVERSIONS or n.op_type.startswith(("QLinear", "QGemm"))
@@ -80,6 +83,8 @@ class Placement:
         for i, node in enumerate(flow.nodes):
             if (node.domain, node.op_type) not in OPERATORS:
                 self.reasons[i] = "operator not supported"
+            elif node.op_type in ROW_OPERATORS and not row_ops:
+                self.reasons[i] = NO_ROW_OPS
             elif self.is_float:
                 self.reasons[i] = FLOAT
             elif (why := flow.invalid_scale(i)) is not None:

@@ -21,7 +21,7 @@ from systole.sw.compiler.stages import ArrayStage, Fold, Geometry, Source, Stage
 DECENT_REGION = 256
 """Outputs per channel that a region should hold: enough to hide weight loads and halos."""
 
-EARLY_REGION = {"array": 128, "vector": 128, "window": 256}
+EARLY_REGION = {"array": 128, "vector": 128, "row": 128, "window": 256}
 """Outputs per region, by kind of stage, where regions cost no transfers: small ones let the next
 stage begin early; a window stage reads the rows between two regions twice."""
 

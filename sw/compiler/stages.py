@@ -5,6 +5,7 @@
   more passes, each a convolution of one source.
 * :class:`WindowStage`: WINDOW commands.
 * :class:`VectorStage`: POST from the scratchpad.
+* :class:`RowStage`: WINDOW SOFTMAX and NORMALISE.
 * :class:`TransposeStage`: WINDOW IM2COL, a byte at a time.
 """
 
@@ -364,13 +365,30 @@ class VectorStage(BaseStage):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class RowStage(BaseStage):
+    """WINDOW commands that reduce all channels of a position."""
+
+    kind: ClassVar[Literal["row"]] = "row"
+    row_op: WindowOp
+    requant: Requant
+    params: np.ndarray
+    """int8 (words, rows)."""
+    period: int = 0
+    """Positions of one causal matrix; 0: none is."""
+
+    @property
+    def fixed(self) -> list[tuple[FixedRole, np.ndarray]]:
+        return [("params", self.params)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TransposeStage(BaseStage):
     """WINDOW IM2COL commands that exchange channels and positions, a byte at a time."""
 
     kind: ClassVar[Literal["transpose"]] = "transpose"
 
 
-Stage = ArrayStage | WindowStage | VectorStage | TransposeStage
+Stage = ArrayStage | WindowStage | VectorStage | RowStage | TransposeStage
 
 
 def _present(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from systole.isa import numerics
+from systole.isa import numerics, rows
 from systole.sw.ir.graph import (
     Activation,
     Binary,
@@ -20,14 +20,17 @@ from systole.sw.ir.graph import (
     ConvTranspose,
     Graph,
     MatMul,
+    Normalise,
     Op,
     Pick,
     Pool,
     Port,
     Select,
+    Softmax,
     Table,
     Tensor,
     Transpose,
+    normalisation,
 )
 
 CHUNK = 1 << 22
@@ -71,6 +74,10 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
         x = tensors[op.x]
         swapped = x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
         return {op.output: swapped.reshape(graph.tensors[op.output].shape)}
+    if isinstance(op, Softmax):
+        return {op.output: _softmax(op, graph, tensors[op.x])}
+    if isinstance(op, Normalise):
+        return {op.output: _normalise(op, graph, tensors[op.x])}
     if isinstance(op, Table):
         return {op.output: np.clip(numerics.lookup(tensors[op.x], op.values), op.low, op.high)}
     assert isinstance(op, Binary)
@@ -83,6 +90,35 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
         high=op.high,
     )
     return _activated(op, op.activation, total)
+
+
+def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
+    _, channels, h, w = x.shape
+    valid: np.ndarray = np.ones(channels, bool)
+    if op.period:
+        last = np.arange(h * w) % op.period
+        valid = (np.arange(channels) <= last[:, None]).reshape(h, w, channels)
+    out = rows.softmax(
+        np.moveaxis(x, 1, -1),
+        rows.Softmax.of_scales(op.x_scale, op.y_scale),
+        valid,
+        zero=graph.tensors[op.output].zero,
+        low=op.low,
+        high=op.high,
+    )
+    return np.moveaxis(out, -1, 1)
+
+
+def _normalise(op: Normalise, graph: Graph, x: np.ndarray) -> np.ndarray:
+    out = rows.normalise(
+        np.moveaxis(x, 1, -1),
+        normalisation(op),
+        x_zero=graph.tensors[op.x].zero,
+        zero=graph.tensors[op.output].zero,
+        low=op.low,
+        high=op.high,
+    )
+    return np.moveaxis(out, -1, 1)
 
 
 def own_zero(op: Op, activation: Activation | None, graph: Graph) -> int:

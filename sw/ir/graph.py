@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from systole.isa import rows
+
 BinaryKind = Literal["add", "sub", "mul"]
 PortType = Literal["float32", "int8", "uint8"]
 
@@ -353,6 +355,52 @@ class MatMul(Op):
     @property
     def batch(self) -> int:
         return len(self.a.places)
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(Op):
+    """Softmax over the channels of every position: out = exp(x) / sum of exp(x)."""
+
+    x: str
+    x_scale: np.float32
+    y_scale: np.float32
+    period: int = 0
+    """Positions of one causal matrix, row by row: position p takes channels 0 to p modulo this
+    alone. 0: all positions take all channels."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalise(Op):
+    """The channels of every position less their mean, divided by their standard deviation, times
+    ``gain``, plus ``shift``. A position without its mean taken off is divided by the root of its
+    mean square."""
+
+    x: str
+    gain: np.ndarray
+    """float64 (channels,)."""
+    shift: np.ndarray
+    """float64 (channels,)."""
+    epsilon: float
+    """Added to the variance."""
+    centred: bool
+    """The mean is taken off."""
+    x_scale: np.float32
+    y_scale: np.float32
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+def normalisation(op: Normalise) -> rows.Normalise:
+    """The operator's parameters. Raises ``ValueError`` for an epsilon that is too large."""
+    return rows.Normalise.of_scales(
+        op.gain, op.shift, x=op.x_scale, y=op.y_scale, epsilon=op.epsilon, centred=op.centred
+    )
 
 
 @dataclass(frozen=True, eq=False)

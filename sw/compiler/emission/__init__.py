@@ -5,7 +5,7 @@ rest, each for one kind of command or stage, over one common :class:`~.context.E
 
 * ``activations``: loads, stores and scratchpad addresses of tensors (``transfers``, ``views``).
 * ``array``: tiles of ``convolution`` or ``products``, their ``weights``, and ``post``.
-* ``folding``, ``window``, ``transposition``: the commands of the window engine.
+* ``folding``, ``window``, ``row``, ``transposition``: the commands of the window engine.
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from systole.sw.compiler.emission.array import ArrayEmitter
 from systole.sw.compiler.emission.context import EmissionContext, StageConstants
 from systole.sw.compiler.emission.folding import FoldEmitter
 from systole.sw.compiler.emission.post import PostEmitter
+from systole.sw.compiler.emission.row import RowEmitter
 from systole.sw.compiler.emission.transfers import load_fixed
 from systole.sw.compiler.emission.transposition import TransposeEmitter
 from systole.sw.compiler.emission.views import BufferView
 from systole.sw.compiler.emission.window import WindowEmitter
 from systole.sw.compiler.regions import Region
-from systole.sw.compiler.stages import ArrayStage, Stage, TransposeStage, VectorStage, WindowStage
+from systole.sw.compiler.stages import (
+    ArrayStage,
+    RowStage,
+    Stage,
+    TransposeStage,
+    VectorStage,
+    WindowStage,
+)
 
 __all__ = ["EmissionContext", "ProgramEmitter", "StageConstants"]
 
@@ -35,6 +43,7 @@ class ProgramEmitter:
         self.array = ArrayEmitter(context, self.activations, self.post)
         self.fold = FoldEmitter(context, self.activations)
         self.window = WindowEmitter(context)
+        self.row = RowEmitter(context)
         self.transpose = TransposeEmitter(context, self.activations)
         self._ahead: dict[int, dict[int, BufferView]] = {}
         """By stage, the inputs of its next region that have been asked for."""
@@ -79,6 +88,8 @@ class ProgramEmitter:
                     self.array.group(group, stage, views)
                 case WindowStage():
                     self.window.group(group, stage, views[0])
+                case RowStage():
+                    self.row.group(group, stage, views[0])
                 case VectorStage():
                     self.post.vector(group, stage, views)
             self.activations.store(group)

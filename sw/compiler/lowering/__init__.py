@@ -15,7 +15,8 @@ Tensors that only bring channels of others together are left out before
 5. Select: convolutions by permutation matrices (``selection``).
 6. Pool: WINDOW, MAX or SUM (``window``).
 7. Binary, Table: POST from the scratchpad (``vector``).
-8. MatMul (``products``), Transpose (``transposition``).
+8. Softmax, Normalise: WINDOW's row operations (``row``).
+9. MatMul (``products``), Transpose (``transposition``).
 
 A stage whose geometry is pointwise sees its images flattened to one row.
 """
@@ -33,6 +34,7 @@ from systole.sw.compiler.lowering.context import LoweringContext
 from systole.sw.compiler.lowering.convolution import lower_conv, lower_transposed
 from systole.sw.compiler.lowering.folding import packed_inputs
 from systole.sw.compiler.lowering.products import lower_product
+from systole.sw.compiler.lowering.row import lower_normalise, lower_softmax
 from systole.sw.compiler.lowering.selection import lower_select
 from systole.sw.compiler.lowering.transposition import lower_transpose
 from systole.sw.compiler.lowering.vector import lower_binary, lower_table
@@ -44,9 +46,11 @@ from systole.sw.ir.graph import (
     ConvTranspose,
     Graph,
     MatMul,
+    Normalise,
     Op,
     Pool,
     Select,
+    Softmax,
     Table,
     Transpose,
 )
@@ -103,6 +107,10 @@ def _lower(context: LoweringContext, layer: int, op: Op) -> list[Stage]:
             return [lower_binary(context, layer, op)]
         case Table():
             return [lower_table(context, layer, op)]
+        case Softmax():
+            return [lower_softmax(context, layer, op)]
+        case Normalise():
+            return [lower_normalise(context, layer, op)]
         case MatMul():
             return lower_product(context, layer, op)
         case Transpose():

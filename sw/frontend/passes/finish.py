@@ -12,7 +12,10 @@ import numpy as np
 from systole.sw.frontend.passes import moves
 from systole.sw.frontend.passes.layout import Shape
 from systole.sw.frontend.passes.values import Affine, Function, Node, Pending, Quant
-from systole.sw.ir.graph import Binary, Op, Pick, Pool, Select, Table
+from systole.sw.ir.graph import Binary, Normalise, Op, Pick, Pool, Select, Softmax, Table, normalisation
+
+LEAST_SHARE = 2.0**-24
+"""The smallest scale of a Softmax' result."""
 
 Scale = TypeVar("Scale", np.ndarray, np.float32)
 
@@ -33,6 +36,19 @@ def scaled_binary(node: Node, op: Binary, quant: Quant) -> Binary:
     if not all(2.0**-22 <= r < 2.0**22 for r in ratios):
         raise node.fail(f"scale ratios {ratios[0]}, {ratios[1]} outside 2^-22..2^22")
     return replace(op, a_ratio=float(ratios[0]), b_ratio=float(ratios[1]))
+
+
+def scaled_row(node: Node, op: Softmax | Normalise, quant: Quant) -> Softmax | Normalise:
+    """``op`` with the scale of its result."""
+    scaled = replace(op, y_scale=quant.scale)
+    if isinstance(scaled, Normalise):
+        try:
+            normalisation(scaled)
+        except ValueError as e:
+            raise node.fail(str(e)) from None
+    elif not LEAST_SHARE <= quant.scale <= 1:
+        raise node.fail(f"result's scale {quant.scale}: it must be in {LEAST_SHARE}..1")
+    return scaled
 
 
 def marked(value: Pending, op: Select, quant: Quant) -> Select:

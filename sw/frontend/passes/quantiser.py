@@ -26,7 +26,18 @@ from systole.sw.frontend.passes.values import (
     RealInput,
     Value,
 )
-from systole.sw.ir.graph import Binary, Conv, ConvTranspose, MatMul, Op, Pool, Select, Table
+from systole.sw.ir.graph import (
+    Binary,
+    Conv,
+    ConvTranspose,
+    MatMul,
+    Normalise,
+    Op,
+    Pool,
+    Select,
+    Softmax,
+    Table,
+)
 
 
 class Quantiser:
@@ -119,6 +130,8 @@ class Quantiser:
             return replace(op, scale=finish.checked(node, op.scale / quant.scale))
         if isinstance(op, Binary):
             return finish.scaled_binary(node, op, quant)
+        if isinstance(op, Softmax | Normalise):
+            return finish.scaled_row(node, op, quant)
         if isinstance(op, Select):
             return self._scaled_select(node, value, op, quant)
         if isinstance(op, Pool) and op.kind == "average":

@@ -14,6 +14,7 @@ from systole.sw.frontend.passes.operators import (
     products,
     quantisation,
     relayout,
+    rows,
 )
 from systole.sw.frontend.passes.operators.registry import OPERATORS
 
@@ -27,4 +28,5 @@ __all__ = [
     "products",
     "quantisation",
     "relayout",
+    "rows",
 ]

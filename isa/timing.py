@@ -159,6 +159,8 @@ WINDOW_DEPTH = {
     WindowOp.SUM: _ISSUE_TO_END + REDUCE_LATENCY + REQUANTISE_LATENCY,
     WindowOp.MAX: _ISSUE_TO_END + REDUCE_LATENCY,
     WindowOp.IM2COL: _ISSUE_TO_END + COLLECT_LATENCY,
+    WindowOp.SOFTMAX: _ISSUE_TO_END + REQUANTISE_LATENCY,
+    WindowOp.NORMALISE: _ISSUE_TO_END + REQUANTISE_LATENCY,
 }
 """Cycles from the last token that WINDOW issues to the end of the command."""
 WINDOW_SET_UP = 4

@@ -176,7 +176,8 @@ class _Partitioner:
 
     def __init__(self, flow: Dataflow, config: Config | None):
         self.flow, self.config = flow, config
-        self.placement = Placement(flow, row_ops=config is None or config.row_ops)
+        self._row_ops = config is None or config.row_ops
+        self.placement = Placement(flow, row_ops=self._row_ops)
         self.compile_seconds = 0.0
         # Most segments stay the same from one attempt to the next.
         self._lowered: dict[_SegmentKey, AcceleratorSegment | _Refusal] = {}
@@ -283,7 +284,8 @@ class _Partitioner:
             after[name] = result
 
         try:
-            walker = Walker(self.flow.extract(list(nodes), list(inputs), list(outputs)))
+            model = self.flow.extract(list(nodes), list(inputs), list(outputs))
+            walker = Walker(model, row_ops=self._row_ops)
             graph = walker.walk()
             after["lower"] = graph
             graph = apply_passes(graph, observe)

@@ -15,7 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from systole.sw.frontend.passes.layout import LayoutError, OnnxView, output_perm
+from systole.sw.frontend.passes.norms import find_norms
 from systole.sw.frontend.passes.operators import OPERATORS
+from systole.sw.frontend.passes.operators.rows import written_out
 from systole.sw.frontend.passes.readers import order_of_axes
 from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import ADVICE, Const, Dequantised, Node, Quantised, RealInput
@@ -27,7 +29,8 @@ INPUT_TYPES: dict[str, PortType] = {"FLOAT": "float32", "INT8": "int8", "UINT8":
 
 
 def lower(model: ir.Model) -> Graph:
-    """The graph of a model that :func:`~sw.frontend.passes.read.read` returned.
+    """The graph of a model that :func:`~sw.frontend.passes.read.read` returned, for a machine with
+    row operations.
 
     Raises :class:`~sw.ir.graph.ModelError`; its ``node`` is the first output of the node at fault,
     or the name of the graph output at fault."""
@@ -37,8 +40,14 @@ def lower(model: ir.Model) -> Graph:
 class Walker:
     """Walks over inputs, nodes and outputs of one model and builds its graph."""
 
-    def __init__(self, model: ir.Model):
+    def __init__(self, model: ir.Model, *, row_ops: bool = True):
+        """``row_ops``: the machine has row operations, which take normalisations of several
+        nodes."""
         self._graph = model.graph
+        norms = find_norms(model.graph) if row_ops else []
+        self._norms = {norm.nodes[-1]: norm for norm in norms}
+        self._inside = {node for norm in norms for node in norm.nodes[:-1]}
+        """Nodes that are parts of these."""
         self._state = LoweringState(model.graph.opset_imports)
         self._input_types: dict[str, PortType] = {}
         self.views: dict[str, OnnxView] = {}
@@ -51,6 +60,8 @@ class Walker:
         for value in self._graph.inputs:
             self._input(value)
         for raw in self._graph:
+            if raw in self._inside:
+                continue
             node = Node(raw)
             with _located(node.output):
                 self._node(node)
@@ -80,6 +91,10 @@ class Walker:
             self._state.results.set(name, Quantised(name, view))
 
     def _node(self, node: Node) -> None:
+        norm = self._norms.get(node.raw)
+        if norm is not None:
+            self._state.results.set(node.output, written_out(self._state, node, norm))
+            return
         handler = OPERATORS.get((node.raw.domain, node.op_type))
         if handler is None:
             names = ", ".join(sorted({name for _, name in OPERATORS}))

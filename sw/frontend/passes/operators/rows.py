@@ -9,6 +9,7 @@ import numpy as np
 
 from systole.isa.commands import MAX_FEATURES
 from systole.sw.frontend.passes.layout import OnnxView
+from systole.sw.frontend.passes.norms import Norm
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import Const, Dequantised, Node, Pending, QuantConst, Value
@@ -32,10 +33,7 @@ def softmax(state: LoweringState, node: Node) -> Value:
     Its axis has at most 4096 elements; before opset 13 it is the last."""
     x = state.operands.activation(node, 0)
     rank, old = len(x.view.shape), state.opsets.get("", ROWS_FROM) < ROWS_FROM
-    axis = node.integer("axis", 1 if old else -1)
-    if not -rank <= axis < rank:
-        raise node.fail(f"axis = {axis}: it must be in {-rank}..{rank - 1}")
-    axis %= rank
+    axis = _axis(node, node.integer("axis", 1 if old else -1), rank)
     if old and axis != rank - 1 and math.prod(x.view.shape[axis + 1 :]) > 1:
         raise node.fail(f"axis = {axis}: before opset 13 it must be the last, {rank - 1}")
     x = _in_rows(state, node, x, axis)
@@ -61,19 +59,16 @@ def rms_normalisation(state: LoweringState, node: Node) -> Value:
 
 
 def _normalised(state: LoweringState, node: Node, *, centred: bool) -> Pending:
+    """A normalisation that is one node."""
     if any(output.uses() or output.is_graph_output() for output in node.raw.outputs[1:]):
         raise node.fail("its mean or deviation is used: only its first output may be")
     x = state.operands.activation(node, 0)
-    rank, shape = len(x.view.shape), x.view.shape
-    axis = node.integer("axis", -1)
-    if not -rank <= axis < rank:
-        raise node.fail(f"axis = {axis}: it must be in {-rank}..{rank - 1}")
-    axis %= rank
-    features = math.prod(shape[axis:])
-    together = replace(x, view=x.view.reshape((*shape[:axis], features)))
-    rows = _in_rows(state, node, together, axis)
+    shape = x.view.shape
+    axis = _axis(node, node.integer("axis", -1), len(shape))
     gain = _parameter(state, node, 1, "scale", shape[axis:])
-    shift = _parameter(state, node, 2, "bias", shape[axis:]) if centred else np.zeros(features)
+    shift = _parameter(state, node, 2, "bias", shape[axis:]) if centred else np.zeros(gain.shape)
+    together = replace(x, view=x.view.reshape((*shape[:axis], gain.size)))
+    rows = _in_rows(state, node, together, axis)
     op = Normalise(
         **node.fields(),
         x=rows.tensor,
@@ -86,6 +81,40 @@ def _normalised(state: LoweringState, node: Node, *, centred: bool) -> Pending:
     )
     result = _result(state, op, rows)
     return replace(result, view=result.view.reshape(shape))
+
+
+def written_out(state: LoweringState, node: Node, norm: Norm) -> Pending:
+    """A normalisation of several nodes, the last of which is ``node``."""
+    x = state.operands.real(node, state.results.get(norm.x.name or ""), 0)
+    shape = x.view.shape
+    axis = _axis(node, norm.axis, len(shape))
+    rows = _in_rows(state, node, x, axis)
+    op = Normalise(
+        **node.fields("LayerNormalization" if norm.centred else "RMSNormalization"),
+        x=rows.tensor,
+        gain=_of_channels(node, norm.gain, shape, axis),
+        shift=_of_channels(node, norm.shift, shape, axis),
+        epsilon=norm.epsilon,
+        centred=norm.centred,
+        x_scale=rows.scale,
+        y_scale=np.float32(1),
+    )
+    return _result(state, op, rows)
+
+
+def _axis(node: Node, axis: int, rank: int) -> int:
+    """An axis counted from the front."""
+    if not -rank <= axis < rank:
+        raise node.fail(f"axis = {axis}: it must be in {-rank}..{rank - 1}")
+    return axis % rank
+
+
+def _of_channels(node: Node, array: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """A constant that is broadcast to ``shape``, by channel, which are ``axis``."""
+    whole = np.reshape(array, (1,) * (len(shape) - array.ndim) + array.shape)
+    if any(size != 1 for i, size in enumerate(whole.shape) if i != axis):
+        raise node.fail(f"its constant {list(array.shape)} varies along other axes than {axis}")
+    return np.broadcast_to(whole.reshape(-1).astype(np.float64), (shape[axis],))
 
 
 def _parameter(

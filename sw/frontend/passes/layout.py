@@ -58,6 +58,18 @@ class OnnxView:
         atoms = zip(shape, strides, strict=True)
         return cls(tuple(shape), tuple(merge([atom]) for atom in atoms))
 
+    @classmethod
+    def of_indices(cls, index: np.ndarray) -> OnnxView | None:
+        """The view whose :meth:`indices` are ``index``; None if strides cannot express them."""
+        if not index.size or index.flat[0]:
+            return None
+        dims = []
+        for axis in range(index.ndim):
+            line = index[tuple(slice(None) if i == axis else 0 for i in range(index.ndim))]
+            dims.append(_atoms_of(line))
+        view = cls(index.shape, tuple(dims))
+        return view if np.array_equal(view.indices(), index) else None
+
     def transpose(self, perm: Sequence[int]) -> OnnxView:
         return OnnxView(tuple(self.shape[p] for p in perm), tuple(self.dims[p] for p in perm))
 
@@ -123,6 +135,22 @@ class OnnxView:
             for (size, stride), new in zip(dim, _split(dim, new_dim), strict=True)
         ]
         return OnnxView(self.shape, tuple(merge(_relabel(dim, pieces)) for dim in self.dims))
+
+
+def _atoms_of(line: np.ndarray) -> tuple[Atom, ...]:
+    """The atoms of a dimension whose elements stand at ``line``, which begins with 0, if it has
+    any."""
+    atoms: list[Atom] = []
+    while len(line) > 1:
+        # The innermost run of equal steps, which divides the line.
+        step = int(line[1])
+        uneven = np.flatnonzero(np.diff(line) != step)
+        size = int(uneven[0]) + 1 if uneven.size else len(line)
+        if size < 2 or len(line) % size:
+            size = len(line)
+        atoms.insert(0, (size, step))
+        line = line[::size]
+    return merge(atoms)
 
 
 def _split(dim: Sequence[Atom], whole: Sequence[Atom]) -> list[int]:

@@ -156,6 +156,28 @@ class Mover:
             f"regular order ({moves.MAX_PHASES} phases, {moves.MAX_PICKS} picks are the limit)"
         )
 
+    def channels(self, node: Node, x: Dequantised, index: np.ndarray) -> Pending | None:
+        """The elements of the tensor of ``x`` at ``index``, if they are some consecutive channels
+        and all of these: stored as they are there, whatever the order they are seen in. None if
+        they are not."""
+        n, c, h, w = shape = self._tensors.shape(x.tensor)
+        count, rest = divmod(index.size, n * h * w)
+        if rest or count == c or index.min(initial=0) < 0:
+            return None
+        first = int(index.min()) // (h * w) % c
+        image, place = np.divmod(index, c * h * w)
+        channel = place // (h * w) - first
+        if channel.min() < 0 or channel.max() >= count:
+            return None
+        inside = (image * count + channel) * (h * w) + place % (h * w)
+        view = OnnxView.of_indices(inside)
+        if view is None or view.repeats or not _is_whole(view):
+            return None
+        taken = np.arange(first, first + count)
+        pick = replace(moves.identity(x.tensor, shape, float(x.scale)), channels=taken)
+        op = Select(**node.fields(), phases=[[pick]])
+        return Pending(op, (n, count, h, w), view)
+
     def _at_once(
         self,
         node: Node,
@@ -242,6 +264,17 @@ class Mover:
         moved = self.rearranged(node, x, index)
         assert self._tensors.shape(moved.tensor) == index.shape
         return replace(moved, scale=x.scale)
+
+
+def _is_whole(view: OnnxView) -> bool:
+    """Whether every element of the base array is in the view, once."""
+    atoms = sorted((stride, size) for dim in view.dims for size, stride in dim)
+    reach = 1
+    for stride, size in atoms:
+        if stride != reach:
+            return False
+        reach *= size
+    return True
 
 
 def _layouts(whole: OnnxView, *, plain: bool) -> list[OnnxView]:

@@ -175,6 +175,10 @@ def _arranged(
         repeated = _repeated(state, node, parts[0], orders[0])
         if repeated is not None:
             return [repeated]
+    if len(others) == len(parts) == 1:
+        cut = [state.mover.channels(node, parts[0], index) for index in orders]
+        if all(each is not None for each in cut):
+            return [each for each in cut if each is not None]
     if not others and len(parts) == 1 and all((index >= 0).all() for index in orders):
         return [state.mover.chosen(node, parts[0].tensor, index) for index in orders]
     return [state.mover.moved(node, parts, index, fill=fill) for index in orders]

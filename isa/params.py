@@ -88,3 +88,12 @@ def pack(fields: Sequence[Field], **values: int) -> int:
     for f in reversed(fields):
         number = number << f.bits | (values[f.name] & ((1 << f.bits) - 1))
     return number
+
+
+def unpack_signed(fields: Sequence[Field], number: int) -> dict[str, int]:
+    """The bits of ``fields``, packed from bit 0 of ``number``, by name."""
+    values = unpack(fields, number)
+    return {
+        f.name: values[f.name] - (f.signed and values[f.name] >> (f.bits - 1) << f.bits)
+        for f in fields
+    }

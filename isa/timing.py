@@ -390,3 +390,14 @@ class WindowShape:
         if op != WindowOp.MAX:
             tokens += config.window_param_words
         return tokens
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+
+def row_cycles(c: Mapping[str, int], config: Config) -> int:
+    """Cycles in which a row operation takes words: parameters, then its passes."""
+    words = c["blocks"] * c["out_w"] * config.window_passes
+    if c["op"] == WindowOp.SOFTMAX:
+        return config.row_param_words + -(-4 * TABLE_BYTES // config.rows) + 3 * words
+    return config.row_param_words + 8 * c["blocks"] + 3 * words

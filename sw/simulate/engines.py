@@ -7,10 +7,29 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from systole.isa import Config, Fault, LoadTarget, Opcode, PostOp, PostSource, WindowOp, numerics
-from systole.isa.commands import TABLE_BYTES
+from systole.isa import (
+    Config,
+    Fault,
+    LoadTarget,
+    Opcode,
+    PostOp,
+    PostSource,
+    WindowOp,
+    numerics,
+)
+from systole.isa.commands import ROW_OPS, TABLE_BYTES
 from systole.isa.limits import broken_limit
-from systole.isa.params import PARAM_BYTES, REQUANT_PARAMS
+from systole.isa.params import (
+    CHANNEL_FLAGS,
+    EXP_ENTRY_BYTES,
+    NORMALISE_PARAMS,
+    PARAM_BYTES,
+    REQUANT_PARAMS,
+    ROW_PARAM_BYTES,
+    SOFTMAX_PARAMS,
+    unpack_signed,
+)
+from systole.isa.rows import EXP_BITS, Normalise, Softmax, normalise, softmax
 from systole.sw.runtime.driver import DEFAULT_WATCHDOG
 from systole.sw.simulate.races import Box, CommandError, TrackedMemory, Tracker, progressions, span
 
@@ -119,6 +138,8 @@ class Engines:
             self._post(c)
         elif c.op == WindowOp.IM2COL:
             self._im2col(c)
+        elif c.op in ROW_OPS:
+            self._row(c)
         else:
             self._window(c)
 
@@ -139,6 +160,8 @@ class Engines:
             cycles *= c.blocks * taps
         elif c.opcode == Opcode.WINDOW and c.op == WindowOp.IM2COL:
             cycles *= taps * -(-c.run // self.config.rows)
+        elif c.opcode == Opcode.WINDOW and c.op in ROW_OPS:
+            cycles *= c.blocks
         elif c.opcode == Opcode.WINDOW:
             fast = max(c.kernel_w, c.kernel_h) <= self.config.window_kernel
             cycles *= c.blocks * (1 if fast else taps)
@@ -413,6 +436,52 @@ class Engines:
         places = np.ascontiguousarray(out.transpose(1, 2, 0))
         self.memories.scratchpad[places] = data.reshape(*places.shape, rows)
 
+    # Rows -----------------------------------------------------------------------------------------
+
+    def _row(self, c: SimpleNamespace) -> None:
+        """SOFTMAX and NORMALISE: channels last."""
+        shape = (c.out_w, c.blocks, self.config.rows)
+        words = self._blocked(c, "src", c.src, c.src_block, 1)
+        mask = None
+        if c.op == WindowOp.SOFTMAX and c.masked:
+            mask = self._blocked(c, "weights", c.weights, c.mask_block, c.mask_step)
+        header, rest = self._row_parameters(c)
+        out = self._outputs(c, c.blocks)[:, 0].T
+        self._refuse_own_results(words, out, "src", in_place=True)
+        constants = np.arange(c.params, c.params + self.config.row_param_words + len(rest))
+        self._refuse_own_results(constants, out, "params")
+        x = self.memories.scratchpad[words].reshape(c.out_w, -1)
+        if c.op == WindowOp.SOFTMAX:
+            last = c.features + c.causal * np.arange(c.out_w)[:, None]
+            valid = np.arange(x.shape[1]) < last
+            if mask is not None:
+                self._refuse_own_results(mask, out, "weights")
+                valid &= self.memories.scratchpad[mask].reshape(c.out_w, -1) >= 0
+            values = _softmax(c, header, rest, x, valid)
+        else:
+            values = _normalise(c, header, rest, x)
+        self.memories.scratchpad[out] = values.reshape(shape)
+
+    def _blocked(
+        self, c: SimpleNamespace, field: str, start: int, block: int, step: int
+    ) -> np.ndarray:
+        """Check the reads of a row operation's operand. Return its words (out_w, blocks)."""
+        box = Box(start, (1, c.blocks, c.out_w), (0, block, step))
+        self._read(TrackedMemory.SCRATCHPAD, box, field)
+        return start + np.arange(c.out_w)[:, None] * step + np.arange(c.blocks) * block
+
+    def _row_parameters(self, c: SimpleNamespace) -> tuple[int, np.ndarray]:
+        """The parameters of all channels of a row operation, as a number, and the words behind
+        them: a table, or the channels' own."""
+        own = self.config.row_param_words
+        count = c.blocks * PARAM_BYTES
+        if c.op == WindowOp.SOFTMAX:
+            count = -(-TABLE_BYTES * EXP_ENTRY_BYTES // self.config.rows)
+        self._read(TrackedMemory.SCRATCHPAD, span(c.params, own + count), "params")
+        words = self.memories.scratchpad[c.params : c.params + own + count]
+        header = words[:own].tobytes()[:ROW_PARAM_BYTES]
+        return int.from_bytes(header, "little"), words[own:]
+
     # Post-processing ------------------------------------------------------------------------------
 
     def _post(self, c: SimpleNamespace) -> None:
@@ -488,6 +557,38 @@ class Engines:
         acc = self.memories.accumulators[c.acc : c.acc + outputs]
         acc = acc.reshape(outputs, config.groups, config.lanes)[:, : c.groups]
         return parameters, acc.transpose(1, 0, 2)
+
+
+def _softmax(
+    c: SimpleNamespace, header: int, rest: np.ndarray, x: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    own = unpack_signed(SOFTMAX_PARAMS, header)
+    table = np.frombuffer(rest.tobytes(), f"<u{EXP_ENTRY_BYTES}")[:TABLE_BYTES].astype(np.int64)
+    p = Softmax(table & ((1 << EXP_BITS) - 1), own["numerator"], own["shift"])
+    return softmax(x, p, valid, zero=c.zero, low=c.low, high=c.high)
+
+
+def _normalise(c: SimpleNamespace, header: int, rest: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Channels that do not count are as if they were the zero point."""
+    own = unpack_signed(NORMALISE_PARAMS, header)
+    raw = np.frombuffer(rest.tobytes(), "<u8")
+    fields, at = {}, 0
+    for f in (*REQUANT_PARAMS, *CHANNEL_FLAGS):
+        value = (raw >> np.uint64(at) & np.uint64((1 << f.bits) - 1)).astype(np.int64)
+        fields[f.name] = value - (value >> (f.bits - 1) << f.bits) * f.signed
+        at += f.bits
+    p = Normalise(
+        c.features,
+        own["epsilon"],
+        bool(own["centred"]),
+        fields["bias"],
+        fields["multiplier"],
+        fields["shift"],
+        fields["negate"].astype(bool),
+        fields["coarse"].astype(bool),
+    )
+    counted = np.where(np.arange(x.shape[1]) < c.features, x, c.pad)
+    return normalise(counted, p, x_zero=c.pad, zero=c.zero, low=c.low, high=c.high)
 
 
 def _grid(

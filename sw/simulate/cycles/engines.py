@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from systole.isa import Config, WindowOp
+from systole.isa.commands import ROW_OPS
 from systole.isa.timing import (
     READ_AHEAD,
     WINDOW_SET_UP,
@@ -18,6 +19,7 @@ from systole.isa.timing import (
     im2col_keeps_words,
     post_group_reads,
     post_keeps_operand,
+    row_cycles,
     window_modes,
     window_set_up_bits,
     window_walk_start,
@@ -161,6 +163,8 @@ def window_timing(c: Mapping[str, int], config: Config) -> WindowTiming:
     """The timing of a WINDOW command."""
     if c["op"] == WindowOp.IM2COL:
         fast, words = False, c["out_h"] * im2col_row(c, config).steps
+    elif c["op"] in ROW_OPS:
+        fast, words = False, row_cycles(c, config)
     else:
         shape = WindowShape.of_command(c)
         fast = shape.is_fast(config)
@@ -175,6 +179,8 @@ def window_banks(c: Mapping[str, int], window: WindowTiming, config: Config) -> 
     general path, and with windows in several parts."""
     if c["op"] == WindowOp.IM2COL:
         return _im2col_banks(c, config)
+    if c["op"] in ROW_OPS:
+        return None
     shape = WindowShape.of_command(c)
     if not window.fast or shape.further_parts:
         return None

@@ -38,6 +38,8 @@ NORMAL_BITS = 20
 """Fraction bits of what NORMALISE gives to the requantiser."""
 COARSE_BITS = 12
 """So many fewer, for channels whose bias would not fit otherwise."""
+NORMAL_WIDTH = 28
+"""Normal numbers are held in so many bits, modulo 2^28: no element of a row has one of 2^27."""
 MAX_BIAS = 1 << 30
 """Of a channel of NORMALISE."""
 
@@ -207,7 +209,8 @@ def normalise(
     factor, offset = (each[..., None] for each in statistics(x, p))
     normal = _shifted(x * factor - offset, FACTOR_BITS - NORMAL_BITS)
     normal = np.where(p.negate, -normal, normal)
-    normal = np.where(p.coarse, _shifted(normal, COARSE_BITS), normal)
+    normal = normal + np.where(p.coarse, 1 << (COARSE_BITS - 1), 0)
+    normal = _wrapped(normal, NORMAL_WIDTH) >> np.where(p.coarse, COARSE_BITS, 0)
     return requantise(normal, p.bias, p.multiplier, p.shift, zero=zero, low=low, high=high)
 
 
@@ -215,6 +218,12 @@ def _shifted(x: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
     """int64 ``x * 2**-shift``, rounded half up."""
     right, left = np.maximum(shift, 0), np.maximum(-np.asarray(shift), 0)
     return ((x << left) + ((np.int64(1) << right) >> 1)) >> right
+
+
+def _wrapped(x: np.ndarray, bits: int) -> np.ndarray:
+    """int64 numbers modulo ``2**bits``, as signed ones."""
+    half = np.int64(1) << (bits - 1)
+    return ((x + half) & ((half << 1) - 1)) - half
 
 
 def _root(x: np.ndarray) -> np.ndarray:

@@ -149,6 +149,10 @@ def table_reads(config: Config) -> int:
 
 REDUCE_LATENCY = 6
 """Cycles from the last source word of an output to its accumulators."""
+ROW_LATENCY = 3
+"""Cycles from a word of a row operation's last pass to what is requantised."""
+ROW_TREE_LEVELS = 2
+"""Levels between two registers of the trees that reduce a word of a row."""
 COLLECT_LATENCY = 1
 """Cycles from the segment that completes an IM2COL word to that word."""
 _ISSUE_TO_END = 6

@@ -73,6 +73,10 @@ class Requantise(wiring.Component):
     With ``held``, the user keeps ``params`` for the ``SHIFTED`` cycles with ``en`` after a load and
     the limits for as long as there are vectors, and they are not buffered here.
     ``params`` is lane 0 lowest, 64 bits a lane in the layout of ``isa.params.REQUANT_PARAMS``.
+    With ``rows`` (and ``held``), there are parameters for all lanes besides, which change with every
+    vector if they have to: while ``row`` is high, which only changes without vectors, a load takes
+    no bias, ``row_multiplier`` as it is three cycles with ``en`` later, and of ``row_shift`` the
+    bits from ``FINE`` on as they are five, the others as they are six cycles later.
 
     In simulation, nothing between the registers of a stage is computed while it has no vector
     (``m.If(works[...])`` around combinational signals): for its speed. ``en`` is no part of these
@@ -93,12 +97,21 @@ class Requantise(wiring.Component):
     zero: Signal
     low: Signal
     high: Signal
+    row: Signal
+    row_multiplier: Signal
+    row_shift: Signal
     o_valid: Signal
     o: Signal
 
-    def __init__(self, *, lanes: int, held: bool = False):
+    def __init__(self, *, lanes: int, held: bool = False, rows: bool = False):
         self.lanes = lanes
         self._held = held
+        self._rows = rows
+        of_rows = {
+            "row": In(1),
+            "row_multiplier": In(SIGNIFICAND),
+            "row_shift": In(PARAMS["shift"].width),
+        }
         super().__init__(
             {
                 "en": In(1),
@@ -110,6 +123,7 @@ class Requantise(wiring.Component):
                 "zero": In(signed(8)),
                 "low": In(signed(8)),
                 "high": In(signed(8)),
+                **(of_rows if rows else {}),
                 "o_valid": Out(1),
                 "o": Out(8 * lanes),
             }
@@ -183,14 +197,20 @@ class Requantise(wiring.Component):
             lane.register(f"{stage}_shift", PARAMS["shift"].width)
             for stage in ("loaded", "relayed")
         )
+        bias: Value = params.bias
+        if self._rows:
+            bias = Mux(self.row, 0, bias)
         with m.If(self._reach[0]):
             m.d.sync += [
-                lane.bias.eq(params.bias),
+                lane.bias.eq(bias),
                 loaded_multiplier.eq(params.multiplier),
                 loaded_shift.eq(params.shift),
             ]
         multiplier: Value = params.multiplier if self._held else loaded_multiplier
         shift: Value = params.shift if self._held else relayed_shift
+        if self._rows:
+            multiplier = Mux(self.row, self.row_multiplier, multiplier)
+            shift = Mux(self.row, self.row_shift, shift)
         with m.If(self._reach[3]):
             m.d.sync += lane.multiplier.eq(multiplier)
         with m.If(self._reach[RELAY]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -19,9 +21,12 @@ from systole.hw.bus.interfaces import (
 from systole.hw.window.im2col import Collector
 from systole.hw.window.issue import Kind, TokenIssue, token_layout
 from systole.hw.window.lines import WindowReduce, window_positions
+from systole.hw.window.row_lanes import RowLanes
+from systole.hw.window.rows import is_row
 from systole.hw.window.walk import spans
 from systole.hw.window.writeback import WriteBack
 from systole.isa import Config, Opcode, WindowOp
+from systole.isa.params import CHANNEL_FLAGS, PARAM_BYTES
 from systole.isa.timing import FAST_DILATION
 
 
@@ -76,7 +81,10 @@ class WindowEngine(wiring.Component):
         )
         self._issue = TokenIssue(config)
         self._reduce = WindowReduce(config)
-        self._requantise = Requantise(lanes=config.reduced_lanes, held=True)
+        self._rows = RowLanes(config) if config.row_ops else None
+        self._requantise = Requantise(
+            lanes=config.reduced_lanes, held=True, rows=config.row_ops
+        )
         self._collector = Collector(config)
         self._write_back = WriteBack(config)
         self._en = self._write_back.en
@@ -87,6 +95,7 @@ class WindowEngine(wiring.Component):
         self._token = record(token_layout(config))
         self._token_valid = Signal()
         self._word = Signal(8 * config.rows, reset_less=True)
+        self._params = Signal(config.pass_param_words * 8 * config.rows, name="params", reset_less=True)
         # The channels of the word that the pass at hand reduces.
         self._channels = self._word
         if config.window_passes > 1:
@@ -96,6 +105,9 @@ class WindowEngine(wiring.Component):
         m = Module()
         m.submodules.issue = self._issue
         m.submodules.reduce = self._reduce
+        if self._rows is not None:
+            m.submodules.rows = self._rows
+            self._carry_out_rows(m, self._rows)
         m.submodules.requantise = self._requantise
         m.submodules.collector = self._collector
         m.submodules.write_back = self._write_back
@@ -141,16 +153,27 @@ class WindowEngine(wiring.Component):
                 m.d.sync += self._reading.eq(token)
             with m.If(self._is_reading):
                 word = Mux(self._reading.read, Mux(is_kept, kept, read.data), pad)
-                m.d.sync += [self._token.eq(self._reading), self._word.eq(word)]
-                if self.config.window_passes > 1:
-                    own = word.word_select(self._reading.number, len(self._channels))
-                    m.d.sync += self._channels.eq(own)
+                m.d.sync += self._token.eq(self._reading)
+                with self._unless_kept(m):
+                    m.d.sync += self._word.eq(word)
+                    if self.config.window_passes > 1:
+                        own = word.word_select(self._reading.number, len(self._channels))
+                        m.d.sync += self._channels.eq(own)
         with m.Elif(self._is_reading & self._reading.read & ~is_kept):
             m.d.sync += [kept.eq(read.data), is_kept.eq(1)]
 
+    def _unless_kept(self, m: Module) -> AbstractContextManager[None]:
+        """Where the token that is read does not keep the word at hand, as one of a row may."""
+        if not self.config.row_ops:
+            return nullcontext()
+        return m.If(self._reading.read | ~self._reading.is_row)
+
     def _arrives(self, kind: Kind) -> Value:
         """Whether the word at hand is of this kind."""
-        return self._token_valid & (self._token.kind == kind)
+        arrives = self._token_valid & (self._token.kind == kind)
+        if self.config.row_ops and kind == Kind.PARAMS:
+            return arrives & ~self._token.is_row
+        return arrives
 
     def _positions(self, m: Module) -> Signal:
         """The window positions in use, a bit each: the kernel in the corner of the newest word; by
@@ -217,7 +240,7 @@ class WindowEngine(wiring.Component):
         accumulators will come."""
         requantise, cmd = self._requantise, self._issue.current.cmd
         count, word = self.config.pass_param_words, len(self._word)
-        params = Signal(count * word, reset_less=True)
+        params = self._params
         load = WindowReduce.LATENCY - 1
         # Words of new parameters come no earlier than three cycles with ``en`` after the old ones
         # are free: the token is taken, its word read, and at hand.
@@ -237,6 +260,42 @@ class WindowEngine(wiring.Component):
             requantise.zero.eq(cmd.zero),
             requantise.low.eq(cmd.low),
             requantise.high.eq(cmd.high),
+        ]
+        if self._rows is not None:
+            rows, is_of_rows = self._rows, is_row(cmd)
+            m.d.comb += [
+                rows.load_flags.eq(complete[RowLanes.LATENCY - 2]),
+                requantise.i_valid.eq(
+                    (self._reduce.o_valid & ~self._reduce.maximum) | rows.o_valid
+                ),
+                requantise.acc.eq(Mux(is_of_rows, rows.acc, self._reduce.acc)),
+                requantise.load.eq(
+                    Mux(is_of_rows, rows.row_load | complete[RowLanes.LATENCY - 1], complete[load])
+                ),
+                requantise.row.eq(cmd.op == WindowOp.SOFTMAX),
+                requantise.row_multiplier.eq(rows.multiplier),
+                requantise.row_shift.eq(rows.shift),
+            ]
+
+    def _carry_out_rows(self, m: Module, rows: RowLanes) -> None:
+        """Row operations: from the word at hand to what is requantised."""
+        issue, token = self._issue, self._issue.tokens.payload
+        takes = self._take & token.is_row
+        lane = 8 * PARAM_BYTES
+        flags = [self._params[n + lane - len(CHANNEL_FLAGS) : n + lane] for n in range(0, len(self._params), lane)]
+        m.d.comb += [
+            rows.cmd.eq(issue.current.cmd),
+            rows.en.eq(self._en),
+            rows.took.eq(takes),
+            rows.took_last.eq(takes & token.what.row.last),
+            rows.moves.eq(self._en & self._is_reading & self._reading.is_row),
+            rows.valid.eq(self._token_valid & self._token.is_row),
+            rows.row.eq(self._token.what.row),
+            rows.word.eq(self._word),
+            rows.channels.eq(self._channels),
+            rows.flags.eq(Cat(flags)),
+            issue.row_taken.eq(rows.taken),
+            issue.rows_complete.eq(rows.complete),
         ]
 
     def _collect_segment(self, m: Module) -> None:

@@ -12,6 +12,7 @@ from systole.hw.bus.interfaces import (
 )
 from systole.hw.window.im2col import segment_layout
 from systole.hw.window.lines import INDEX_BITS, pixel_layout, weight_layout
+from systole.hw.window.rows import RowSequencer, is_row, row_layout
 from systole.hw.window.walk import (
     TapWalk,
     WalkSetup,
@@ -40,15 +41,21 @@ def token_layout(config: Config) -> data.StructLayout:
 
     ``number``: which pass over the block it belongs to, and so which channels of the word.
     ``emits``: it completes a word of the result. ``index``: of its word in the line memory.
-    ``params``: its index among the words of parameters."""
+    ``params``: its index among the words of parameters. ``is_row``: it is one of a row operation,
+    whatever ``kind`` says, and keeps the word before unless ``read``."""
     what = {
         "pixel": pixel_layout(),
         "weight": weight_layout(),
         "params": range(config.pass_param_words),
         "segment": segment_layout(config),
     }
+    is_row = {}
+    if config.row_ops:
+        what["row"] = row_layout(config)
+        is_row["is_row"] = 1
     return data.StructLayout(
         {
+            **is_row,
             "kind": Kind,
             "read": 1,
             "addr": ADDRESS_BITS,
@@ -73,6 +80,9 @@ class TokenIssue(wiring.Component):
 
         BEGIN -> [WEIGHTS ->] [PARAMETERS ->] WALK [-> FLUSH -> WALK] -> next block or BEGIN
 
+    Of row operations, all is issued in ROWS, as :class:`~hw.window.rows.RowSequencer` has it, but
+    for the blocks' parameters.
+
     * ``command``: one is prepared while the one before is at work.
     * ``tokens``: in order. ``blocked``: the word of the token on offer was still to be written in
       the cycle before.
@@ -85,6 +95,7 @@ class TokenIssue(wiring.Component):
     * ``stored``: the weights of ``current`` go into the line memory.
     * ``params_taken``: the block's parameters have left the pipeline's front for the
       requantisation; the next block's may be read.
+    * ``row_taken``, ``rows_complete``: with row operations, as for the sequencer.
     """
 
     command: stream.Interface
@@ -99,9 +110,12 @@ class TokenIssue(wiring.Component):
     stored: Signal
     drained: Signal
     params_taken: Signal
+    row_taken: Signal
+    rows_complete: Signal
 
     def __init__(self, config: Config):
         self.config = config
+        rows = {"row_taken": In(1), "rows_complete": In(1)} if config.row_ops else {}
         super().__init__(
             {
                 "command": In(stream.Signature(command_layout(Opcode.WINDOW))),
@@ -116,11 +130,13 @@ class TokenIssue(wiring.Component):
                 "stored": Out(1),
                 "drained": In(1),
                 "params_taken": In(1),
+                **rows,
             }
         )
         self._setup = WalkSetup(config)
         self._walk = TapWalk(config)
         self._words = SourceWords(config)
+        self._rows = RowSequencer(config) if config.row_ops else None
         # The token that is issued, and whether there is room for it.
         self._issued = record(token_layout(config))
         self._push = Signal()
@@ -154,6 +170,13 @@ class TokenIssue(wiring.Component):
         m.submodules.setup = setup = self._setup
         m.submodules.walk = walk = self._walk
         m.submodules.words = words = self._words
+        if self._rows is not None:
+            m.submodules.rows = rows = self._rows
+            m.d.comb += [
+                rows.cmd.eq(walk.current.cmd),
+                rows.taken.eq(self.row_taken),
+                rows.complete.eq(self.rows_complete),
+            ]
         connect(m, flipped(self.command), setup.cmd)
         m.d.comb += [
             walk.prepared.eq(setup.prepared),
@@ -181,12 +204,19 @@ class TokenIssue(wiring.Component):
             with m.State("BEGIN"), m.If(setup.ready & may_follow):
                 self._take_command(m)
                 self._begin_block(m, setup.prepared)
+                if self._rows is not None:
+                    with m.If(is_row(setup.prepared.cmd)):
+                        m.d.comb += self._rows.start.eq(1)
+                        m.next = "ROWS"
             with m.State("WEIGHTS"):
                 self._read_weight(m)
                 with m.If(self._room):
                     self._next_weight(m)
             with m.State("PARAMETERS"):
                 self._read_parameters(m)
+            if self._rows is not None:
+                with m.State("ROWS"):
+                    self._issue_rows(m, self._rows)
             with m.State("WALK"):
                 with m.If(~self._walking):
                     self._read_weight(m)
@@ -245,7 +275,9 @@ class TokenIssue(wiring.Component):
         drained = Signal()  # nothing was under way in the cycle before, nor on its way there
         m.d.sync += drained.eq(self.drained & ~self._has_checked & ~self.tokens.valid)
         with m.If(self._setup.decided):
-            equal = (prepared.cmd[f] == current.cmd[f] for f in modes)
+            equal = [prepared.cmd[f] == current.cmd[f] for f in modes]
+            if self.config.row_ops:
+                equal.append(~is_row(current.cmd))
             m.d.sync += same.eq(Cat(prepared.fast == current.fast, *equal).all())
         return ~self._has_checked & ~self.tokens.valid & (drained | same)
 
@@ -344,6 +376,32 @@ class TokenIssue(wiring.Component):
             with m.If(self._params_index == self.config.pass_param_words - 1):
                 m.d.sync += [self._params_held.eq(1), self._walking.eq(~self._again)]
                 m.next = "WALK"
+                if self._rows is not None:
+                    with m.If(is_row(self.current.cmd)):
+                        m.d.sync += self._walking.eq(0)
+                        m.next = "ROWS"
+
+    def _issue_rows(self, m: Module, rows: RowSequencer) -> None:
+        """Issue the next token of a row operation, or go to a block's parameters."""
+        issued = self._issued
+        m.d.comb += [
+            self._push.eq(rows.valid),
+            issued.is_row.eq(1),
+            issued.kind.eq(Kind.PARAMS),
+            issued.number.eq(rows.number),
+            issued.read.eq(rows.read),
+            issued.addr.eq(Mux(rows.constant, self._params_addr, rows.addr)),
+            issued.emits.eq(rows.emits),
+            issued.what.row.eq(rows.row),
+            rows.step.eq(rows.valid & self._room),
+            rows.granted.eq(rows.parameters),
+        ]
+        with m.If(rows.step & rows.constant):
+            m.d.sync += self._params_addr.eq(self._params_addr + 1)
+        with m.If(rows.done):
+            m.next = "BEGIN"
+        with m.Elif(rows.parameters):
+            m.next = "PARAMETERS"
 
     def _issue_word(self, m: Module) -> None:
         """Issue the word that the walk is at."""

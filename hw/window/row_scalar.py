@@ -14,6 +14,7 @@ from systole.isa.rows import (
     FACTOR_BITS,
     MAX_FACTOR,
     NORMAL_BITS,
+    NORMAL_WIDTH,
     QUOTIENT_BITS,
     ROOT_BITS,
     SUM_BITS,
@@ -21,7 +22,7 @@ from systole.isa.rows import (
 )
 
 BITS = 2
-"""Bits of a quotient, a root or a multiplier that a cycle takes."""
+"""Bits of a multiplier that a cycle takes."""
 FEATURES_BITS = MAX_FEATURES.bit_length()
 TOTAL_BITS = 1 + (255 * MAX_FEATURES).bit_length()
 """Of the signed sum of a row's elements, each less its zero point."""
@@ -29,10 +30,8 @@ SQUARES_BITS = (255 * 255 * MAX_FEATURES).bit_length()
 """Of the sum of their squares."""
 DIGIT = 18
 """Bits of each of the two signed digits of a factor: what multipliers in FPGAs take."""
-NORMAL_WRAP = 28
-"""Bits of a normal number: no channel that counts has a larger one."""
 DROPPED = FACTOR_BITS - NORMAL_BITS
-OFFSET_BITS = NORMAL_WRAP + DROPPED
+OFFSET_BITS = NORMAL_WIDTH + DROPPED
 """Of the offset, and of all sums up to the normal number."""
 SHIFT_BITS = next(f.bits for f in REQUANT_PARAMS if f.name == "shift")
 EARLY_BITS = 2 * DIGIT
@@ -40,8 +39,8 @@ EARLY_BITS = 2 * DIGIT
 LATE_BITS = OFFSET_BITS
 """Numbers that they meet later: the offset, negative; or multiplier and shift of the row."""
 
-_QUOTIENT = 28
-"""Bits of the quotient that the divider finds; the highest are zero."""
+_QUOTIENT = 27
+"""Bits of the quotient that the divider finds."""
 _INVERSE = ROOT_BITS + 1
 _MAGNITUDE = TOTAL_BITS - 1
 _PAIRS = VARIANCE_BITS // 2
@@ -62,10 +61,11 @@ class RowScalar(wiring.Component):
 
     The other inputs are the command's; ``own_shift`` and ``numerator`` SOFTMAX's parameters.
 
-    A pipeline of four stages, each with a row of its own: variance (products, ``BITS`` bits of a
-    factor a cycle), alignment and root, reciprocal, factor and offset. SOFTMAX takes the second, of
-    which it only needs the alignment, and the third: a row every 18 cycles or so. NORMALISE: a row
-    every 24 cycles or so, at most 29.
+    A pipeline of four stages, each with a row of its own: variance, alignment and root, reciprocal,
+    factor and offset. Products take ``BITS`` bits of a factor a cycle; root and reciprocal give one
+    a cycle. SOFTMAX takes the second, of which it only needs the alignment, and the third: a row
+    every ``_QUOTIENT`` + 1 cycles. NORMALISE: a row every ``ROOT_BITS`` cycles and those of the
+    alignment, some 8; at most 42.
     """
 
     softmax: Signal
@@ -109,7 +109,7 @@ class RowScalar(wiring.Component):
         self._root_free, self._root_ready = Signal(), Signal()
         self._radicand = Signal(VARIANCE_BITS, reset_less=True)
         self._half = Signal(range(_PAIRS + 1), reset_less=True)  # of the number's bits, rounded up
-        self._root = Signal(ROOT_BITS + 1, reset_less=True)
+        self._root = Signal(ROOT_BITS, reset_less=True)
         self._root_total = Signal(signed(TOTAL_BITS), reset_less=True)
         # Reciprocal.
         self._takes_root = Signal()
@@ -168,11 +168,11 @@ class RowScalar(wiring.Component):
         return (Cat(Const(0, EPSILON_BITS), difference) + self.epsilon)[:VARIANCE_BITS]
 
     def _find_root(self, m: Module) -> None:
-        """Align the sum or the variance, two pairs of bits a cycle; then NORMALISE's root, as many
-        of its bits a cycle."""
+        """Align the sum or the variance, two pairs of bits a cycle; then NORMALISE's root, a bit a
+        cycle."""
         radicand, half, root = self._radicand, self._half, self._root
-        remainder = Signal(ROOT_BITS + 4, reset_less=True)
-        left = Signal(range((ROOT_BITS + 1) // BITS + 1))
+        remainder = Signal(ROOT_BITS + 2, reset_less=True)
+        left = Signal(range(ROOT_BITS + 1))
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self._root_free.eq(1)
@@ -183,29 +183,30 @@ class RowScalar(wiring.Component):
                     half.eq(_PAIRS),
                     root.eq(0),
                     remainder.eq(0),
-                    left.eq((ROOT_BITS + 1) // BITS),
+                    left.eq(ROOT_BITS),
                     self._root_total.eq(self.total),
                 ]
                 with m.If(self.taken):
                     m.next = "ALIGN"
             with m.State("ALIGN"):
-                with m.If(~radicand[-4:].any() & (half > 2)):
+                # ``half`` is even, but for when the highest pair is not zero.
+                with m.If(~radicand[-4:].any() & half[2:].any()):
                     m.d.sync += [radicand.eq(radicand << 4), half.eq(half - 2)]
-                with m.Elif(~radicand[-2:].any() & (half > 1)):
+                with m.Elif(~radicand[-2:].any() & half[1:].any()):
                     m.d.sync += [radicand.eq(radicand << 2), half.eq(half - 1)]
                 with m.Elif(self.softmax):
                     m.next = "READY"
                 with m.Else():
                     m.next = "ROOT"
             with m.State("ROOT"):
-                new_root, new_remainder = root, remainder
-                for i in range(BITS):
-                    pair = radicand[VARIANCE_BITS - 2 * i - 2 :][:2]
-                    new_root, new_remainder = _root_step(m, i, new_root, new_remainder, pair)
+                whole = Cat(radicand[-2:], remainder)[: len(remainder)]
+                less = Signal(len(remainder) + 1, name="root_less")
+                m.d.comb += less.eq(whole - Cat(Const(1, 2), root))
+                fits = ~less[-1]
                 m.d.sync += [
-                    root.eq(new_root),
-                    remainder.eq(new_remainder),
-                    radicand.eq(radicand << (2 * BITS)),
+                    root.eq(Cat(fits, root)),
+                    remainder.eq(Mux(fits, less, whole)),
+                    radicand.eq(radicand << 2),
                     left.eq(left - 1),
                 ]
                 with m.If(left == 1):
@@ -220,10 +221,10 @@ class RowScalar(wiring.Component):
         its place: 2^(2 * ROOT_BITS) by the root."""
         divisor = Signal(SUM_BITS, reset_less=True)
         remainder = Signal(SUM_BITS, reset_less=True)
-        left = Signal(range(_QUOTIENT // BITS + 1))
+        left = Signal(range(_QUOTIENT + 1))
         odd = ~self._radicand[-1]
         aligned = Mux(odd, self._radicand[-SUM_BITS - 1 : -1], self._radicand[-SUM_BITS:])
-        root = self._root[1:]
+        root = self._root
         m.d.comb += self._takes_root.eq(self._root_ready & (left == 0) & ~self._quotient_ready)
         with m.If(self._takes_root):
             m.d.sync += [
@@ -232,24 +233,19 @@ class RowScalar(wiring.Component):
                     Mux(self.softmax, self.numerator, 1 << MULTIPLIER_BITS)
                     << (QUOTIENT_BITS - _QUOTIENT)
                 ),
-                left.eq(_QUOTIENT // BITS),
+                left.eq(_QUOTIENT),
                 self._length.eq((self._half << 1) - odd),
                 self._divided_half.eq(self._half),
                 self._divided_zero.eq(~root[-1]),
                 self._divided_total.eq(self._root_total),
             ]
         with m.Elif(left != 0):
-            rest: Value = remainder
-            bits = []
-            for i in range(BITS):
-                less = Signal(SUM_BITS + 2, name=f"less{i}")
-                m.d.comb += less.eq((rest << 1) - divisor)
-                fits = ~less[-1]
-                rest = Mux(fits, less, rest << 1)[:SUM_BITS]
-                bits.insert(0, fits)
+            less = Signal(SUM_BITS + 2)
+            m.d.comb += less.eq((remainder << 1) - divisor)
+            fits = ~less[-1]
             m.d.sync += [
-                remainder.eq(rest),
-                self._quotient.eq(Cat(*bits, self._quotient)),
+                remainder.eq(Mux(fits, less, remainder << 1)),
+                self._quotient.eq(Cat(fits, self._quotient)),
                 left.eq(left - 1),
                 self._quotient_ready.eq(left == 1),
             ]
@@ -259,22 +255,23 @@ class RowScalar(wiring.Component):
     def _find_numbers(self, m: Module) -> None:
         """SOFTMAX's multiplier and shift; NORMALISE's products with the inverse, and their
         rounding."""
-        quotient, inverse = self._quotient, Signal(_INVERSE, reset_less=True)
+        quotient, inverse = self._quotient, Signal(_INVERSE + 1, reset_less=True)
         width = _INVERSE + _RAISED
         factor = Signal(FEATURES_BITS + BITS + width, reset_less=True)
         offset = Signal(signed(TOTAL_BITS + BITS + width), reset_less=True)
         factor_half, offset_half = Signal(reset_less=True), Signal(reset_less=True)
-        left, shift = Signal(range(_INVERSE // BITS + 1)), Signal(range(_PAIRS))
+        # A digit that is left over shifts the products without adding to them.
+        left = Signal(range(_INVERSE // BITS + _PAIRS // BITS + 1))
         total, zero = Signal(signed(TOTAL_BITS), reset_less=True), Signal(reset_less=True)
         with m.FSM():
             with m.State("IDLE"):
+                rounded = (quotient + 1)[1 : 1 + _INVERSE]
                 m.d.sync += [
                     *(p.eq(0) for p in (factor, offset, factor_half, offset_half)),
-                    inverse.eq((quotient + 1) >> 1),
+                    inverse.eq(Mux(self._divided_half[0], rounded, rounded << 1)),
                     total.eq(self._divided_total),
-                    shift.eq(self._divided_half - 1),
                     zero.eq(self._divided_zero),
-                    left.eq(_INVERSE // BITS),
+                    left.eq(_INVERSE // BITS + (self._divided_half >> 1)),
                 ]
                 m.d.comb += self._takes_quotient.eq(self._quotient_ready)
                 with m.If(self._quotient_ready):
@@ -288,18 +285,14 @@ class RowScalar(wiring.Component):
                 m.d.sync += [
                     factor.eq(_multiply_step(factor, digit, self.features, width)),
                     offset.eq(_multiply_step(offset, digit, total, width)),
+                    factor_half.eq(factor[BITS - 1]),
+                    offset_half.eq(offset[BITS - 1]),
                     inverse.eq(inverse >> BITS),
                     left.eq(left - 1),
                 ]
                 with m.If(left == 1):
-                    m.next = "SHIFT"
-            with m.State("SHIFT"):
-                for product, half in ((factor, factor_half), (offset, offset_half)):
-                    with m.If(shift[1:].any()):
-                        m.d.sync += [product.eq(product >> 2), half.eq(product[1])]
-                    with m.Elif(shift[0]):
-                        m.d.sync += [product.eq(product >> 1), half.eq(product[0])]
-                m.d.sync += shift.eq(Mux(shift[1:].any(), shift - 2, 0))
+                    m.next = "ROUND"
+            with m.State("ROUND"):
                 # A factor that is too large leaves its highest bit set.
                 places = len(self._factor) - 1
                 rounded = factor[:places] + factor_half
@@ -308,8 +301,7 @@ class RowScalar(wiring.Component):
                     self._factor.eq(Cat(rounded[:places], over)),
                     self._late.eq(~offset[:LATE_BITS] + (1 << (DROPPED - 1)) + ~offset_half),
                 ]
-                with m.If(shift == 0):
-                    m.next = "WRITE"
+                m.next = "WRITE"
             with m.State("WRITE"):
                 m.d.comb += self.o_valid.eq(1)
                 m.next = "IDLE"
@@ -357,15 +349,3 @@ def _multiply_step(product: Signal, digit: Value, addend: Value, width: int) -> 
     total = total[: len(high)]
     filling = total[-1].replicate(BITS) if signed_addend else Const(0, BITS)
     return Cat(product[BITS:width], total, filling)
-
-
-def _root_step(
-    m: Module, i: int, root: Value, remainder: Value, pair: Value
-) -> tuple[Value, Value]:
-    """One bit more of a root, and what remains."""
-    bits = len(remainder)
-    whole = Cat(pair, remainder)[:bits]
-    less = Signal(bits + 1, name=f"root_less{i}")
-    m.d.comb += less.eq(whole - Cat(Const(1, 2), root))
-    fits = ~less[-1]
-    return Cat(fits, root)[: len(root)], Mux(fits, less[:bits], whole)

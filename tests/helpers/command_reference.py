@@ -3,6 +3,8 @@ vectorised command-level simulator is held against. And small programs' surround
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from systole.isa import Config, LoadTarget, Opcode, PostOp, PostSource, WindowOp
@@ -82,6 +84,8 @@ class Reference:
             self.post(c)
         elif c.opcode == Opcode.WINDOW and c.op == WindowOp.IM2COL:
             self.im2col(c)
+        elif c.opcode == Opcode.WINDOW and c.op in (WindowOp.SOFTMAX, WindowOp.NORMALISE):
+            self.rows(c)
         elif c.opcode == Opcode.WINDOW:
             self.window(c)
         else:
@@ -216,3 +220,81 @@ class Reference:
                 for t in range(len(data) // rows):
                     word = c.out + t * c.out_block + oy * c.out_pitch + ox
                     self.scratchpad[word] = data[t * rows : (t + 1) * rows]
+
+    def rows(self, c) -> None:
+        lanes, own = self.config.rows, -(-16 // self.config.rows)
+        out = []
+        for position in range(c.out_w):
+            row = [
+                x for b in range(c.blocks) for x in self.scratchpad[c.src + b * c.src_block + position]
+            ]
+            if c.op == WindowOp.NORMALISE:
+                row = normalised(row, c, self.number(c.params, 0, 7), self.number(c.params, 7, 1) & 1)
+                acc = []
+                for i, normal in enumerate(row):
+                    block, lane = divmod(i, lanes)
+                    params = c.params + own + 8 * block
+                    flags = self.number(params, 8 * lane + 7, 1) >> 6
+                    normal = -normal if flags & 1 else normal
+                    if flags & 2:
+                        normal = signed(normal + (1 << 11), 28) >> 12
+                    acc.append(requantise(signed(normal, 28), self.params(params, lane), c))
+                out.append(acc)
+                continue
+            counts = [i < c.features + c.causal * position for i in range(len(row))]
+            if c.masked:
+                first = c.weights + position * c.mask_step
+                mask = [x for b in range(c.blocks) for x in self.scratchpad[first + b * c.mask_block]]
+                counts = [n and x >= 0 for n, x in zip(counts, mask, strict=True)]
+            largest = max([x for x, n in zip(row, counts, strict=True) if n], default=0)
+            entries = [
+                self.number(c.params + own, 4 * (largest - x), 3) if n else 0
+                for x, n in zip(row, counts, strict=True)
+            ]
+            multiplier, shift = reciprocal(self.number(c.params, 0, 3), max(sum(entries), 1))
+            shift += signed(self.number(c.params, 3, 1), 8)
+            out.append([requantise(e, (0, multiplier, shift), c) for e in entries])
+        for position, row in enumerate(out):
+            for b in range(c.blocks):
+                word = c.out + b * c.out_block + position
+                self.scratchpad[word] = row[b * lanes : (b + 1) * lanes]
+
+    def number(self, word: int, first: int, count: int) -> int:
+        """The number in ``count`` bytes from byte ``first`` of a word on."""
+        at = [divmod(word * self.config.rows + first + i, self.config.rows) for i in range(count)]
+        return sum((self.scratchpad[w][b] & 0xFF) << 8 * i for i, (w, b) in enumerate(at))
+
+
+def signed(x: int, bits: int) -> int:
+    return (x + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)
+
+
+def reciprocal(numerator: int, divisor: int) -> tuple[int, int]:
+    """Of 24 significant bits, and a right shift."""
+    shift = divisor.bit_length() + 1
+    quotient = (numerator << 37) // (divisor << 37 - shift)
+    while quotient >= 1 << 25:
+        quotient, shift = quotient >> 1, shift - 1
+    quotient, shift = quotient + 1 >> 1, shift - 1
+    return (quotient >> 1, shift - 1) if quotient >> 24 else (quotient, shift)
+
+
+def shifted(x: int, shift: int) -> int:
+    """x * 2^-shift, half up."""
+    return x << -shift if shift <= 0 else (x + (1 << shift - 1)) >> shift
+
+
+def normalised(row: list[int], c, epsilon: int, centred: int) -> list[int]:
+    """Normal numbers of a row of NORMALISE, before sign and precision of the channel."""
+    x = [n - c.pad if i < c.features else 0 for i, n in enumerate(row)]
+    total, squares = sum(x) * centred, sum(n * n for n in x)
+    v = ((c.features * squares - total * total) << 12) + epsilon
+    half = -(-v.bit_length() // 2)
+    factor = offset = 0
+    if v:
+        root = math.isqrt((v << 56 - 2 * half) >> 6)
+        inverse = (1 << 50) // root + 1 >> 1
+        factor, offset = (shifted(n * inverse, half - 10) for n in (c.features, total))
+    if factor >> 35:
+        factor = offset = 0
+    return [shifted(n * factor - offset, 8) for n in x]

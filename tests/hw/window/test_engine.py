@@ -112,14 +112,16 @@ def run(
     read_stall: float = 0.0,
     write_stall: float = 0.0,
     extreme: bool = False,
+    content: Scratchpad | None = None,
 ) -> list[int]:
     """Executes the commands on engine and reference; asserts that the scratchpads agree.
-    ``extreme``: all input and weights are -128 or 127, most of a word alike.
+    ``extreme``: all input and weights are -128 or 127, most of a word alike. ``content``: what is
+    in the scratchpad; random by default.
 
     Returns the cycles from the first command's acceptance to the ``retire`` of each.
     """
     rng = np.random.default_rng(seed)
-    expected = Scratchpad(config, rng)
+    expected = content or Scratchpad(config, rng)
     if extreme:
         expected.words[:PARAMS] = np.where(expected.words[:PARAMS] < 100, -128, 127)
         expected.words[WEIGHTS:PARAMS] = -1 - expected.words[WEIGHTS:PARAMS]

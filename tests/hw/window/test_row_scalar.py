@@ -10,7 +10,7 @@ from systole.isa.commands import MAX_FEATURES
 from systole.isa.rows import EXP_BITS, Normalise, reciprocal, statistics
 from tests.helpers.simulation import simulation
 
-INTERVAL = {True: 22, False: 30}
+INTERVAL = {True: 29, False: 42}
 """Cycles from a row to the next, at most; by whether it is of SOFTMAX."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from systole.isa.commands import COMMANDS, TABLE_BYTES, Opcode, PostOp, PostSource, WindowOp
 from systole.isa.config import LARGEST_SQUARE, Config
+from systole.isa.rows import EPSILON_BITS, ROOT_BITS, VARIANCE_BITS
 
 # Units that engines share -----------------------------------------------------------------------
 
@@ -163,8 +164,8 @@ WINDOW_DEPTH = {
     WindowOp.SUM: _ISSUE_TO_END + REDUCE_LATENCY + REQUANTISE_LATENCY,
     WindowOp.MAX: _ISSUE_TO_END + REDUCE_LATENCY,
     WindowOp.IM2COL: _ISSUE_TO_END + COLLECT_LATENCY,
-    WindowOp.SOFTMAX: _ISSUE_TO_END + REQUANTISE_LATENCY,
-    WindowOp.NORMALISE: _ISSUE_TO_END + REQUANTISE_LATENCY,
+    WindowOp.SOFTMAX: _ISSUE_TO_END + ROW_LATENCY + REQUANTISE_LATENCY,
+    WindowOp.NORMALISE: _ISSUE_TO_END + ROW_LATENCY + REQUANTISE_LATENCY,
 }
 """Cycles from the last token that WINDOW issues to the end of the command."""
 WINDOW_SET_UP = 4
@@ -399,9 +400,59 @@ class WindowShape:
 # Rows --------------------------------------------------------------------------------------------
 
 
-def row_cycles(c: Mapping[str, int], config: Config) -> int:
-    """Cycles in which a row operation takes words: parameters, then its passes."""
-    words = c["blocks"] * c["out_w"] * config.window_passes
+ROW_QUOTIENT_BITS = 27
+"""Bits of a row's reciprocal that are found, one a cycle."""
+ROW_MULTIPLIER_BITS = 2
+"""Bits of a factor that the products of a row's numbers take a cycle."""
+ROW_LARGEST_DEPTH = 6
+"""Cycles from the last word in which SOFTMAX looks for a largest element to the first that it adds
+up, beside the trees."""
+ROW_NUMBERS_DEPTH = {WindowOp.SOFTMAX: 43, WindowOp.NORMALISE: 88}
+"""Cycles from the last word that a row operation adds up to the first of its last pass, beside the
+trees and what the size of the row's variance decides."""
+ROW_BLOCK_GAP = 2
+"""Cycles before the parameters of a block of NORMALISE."""
+ROW_PARAMS_DEPTH = 12
+"""Cycles from the first word of such parameters to when the next may be read, beside the words."""
+_SPREAD_BITS = 11
+"""Bits of the variance of an element that are counted with, in steps. What differs from that by
+some bits takes NORMALISE a cycle for each row more or less."""
+
+
+def row_interval(c: Mapping[str, int]) -> int:
+    """Cycles from one row's sums to the next, at least."""
     if c["op"] == WindowOp.SOFTMAX:
-        return config.row_param_words + -(-4 * TABLE_BYTES // config.rows) + 3 * words
-    return config.row_param_words + 8 * c["blocks"] + 3 * words
+        return ROW_QUOTIENT_BITS + 1
+    return ROOT_BITS + 3 + _row_align(c)
+
+
+def _row_align(c: Mapping[str, int]) -> int:
+    """Cycles for which a row's sum or variance is shifted."""
+    if c["op"] == WindowOp.SOFTMAX:
+        return 2
+    bits = 2 * c["features"].bit_length() + _SPREAD_BITS + EPSILON_BITS
+    return max(0, -(-(VARIANCE_BITS - bits) // 4))
+
+
+def row_cycles(c: Mapping[str, int], config: Config) -> int:
+    """Cycles in which a row operation issues words or waits for its rows' numbers: parameters,
+    then the passes."""
+    positions, op = c["out_w"], WindowOp(c["op"])
+    levels = (config.reduced_lanes - 1).bit_length()
+    tree = -(-levels // ROW_TREE_LEVELS)
+    row = c["blocks"] * config.window_passes
+    align = _row_align(c)
+    out = positions * row
+    if op == WindowOp.SOFTMAX:
+        row *= 1 + c["masked"]
+        out = positions * row
+        largest_tree = 1 + levels // ROW_TREE_LEVELS if levels else 0
+        parameters = TABLE_BYTES + positions * row + ROW_LARGEST_DEPTH + largest_tree
+    else:
+        block = config.pass_param_words + ROW_BLOCK_GAP
+        out = row * max(block + 2 * positions, config.pass_param_words + ROW_PARAMS_DEPTH)
+        parameters = 0
+        # As many more for the products, the larger the variance.
+        align = VARIANCE_BITS // 4
+    sums = row + (positions - 1) * max(row, row_interval(c))
+    return config.row_param_words + parameters + sums + tree + ROW_NUMBERS_DEPTH[op] + align + out

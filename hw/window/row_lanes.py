@@ -277,9 +277,8 @@ class RowLanes(wiring.Component):
 
     def _reduce(self, m: Module) -> None:
         """The largest element and the sums of a row."""
-        levels = (self._lanes - 1).bit_length()
-        stages = -(-levels // ROW_TREE_LEVELS)
-        found = self._tree(m, "largest", self._biased, _larger)
+        # Whether lanes count is found in front of the first level.
+        found, stages = self._tree(m, "largest", self._biased, _larger, first=1)
         comes, last = self._kinds(m, RowKind.LARGEST, stages)
         first = Signal(init=1)
         m.d.sync += self._has_largest.eq(self.en & comes[-1] & last[-1])
@@ -288,12 +287,13 @@ class RowLanes(wiring.Component):
                 self._largest.eq(Mux(first, found, _larger(found, self._largest))),
                 first.eq(last[-1]),
             ]
-        self._add_up(m, levels, stages)
+        self._add_up(m)
 
-    def _add_up(self, m: Module, levels: int, stages: int) -> None:
+    def _add_up(self, m: Module) -> None:
         """The sums of a row."""
         softmax, squares = self._softmax, self._squares
-        found = self._tree(m, "sums", self._leaves, operator.add)
+        levels = (self._lanes - 1).bit_length()
+        found, stages = self._tree(m, "sums", self._leaves, operator.add)
         comes, last = self._kinds(m, RowKind.SUM, stages + 3)
         now, ends = (Mux(softmax, flags[-1], flags[-2]) for flags in (comes, last))
         first = Signal(init=1)
@@ -309,12 +309,18 @@ class RowLanes(wiring.Component):
             ]
 
     def _tree(
-        self, m: Module, name: str, values: list[Value], join: Callable[[Value, Value], Value]
-    ) -> Value:
-        """All values joined, with registers after every ``ROW_TREE_LEVELS`` levels."""
+        self,
+        m: Module,
+        name: str,
+        values: list[Value],
+        join: Callable[[Value, Value], Value],
+        first: int = ROW_TREE_LEVELS,
+    ) -> tuple[Value, int]:
+        """All values joined, and the stages that this takes: registers after the ``first`` levels,
+        then after every ``ROW_TREE_LEVELS``."""
         stage = 0
         while len(values) > 1:
-            for _ in range(ROW_TREE_LEVELS):
+            for _ in range(ROW_TREE_LEVELS if stage else first):
                 odd = values[len(values) & ~1 :]
                 values = [join(a, b) for a, b in zip(values[::2], values[1::2])] + odd
             registers = [
@@ -324,7 +330,7 @@ class RowLanes(wiring.Component):
             with m.If(self.en):
                 m.d.sync += [r.eq(v) for r, v in zip(registers, values)]
             values, stage = list(registers), stage + 1
-        return values[0]
+        return values[0], stage
 
     def _finish_words(self, m: Module) -> None:
         """The words that go to the requantisation."""

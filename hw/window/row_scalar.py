@@ -20,9 +20,9 @@ from systole.isa.rows import (
     SUM_BITS,
     VARIANCE_BITS,
 )
+from systole.isa.timing import ROW_MULTIPLIER_BITS as BITS
+from systole.isa.timing import ROW_QUOTIENT_BITS
 
-BITS = 2
-"""Bits of a multiplier that a cycle takes."""
 FEATURES_BITS = MAX_FEATURES.bit_length()
 TOTAL_BITS = 1 + (255 * MAX_FEATURES).bit_length()
 """Of the signed sum of a row's elements, each less its zero point."""
@@ -39,8 +39,6 @@ EARLY_BITS = 2 * DIGIT
 LATE_BITS = OFFSET_BITS
 """Numbers that they meet later: the offset, negative; or multiplier and shift of the row."""
 
-_QUOTIENT = 27
-"""Bits of the quotient that the divider finds."""
 _INVERSE = ROOT_BITS + 1
 _MAGNITUDE = TOTAL_BITS - 1
 _PAIRS = VARIANCE_BITS // 2
@@ -64,7 +62,7 @@ class RowScalar(wiring.Component):
     A pipeline of four stages, each with a row of its own: variance, alignment and root, reciprocal,
     factor and offset. Products take ``BITS`` bits of a factor a cycle; root and reciprocal give one
     a cycle. SOFTMAX takes the second, of which it only needs the alignment, and the third: a row
-    every ``_QUOTIENT`` + 1 cycles. NORMALISE: a row every ``ROOT_BITS`` cycles and those of the
+    every ``ROW_QUOTIENT_BITS`` + 1 cycles. NORMALISE: a row every ``ROOT_BITS`` cycles and those of the
     alignment, some 8; at most 42.
     """
 
@@ -114,7 +112,7 @@ class RowScalar(wiring.Component):
         # Reciprocal.
         self._takes_root = Signal()
         self._quotient_ready, self._takes_quotient = Signal(), Signal()
-        self._quotient = Signal(_QUOTIENT, reset_less=True)
+        self._quotient = Signal(ROW_QUOTIENT_BITS, reset_less=True)
         self._length = Signal(range(VARIANCE_BITS + 1), reset_less=True)
         self._divided_half = Signal(range(_PAIRS + 1), reset_less=True)
         self._divided_zero = Signal()
@@ -221,19 +219,20 @@ class RowScalar(wiring.Component):
         its place: 2^(2 * ROOT_BITS) by the root."""
         divisor = Signal(SUM_BITS, reset_less=True)
         remainder = Signal(SUM_BITS, reset_less=True)
-        left = Signal(range(_QUOTIENT + 1))
+        left = Signal(range(ROW_QUOTIENT_BITS + 1))
         odd = ~self._radicand[-1]
         aligned = Mux(odd, self._radicand[-SUM_BITS - 1 : -1], self._radicand[-SUM_BITS:])
         root = self._root
-        m.d.comb += self._takes_root.eq(self._root_ready & (left == 0) & ~self._quotient_ready)
+        is_free = ~self._quotient_ready | self._takes_quotient
+        m.d.comb += self._takes_root.eq(self._root_ready & (left == 0) & is_free)
         with m.If(self._takes_root):
             m.d.sync += [
                 divisor.eq(Mux(self.softmax, aligned, root << (SUM_BITS - ROOT_BITS))),
                 remainder.eq(
                     Mux(self.softmax, self.numerator, 1 << MULTIPLIER_BITS)
-                    << (QUOTIENT_BITS - _QUOTIENT)
+                    << (QUOTIENT_BITS - ROW_QUOTIENT_BITS)
                 ),
-                left.eq(_QUOTIENT),
+                left.eq(ROW_QUOTIENT_BITS),
                 self._length.eq((self._half << 1) - odd),
                 self._divided_half.eq(self._half),
                 self._divided_zero.eq(~root[-1]),
@@ -247,10 +246,11 @@ class RowScalar(wiring.Component):
                 remainder.eq(Mux(fits, less, remainder << 1)),
                 self._quotient.eq(Cat(fits, self._quotient)),
                 left.eq(left - 1),
-                self._quotient_ready.eq(left == 1),
             ]
         with m.If(self._takes_quotient):
             m.d.sync += self._quotient_ready.eq(0)
+        with m.Elif(left == 1):
+            m.d.sync += self._quotient_ready.eq(1)
 
     def _find_numbers(self, m: Module) -> None:
         """SOFTMAX's multiplier and shift; NORMALISE's products with the inverse, and their

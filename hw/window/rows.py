@@ -124,9 +124,10 @@ class RowSequencer(wiring.Component):
         self._is_output = Signal()
         self._second = Signal()  # the second token of a word that takes two
         self._owed = Signal()  # a row's sums have not been taken
-        # Where it is.
+        # Where it is; the ends are registers, as all that follows stands behind them.
         self._positions_left = Signal(range(ROW_POSITIONS))
         self._blocks_left = Signal(self.cmd.blocks.shape())
+        self._last_position, self._last_block = Signal(), Signal()
         # Of the word at hand, and of the first of the inner loop: its address, that of its mask,
         # channels from its first on that count.
         bits = (self.cmd.blocks.shape().width + bits_for(config.rows)) + 2
@@ -160,36 +161,42 @@ class RowSequencer(wiring.Component):
                     m.d.sync += count.eq(count + 1)
                     with m.If(count == self.config.row_param_words - 1):
                         m.d.sync += count.eq(0)
+                        m.d.sync += self._kind.eq(
+                            Mux(self._softmax, RowKind.LARGEST, RowKind.SUM)
+                        )
+                        m.next = "BEGIN"
                         with m.If(self._softmax):
                             m.next = "TABLE"
-                        with m.Else():
-                            self._begin(m, RowKind.SUM)
             with m.State("TABLE"):
                 self._read_table(m, count)
                 with m.If(self.step & (count == TABLE_BYTES - 1)):
-                    self._begin(m, RowKind.LARGEST)
+                    m.next = "BEGIN"
+            with m.State("BEGIN"):
+                self._begin(m)
+                m.next = "ROWS"
             with m.State("ROWS"):
                 self._walk(m)
-            with m.State("WAIT"), m.If(self.complete):
-                with m.If(self._kind == RowKind.LARGEST):
-                    self._begin(m, RowKind.SUM)
-                with m.Else():
-                    self._begin(m, RowKind.OUT)
+            with m.State("WAIT"):
+                with m.If(self.complete):
+                    largest = self._kind == RowKind.LARGEST
+                    m.d.sync += self._kind.eq(Mux(largest, RowKind.SUM, RowKind.OUT))
+                    m.next = "BEGIN"
         return m
 
-    def _begin(self, m: Module, kind: RowKind) -> None:
+    def _begin(self, m: Module) -> None:
         """Begin a pass with its first word."""
         starts = {"source": self.cmd.src, "mask": self.cmd.weights, "left": self.cmd.features}
+        output = self._kind == RowKind.OUT
         m.d.sync += [
-            self._kind.eq(kind),
-            self._is_output.eq(kind == RowKind.OUT),
-            self.parameters.eq(~self._softmax if kind == RowKind.OUT else 0),
+            self._is_output.eq(output),
+            self.parameters.eq(output & ~self._softmax),
             self._positions_left.eq(self.cmd.out_w - 1),
+            self._last_position.eq(self.cmd.out_w == 1),
             self._blocks_left.eq(self.cmd.blocks - 1),
+            self._last_block.eq((self.cmd.blocks == 1) & (self.config.window_passes == 1)),
             self._second.eq(0),
             *(each[name].eq(v) for each in (self._here, self._first) for name, v in starts.items()),
         ]
-        m.next = "ROWS"
 
     def _read_table(self, m: Module, count: Signal) -> None:
         """Issue the next entry of the table, with the word in which it ends, if that is new."""
@@ -218,8 +225,7 @@ class RowSequencer(wiring.Component):
         """Issue the token at hand, and go on to the next."""
         output, here = self._is_output, self._here
         number = Signal(range(self.config.window_passes))
-        last_position = self._positions_left == 0
-        last_block = (self._blocks_left == 0) & is_last(number, self.config)
+        last_position, last_block = self._last_position, self._last_block
         inner_end, outer_end = Signal(), Signal()
         two, word = Signal(), Signal()  # the word takes two tokens; this is the last of them
         lanes = self.config.reduced_lanes
@@ -249,15 +255,9 @@ class RowSequencer(wiring.Component):
             with m.If(word):
                 self._advance(m, inner_end, is_last(number, self.config))
                 with m.If(output | inner_end):
-                    m.d.sync += self._positions_left.eq(
-                        Mux(last_position, self.cmd.out_w - 1, self._positions_left - 1)
-                    )
+                    self._count_position(m)
                 with m.If(~output | inner_end):
-                    m.d.sync += number.eq(following_pass(number, self.config))
-                    with m.If(is_last(number, self.config)):
-                        m.d.sync += self._blocks_left.eq(
-                            Mux(last_block, self.cmd.blocks, self._blocks_left) - 1
-                        )
+                    self._count_block(m, number)
                 with m.If(inner_end):
                     m.d.sync += self.parameters.eq(output & ~self._softmax & ~outer_end)
                     with m.If(outer_end):
@@ -267,6 +267,28 @@ class RowSequencer(wiring.Component):
                             m.next = "IDLE"
                 with m.If(self.row.last & (self._kind == RowKind.SUM)):
                     m.d.sync += self._owed.eq(1)
+
+    def _count_position(self, m: Module) -> None:
+        left, is_last_one = self._positions_left, self._last_position
+        m.d.sync += [
+            left.eq(Mux(is_last_one, self.cmd.out_w, left) - 1),
+            is_last_one.eq(Mux(is_last_one, self.cmd.out_w == 1, left == 1)),
+        ]
+
+    def _count_block(self, m: Module, number: Signal) -> None:
+        """Of a block's passes, or of blocks."""
+        left, is_last_one, config = self._blocks_left, self._last_block, self.config
+        m.d.sync += number.eq(following_pass(number, config))
+        if config.window_passes > 1:
+            before_last = number == config.window_passes - 2
+            m.d.sync += is_last_one.eq((left == 0) & before_last)
+            with m.If(is_last(number, config)):
+                m.d.sync += left.eq(Mux(is_last_one, self.cmd.blocks, left) - 1)
+        else:
+            m.d.sync += [
+                left.eq(Mux(is_last_one, self.cmd.blocks, left) - 1),
+                is_last_one.eq(Mux(is_last_one, self.cmd.blocks == 1, left == 1)),
+            ]
 
     def _advance(self, m: Module, inner_end: Signal, last_pass: Value) -> None:
         """Addresses and channels of the next word."""

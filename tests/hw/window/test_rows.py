@@ -11,7 +11,7 @@ import pytest
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.params import CHANNEL_FLAGS, NORMALISE_PARAMS, REQUANT_PARAMS, SOFTMAX_PARAMS, pack
 from systole.isa.rows import Softmax
-from systole.isa.timing import row_cycles
+from systole.isa.timing import WINDOW_DEPTH, WINDOW_SET_UP, row_cycles, window_set_up_bits
 from tests.helpers.command_reference import Reference
 from tests.hw.window.test_engine import OUT, PARAMS, WEIGHTS, WORDS, fields, run
 
@@ -131,8 +131,9 @@ def random_row(content: Content, op: WindowOp) -> Command:
 @pytest.mark.parametrize("op", ROW_OPS)
 @pytest.mark.parametrize("shape", [*SMALL, LARGE])
 def test_random(shape: str, op: WindowOp, stall: float) -> None:
-    for seed in range(4):
-        content = content_of(shape, 100 * op + seed)
+    """Two commands, the second on the first one's results, in place or not."""
+    for seed in range(2 if op == WindowOp.SOFTMAX else 3):
+        content = content_of(shape, 100 * op + seed + round(10 * stall))
         command = random_row(content, op)
         run(
             content.config,
@@ -144,12 +145,73 @@ def test_random(shape: str, op: WindowOp, stall: float) -> None:
         )
 
 
+@pytest.mark.parametrize("shape", ["4x4/2", pytest.param("8x8/1", marks=pytest.mark.long)])
+def test_other_operations_between(shape: str) -> None:
+    """Row operations and others take turns; each reads what the one before wrote."""
+    content = content_of(shape, 7)
+    rows = [random_row(content, op) | {"params": PARAMS + 600 * op} for op in ROW_OPS]
+    for c in rows:
+        c |= content.row(c["op"], blocks=2, positions=6, params=c["params"])
+    size = {"kernel_w": 3, "kernel_h": 1, "in_w": 6, "out_w": 6, "blocks": 2}
+    size |= {"src_block": 6, "out_block": 6, "x0": -1}
+    others = [fields(op=op, **size) for op in (WindowOp.DEPTHWISE, WindowOp.MAX, WindowOp.SUM)]
+    chain = [rows[1], others[0], rows[1], rows[0], others[1], rows[0], others[2], rows[1], rows[1]]
+    places = [OUT + 40 * i for i in range(len(chain) + 1)]
+    blocks = {"src_block": 6, "out_block": 6}
+    chain = [
+        c | {"src": src, "out": out} | (blocks if c["op"] in ROW_OPS else {})
+        for c, src, out in zip(chain, places, places[1:], strict=False)
+    ]
+    run(content.config, chain, read_stall=0.1, write_stall=0.2, content=content)
+
+
 @pytest.mark.parametrize("op", ROW_OPS)
-@pytest.mark.parametrize("shape", SMALL)
-def test_rates(shape: str, op: WindowOp) -> None:
-    for blocks, positions in ((1, 40), (12, 30), (1, 1), (3, 256)):
+@pytest.mark.parametrize("shape", ["4x4", "6x4/3"])
+def test_extreme_rows(shape: str, op: WindowOp) -> None:
+    """Rows of the same number, of the least and the largest, and far from the zero point; rows of
+    SOFTMAX in which nothing counts."""
+    content = content_of(shape, op)
+    rows, positions = content.config.rows, 8
+    values = {"src_block": positions, "out_block": positions, "features": 3 * rows - 1}
+    command = content.row(op, blocks=3, positions=positions, epsilon=0, scale=0.02, **values) | {
+        "low": -128,
+        "high": 127,
+    }
+    words = content.words[command["src"] :][: 3 * positions].reshape(3, positions, rows)
+    for position, value in enumerate((-128, 127, 0, 5)):
+        words[:, position] = value
+    words[:, 4] = np.where(words[:, 4] < 0, -128, 127)
+    words[:, 5] = -128
+    words[1, 5, 2] = 127
+    words[:, 6] = np.where(words[:, 6] < 0, 126, 127)
+    commands = [command, command | {"pad": -128, "out": OUT + 200}]
+    if op == WindowOp.SOFTMAX:
+        content.words[WEIGHTS : WEIGHTS + 40] = -1
+        content.words[WEIGHTS + 3] = 0
+        masked = {"masked": 1, "mask_step": 1, "mask_block": positions, "weights": WEIGHTS}
+        commands.append(command | masked | {"out": OUT + 300})
+        commands.append(command | {"out": OUT + 400, "features": 1, "causal": 1})
+    run(content.config, commands, content=content)
+
+
+def test_longest() -> None:
+    """All the positions that a command takes; then one."""
+    content = content_of("4x4", 3)
+    for op in ROW_OPS:
+        command = content.row(op, blocks=2, positions=256, features=7)
+        run(content.config, [command, command | {"out_w": 1, "out": OUT + 600}], content=content)
+
+
+@pytest.mark.parametrize("op", ROW_OPS)
+@pytest.mark.parametrize("shape", ["4x4", "6x4/3", LARGE])
+def test_cycles(shape: str, op: WindowOp) -> None:
+    """As the timing contract has them, for rows as they mostly are."""
+    for blocks, positions in ((2, 12), (30, 4)):
         content = content_of(shape, blocks)
-        command = content.row(op, blocks=blocks, positions=positions)
-        (cycles,) = run(content.config, [command], content=content)
-        predicted = row_cycles(command, content.config)
-        print(shape, op.name, blocks, positions, cycles, predicted)
+        config, masked = content.config, int(op == WindowOp.SOFTMAX and blocks == 2)
+        features = blocks * config.rows
+        command = content.row(op, blocks=blocks, positions=positions, features=features)
+        command |= {"masked": masked, "mask_step": 1, "mask_block": positions}
+        (cycles,) = run(config, [command], content=content)
+        around = WINDOW_SET_UP + window_set_up_bits(command) + WINDOW_DEPTH[op]
+        assert cycles == pytest.approx(row_cycles(command, config) + around, rel=0.02)

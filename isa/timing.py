@@ -410,9 +410,9 @@ up, beside the trees."""
 ROW_NUMBERS_DEPTH = {WindowOp.SOFTMAX: 43, WindowOp.NORMALISE: 88}
 """Cycles from the last word that a row operation adds up to the first of its last pass, beside the
 trees and what the size of the row's variance decides."""
-ROW_BLOCK_GAP = 2
+ROW_BLOCK_GAP = 1
 """Cycles before the parameters of a block of NORMALISE."""
-ROW_PARAMS_DEPTH = 12
+ROW_PARAMS_DEPTH = 13
 """Cycles from the first word of such parameters to when the next may be read, beside the words."""
 _SPREAD_BITS = 11
 """Bits of the variance of an element that are counted with, in steps. What differs from that by

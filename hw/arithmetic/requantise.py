@@ -197,15 +197,15 @@ class Requantise(wiring.Component):
             lane.register(f"{stage}_shift", PARAMS["shift"].width)
             for stage in ("loaded", "relayed")
         )
-        bias: Value = params.bias
-        if self._rows:
-            bias = Mux(self.row, 0, bias)
         with m.If(self._reach[0]):
             m.d.sync += [
-                lane.bias.eq(bias),
+                lane.bias.eq(params.bias),
                 loaded_multiplier.eq(params.multiplier),
                 loaded_shift.eq(params.shift),
             ]
+        if self._rows:
+            with m.If(self._reach[0] & self.row):
+                m.d.sync += lane.bias.eq(0)
         multiplier: Value = params.multiplier if self._held else loaded_multiplier
         shift: Value = params.shift if self._held else relayed_shift
         if self._rows:

@@ -137,6 +137,8 @@ class TokenIssue(wiring.Component):
         self._walk = TapWalk(config)
         self._words = SourceWords(config)
         self._rows = RowSequencer(config) if config.row_ops else None
+        # The command at hand, and the one that has been prepared, is a row operation.
+        self._is_row, self._row_follows = Signal(), Signal()
         # The token that is issued, and whether there is room for it.
         self._issued = record(token_layout(config))
         self._push = Signal()
@@ -174,6 +176,7 @@ class TokenIssue(wiring.Component):
             m.submodules.rows = rows = self._rows
             m.d.comb += [
                 rows.cmd.eq(walk.current.cmd),
+                rows.start.eq(self.begun & self._is_row),
                 rows.taken.eq(self.row_taken),
                 rows.complete.eq(self.rows_complete),
             ]
@@ -195,6 +198,8 @@ class TokenIssue(wiring.Component):
         _, stored, again = self._weights_of(setup.prepared)
         with m.If(setup.take):
             m.d.sync += [self.stored.eq(stored), self._again.eq(again)]
+            if self._rows is not None:
+                m.d.sync += self._is_row.eq(self._row_follows)
         m.d.comb += [
             self._stop.eq(self._fill + words.tap.bytes),
             self._unrotated.eq(words.tap.byte - self._fill),
@@ -205,8 +210,7 @@ class TokenIssue(wiring.Component):
                 self._take_command(m)
                 self._begin_block(m, setup.prepared)
                 if self._rows is not None:
-                    with m.If(is_row(setup.prepared.cmd)):
-                        m.d.comb += self._rows.start.eq(1)
+                    with m.If(self._row_follows):
                         m.next = "ROWS"
             with m.State("WEIGHTS"):
                 self._read_weight(m)
@@ -277,7 +281,8 @@ class TokenIssue(wiring.Component):
         with m.If(self._setup.decided):
             equal = [prepared.cmd[f] == current.cmd[f] for f in modes]
             if self.config.row_ops:
-                equal.append(~is_row(current.cmd))
+                equal.append(~self._is_row)
+                m.d.sync += self._row_follows.eq(is_row(prepared.cmd))
             m.d.sync += same.eq(Cat(prepared.fast == current.fast, *equal).all())
         return ~self._has_checked & ~self.tokens.valid & (drained | same)
 
@@ -377,7 +382,7 @@ class TokenIssue(wiring.Component):
                 m.d.sync += [self._params_held.eq(1), self._walking.eq(~self._again)]
                 m.next = "WALK"
                 if self._rows is not None:
-                    with m.If(is_row(self.current.cmd)):
+                    with m.If(self._is_row):
                         m.d.sync += self._walking.eq(0)
                         m.next = "ROWS"
 

@@ -63,7 +63,7 @@ def is_row(cmd: data.View) -> Value:
 class RowSequencer(wiring.Component):
     """Walks over the words of SOFTMAX and NORMALISE, one token a cycle.
 
-    ``start``: from the next cycle on, ``cmd`` is a row operation; so until ``done``. While
+    ``start``: ``cmd`` is a row operation, as it will be until ``done``. While
     ``valid`` is high, the other outputs describe a token; ``step`` goes on to the next.
 
     * ``read``: it brings a word, from ``addr``, or, with ``constant``, the next of the parameters.
@@ -124,10 +124,15 @@ class RowSequencer(wiring.Component):
         self._is_output = Signal()
         self._second = Signal()  # the second token of a word that takes two
         self._owed = Signal()  # a row's sums have not been taken
-        # Where it is; the ends are registers, as all that follows stands behind them.
+        self._takes_two = Signal()  # tokens for a word
+        # Where it is.
         self._positions_left = Signal(range(ROW_POSITIONS))
         self._blocks_left = Signal(self.cmd.blocks.shape())
+        self._pass = Signal(range(config.window_passes))
         self._last_position, self._last_block = Signal(), Signal()
+        # The word ends the inner loop; the next is at another position. Registers, as all that is
+        # found for the next word stands behind them.
+        self._inner_end, self._by_position = Signal(), Signal()
         # Of the word at hand, and of the first of the inner loop: its address, that of its mask,
         # channels from its first on that count.
         bits = (self.cmd.blocks.shape().width + bits_for(config.rows)) + 2
@@ -140,10 +145,8 @@ class RowSequencer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         count = Signal(range(max(self.config.row_param_words, TABLE_BYTES)))
-        m.d.comb += [
-            self._softmax.eq(self.cmd.op == WindowOp.SOFTMAX),
-            self.number.eq(0),
-        ]
+        m.d.comb += self.number.eq(self._pass)
+        m.d.sync += self._softmax.eq(self.cmd.op == WindowOp.SOFTMAX)
         with m.If(self.taken):
             m.d.sync += self._owed.eq(0)
         with m.FSM():
@@ -189,13 +192,24 @@ class RowSequencer(wiring.Component):
         output = self._kind == RowKind.OUT
         m.d.sync += [
             self._is_output.eq(output),
+            self._takes_two.eq(Mux(self._softmax, self.cmd.masked, output)),
             self.parameters.eq(output & ~self._softmax),
             self._positions_left.eq(self.cmd.out_w - 1),
-            self._last_position.eq(self.cmd.out_w == 1),
             self._blocks_left.eq(self.cmd.blocks - 1),
-            self._last_block.eq((self.cmd.blocks == 1) & (self.config.window_passes == 1)),
-            self._second.eq(0),
             *(each[name].eq(v) for each in (self._here, self._first) for name, v in starts.items()),
+        ]
+        single = (self.cmd.blocks == 1) & (self.config.window_passes == 1)
+        self._set_ends(m, self.cmd.out_w == 1, single, output)
+
+    def _set_ends(self, m: Module, position: Value, block: Value, output: Value) -> None:
+        """Whether the next word is at the last position and in the last pass over the last
+        block."""
+        inner_end = Mux(output, position, block)
+        m.d.sync += [
+            self._last_position.eq(position),
+            self._last_block.eq(block),
+            self._inner_end.eq(inner_end),
+            self._by_position.eq(output ^ inner_end),
         ]
 
     def _read_table(self, m: Module, count: Signal) -> None:
@@ -223,41 +237,29 @@ class RowSequencer(wiring.Component):
 
     def _walk(self, m: Module) -> None:
         """Issue the token at hand, and go on to the next."""
-        output, here = self._is_output, self._here
-        number = Signal(range(self.config.window_passes))
-        last_position, last_block = self._last_position, self._last_block
-        inner_end, outer_end = Signal(), Signal()
-        two, word = Signal(), Signal()  # the word takes two tokens; this is the last of them
+        output, here, inner_end = self._is_output, self._here, self._inner_end
+        outer_end, word = Signal(), Signal()  # ``word``: the last token of the word
         lanes = self.config.reduced_lanes
         limit = Mux(here["left"] < 0, 0, Mux(here["left"] > lanes, lanes, here["left"]))
         first_kind = Mux(self._softmax, RowKind.MASK, RowKind.HIGH)
         m.d.comb += [
-            two.eq(Mux(self._softmax, self.cmd.masked, output)),
-            word.eq(self._second | ~two),
-            inner_end.eq(Mux(output, last_position, last_block)),
-            outer_end.eq(Mux(output, last_block, last_position)),
+            word.eq(self._second | ~self._takes_two),
+            outer_end.eq(Mux(output, self._last_block, self._last_position)),
             self.row.kind.eq(Mux(word, self._kind, first_kind)),
             self.row.last.eq(word & (output | inner_end)),
             self.row.limit.eq(limit),
-            self.valid.eq(
-                ~self.parameters
-                & ~(self._owed & self.row.last & (self._kind == RowKind.SUM))
-            ),
+            self.valid.eq(~self.parameters & ~(self._owed & self.row.last)),
             self.read.eq(self._softmax | ~self._second),
             self.addr.eq(Mux(self._softmax & ~word, here["mask"], here["source"])),
-            self.number.eq(number),
             self.emits.eq(output & word),
         ]
         with m.If(self.granted):
             m.d.sync += self.parameters.eq(0)
         with m.If(self.step):
-            m.d.sync += self._second.eq(two & ~self._second)
+            m.d.sync += self._second.eq(self._takes_two & ~self._second)
             with m.If(word):
-                self._advance(m, inner_end, is_last(number, self.config))
-                with m.If(output | inner_end):
-                    self._count_position(m)
-                with m.If(~output | inner_end):
-                    self._count_block(m, number)
+                self._advance(m)
+                self._count(m)
                 with m.If(inner_end):
                     m.d.sync += self.parameters.eq(output & ~self._softmax & ~outer_end)
                     with m.If(outer_end):
@@ -268,33 +270,29 @@ class RowSequencer(wiring.Component):
                 with m.If(self.row.last & (self._kind == RowKind.SUM)):
                     m.d.sync += self._owed.eq(1)
 
-    def _count_position(self, m: Module) -> None:
-        left, is_last_one = self._positions_left, self._last_position
-        m.d.sync += [
-            left.eq(Mux(is_last_one, self.cmd.out_w, left) - 1),
-            is_last_one.eq(Mux(is_last_one, self.cmd.out_w == 1, left == 1)),
-        ]
+    def _count(self, m: Module) -> None:
+        """Positions, blocks and the passes over them."""
+        cmd, config, output = self.cmd, self.config, self._is_output
+        position, block = Signal(), Signal()  # the next is the last
+        m.d.comb += [position.eq(self._last_position), block.eq(self._last_block)]
+        with m.If(output | self._inner_end):
+            left, last = self._positions_left, self._last_position
+            m.d.comb += position.eq(Mux(last, cmd.out_w == 1, left == 1))
+            m.d.sync += left.eq(Mux(last, cmd.out_w, left) - 1)
+        with m.If(~output | self._inner_end):
+            left, last = self._blocks_left, self._last_block
+            if config.window_passes > 1:
+                m.d.comb += block.eq((left == 0) & (self._pass == config.window_passes - 2))
+            else:
+                m.d.comb += block.eq(Mux(last, cmd.blocks == 1, left == 1))
+            m.d.sync += self._pass.eq(following_pass(self._pass, config))
+            with m.If(is_last(self._pass, config)):
+                m.d.sync += left.eq(Mux(last, cmd.blocks, left) - 1)
+        self._set_ends(m, position, block, output)
 
-    def _count_block(self, m: Module, number: Signal) -> None:
-        """Of a block's passes, or of blocks."""
-        left, is_last_one, config = self._blocks_left, self._last_block, self.config
-        m.d.sync += number.eq(following_pass(number, config))
-        if config.window_passes > 1:
-            before_last = number == config.window_passes - 2
-            m.d.sync += is_last_one.eq((left == 0) & before_last)
-            with m.If(is_last(number, config)):
-                m.d.sync += left.eq(Mux(is_last_one, self.cmd.blocks, left) - 1)
-        else:
-            m.d.sync += [
-                left.eq(Mux(is_last_one, self.cmd.blocks, left) - 1),
-                is_last_one.eq(Mux(is_last_one, self.cmd.blocks == 1, left == 1)),
-            ]
-
-    def _advance(self, m: Module, inner_end: Signal, last_pass: Value) -> None:
+    def _advance(self, m: Module) -> None:
         """Addresses and channels of the next word."""
-        cmd = self.cmd
-        by_position = Signal()
-        m.d.comb += by_position.eq(self._is_output ^ inner_end)
+        cmd, last_pass = self.cmd, is_last(self._pass, self.config)
         for name, position, block in (
             ("source", Const(1), Mux(last_pass, cmd.src_block, 0)),
             ("mask", cmd.mask_step, Mux(last_pass, cmd.mask_block, 0)),
@@ -303,8 +301,8 @@ class RowSequencer(wiring.Component):
             here, first = self._here[name], self._first[name]
             following = Signal(here.shape(), name=f"following_{name}")
             m.d.comb += following.eq(
-                Mux(inner_end, first, here) + Mux(by_position, position, block)
+                Mux(self._inner_end, first, here) + Mux(self._by_position, position, block)
             )
             m.d.sync += here.eq(following)
-            with m.If(inner_end):
+            with m.If(self._inner_end):
                 m.d.sync += first.eq(following)

@@ -93,20 +93,24 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
 
 
 def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
-    _, channels, h, w = x.shape
-    valid: np.ndarray = np.ones(channels, bool)
-    if op.period:
-        last = np.arange(h * w) % op.period
-        valid = (np.arange(channels) <= last[:, None]).reshape(h, w, channels)
     out = rows.softmax(
         np.moveaxis(x, 1, -1),
         rows.Softmax.of_scales(op.x_scale, op.y_scale),
-        valid,
+        np.moveaxis(counted(op, x.shape), 1, -1),
         zero=graph.tensors[op.output].zero,
         low=op.low,
         high=op.high,
     )
     return np.moveaxis(out, -1, 1)
+
+
+def counted(op: Softmax, shape: tuple[int, ...]) -> np.ndarray:
+    """The channels of every position that count: bool, broadcast to ``shape`` (N, C, H, W)."""
+    _, channels, h, w = shape
+    if not op.period:
+        return np.ones((1, channels, 1, 1), bool)
+    last = np.arange(h * w).reshape(h, w) % op.period
+    return (np.arange(channels)[:, None, None] <= last)[None]
 
 
 def _normalise(op: Normalise, graph: Graph, x: np.ndarray) -> np.ndarray:

@@ -71,9 +71,9 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
     if isinstance(op, MatMul):
         return _activated(op, op.activation, _product(op, graph, tensors))
     if isinstance(op, Transpose):
-        x = tensors[op.x]
-        swapped = x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
-        return {op.output: swapped.reshape(graph.tensors[op.output].shape)}
+        shape = graph.tensors[op.output].shape
+        x = tensors[op.x][:, op.first : op.first + shape[3]]
+        return {op.output: x.reshape(*x.shape[:2], -1).transpose(0, 2, 1).reshape(shape)}
     if isinstance(op, Softmax):
         return {op.output: _softmax(op, graph, tensors[op.x])}
     if isinstance(op, Normalise):

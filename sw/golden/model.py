@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from systole.isa import numerics, rows
+from systole.isa import numerics
+from systole.isa import rows as row_numerics
 from systole.sw.ir.graph import (
     Activation,
     Binary,
@@ -93,9 +94,9 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
 
 
 def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
-    out = rows.softmax(
+    out = row_numerics.softmax(
         np.moveaxis(x, 1, -1),
-        rows.Softmax.of_scales(op.x_scale, op.y_scale),
+        row_numerics.Softmax.of_scales(op.x_scale, op.y_scale),
         np.moveaxis(counted(op, x.shape), 1, -1),
         zero=graph.tensors[op.output].zero,
         low=op.low,
@@ -114,7 +115,7 @@ def counted(op: Softmax, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _normalise(op: Normalise, graph: Graph, x: np.ndarray) -> np.ndarray:
-    out = rows.normalise(
+    out = row_numerics.normalise(
         np.moveaxis(x, 1, -1),
         normalisation(op),
         x_zero=graph.tensors[op.x].zero,

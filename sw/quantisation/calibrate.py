@@ -169,8 +169,8 @@ def _saturates(
 
 
 def _floating_moves(model: onnx.ModelProto, excluded: Collection[str]) -> set[str]:
-    """Nodes that only move an input, a constant (rows of a table of tokens) or what a float operator
-    made: the results are quantised where an operator that computes reads them."""
+    """Nodes that only move an input, a constant (a table of tokens) or what a float operator made:
+    the results are quantised where an operator that computes reads them."""
     floating, names = {value.name for value in model.graph.input}, set()
     floating |= {value.name for value in model.graph.initializer}
     for node in model.graph.node:

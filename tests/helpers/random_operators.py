@@ -332,13 +332,11 @@ def make_transpose(s, rng):
 
 def make_softmax(s, rng):
     """Rows of any length; of some, only those up to their own number count."""
-    n, c, h, w = shape = some_shape(rng, channels=70)
-    x, out = s.input(shape), s.tensor(shape)
+    shape = some_shape(rng, channels=70)
+    (h, w), x, out = shape[2:], s.input(shape), s.tensor(shape)
     scales = np.float32([rng.choice([0.01, 0.1, 0.5]), rng.choice([1 / 256, 0.01, 1e-4])])
     period = int(rng.choice([0, h * w, w]))
-    s.ops.append(
-        Softmax(**s.common(out), x=x, x_scale=scales[0], y_scale=scales[1], period=period)
-    )
+    s.ops.append(Softmax(**s.common(out), x=x, x_scale=scales[0], y_scale=scales[1], period=period))
 
 
 def make_normalise(s, rng):

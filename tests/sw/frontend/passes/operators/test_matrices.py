@@ -11,7 +11,7 @@ import pytest
 
 from systole.isa import Config
 from systole.sw.compiler import compile_graph
-from systole.sw.compiler.partition import partition, place
+from systole.sw.compiler.partition import partition
 from systole.sw.compiler.placement import NO_ROW_OPS
 from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.frontend.load import load
@@ -236,7 +236,8 @@ def test_only_softmax_and_norms_of_an_encoder_are_the_hosts(encoder):
     on_host = [p for p in placed if p.host and p.op_type not in CONVERSIONS]
     assert [p.op_type for p in on_host] == ["Softmax", *["LayerNormalization"] * 2]
     assert {p.rule for p in on_host} == {NO_ROW_OPS}
-    on_host = [p for p in place(encoder) if p.host and p.op_type not in CONVERSIONS]
+    placed = partition(encoder, Config(row_ops=True)).placements
+    on_host = [p for p in placed if p.host and p.op_type not in CONVERSIONS]
     assert [p.op_type for p in on_host] == ["LayerNormalization"]
     assert "is not quantised" in on_host[0].rule
 

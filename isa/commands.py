@@ -537,7 +537,9 @@ COMMANDS: dict[Opcode, Command] = {
                             "SOFTMAX: 1: only channels whose mask, at word ``weights``, is not "
                             "negative count",
                         ),
-                        Field("mask_step", 1, "SOFTMAX: words from one position's mask to the next"),
+                        Field(
+                            "mask_step", 1, "SOFTMAX: words from one position's mask to the next"
+                        ),
                         Field(
                             "mask_block",
                             ADDRESS_BITS,

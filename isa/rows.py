@@ -151,12 +151,20 @@ class Normalise:
         features = len(gain)
         scaled = round(epsilon * (features / float(x)) ** 2 * (1 << EPSILON_BITS))
         if scaled >> (VARIANCE_BITS - 1):
-            raise ValueError(
-                f"epsilon {epsilon:g} is more than {(1 << VARIANCE_BITS - 1 - EPSILON_BITS) * (float(x) / features) ** 2:g}, the largest at this scale"
-            )
+            most = 2.0 ** (VARIANCE_BITS - 1 - EPSILON_BITS) * (float(x) / features) ** 2
+            raise ValueError(f"epsilon = {epsilon:g}: at most {most:g} at this scale")
         channels = [_channel(float(g) / float(y), float(s) / float(y)) for g, s in zip(gain, shift)]
         bias, multiplier, right, negate, coarse = (np.array(each) for each in zip(*channels))
-        return cls(features, scaled, centred, bias, multiplier, right, negate, coarse)
+        return cls(
+            features=features,
+            epsilon=scaled,
+            centred=centred,
+            bias=bias,
+            multiplier=multiplier,
+            shift=right,
+            negate=negate,
+            coarse=coarse,
+        )
 
 
 def _channel(gain: float, shift: float) -> tuple[int, int, int, bool, bool]:

@@ -176,7 +176,7 @@ class _Partitioner:
 
     def __init__(self, flow: Dataflow, config: Config | None):
         self.flow, self.config = flow, config
-        self._row_ops = config is None or config.row_ops
+        self._row_ops = (config or Config()).row_ops
         self.placement = Placement(flow, row_ops=self._row_ops)
         self.compile_seconds = 0.0
         # Most segments stay the same from one attempt to the next.

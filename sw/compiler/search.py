@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from systole.isa import Engine
 from systole.sw.compiler.costs import work
 from systole.sw.compiler.plan import PLAIN, DoesNotFitError, Planner
-from systole.sw.compiler.stages import Stage
+from systole.sw.compiler.stages import RowStage, Stage
 from systole.sw.compiler.stripes import Chain, Schedule, depths
 from systole.sw.ir.graph import ModelError
 from systole.sw.progress import Share, unseen
@@ -221,6 +221,24 @@ REFUSED = 100
 """Commands that a schedule counts as if it does not fit: what finding that out costs, about."""
 
 
+ROW_REGION = 128
+"""Outputs of a region beside a row operation: its rows must be whole, so that in larger ones the
+array waits for all of them."""
+
+
+def _beside_rows(stages: list[Stage]) -> list[int]:
+    """Stages that make what a row operation reads, or read what it makes, and these themselves."""
+    rows = [stage for stage in stages if isinstance(stage, RowStage)]
+    made = {stage.op.output for stage in rows}
+    read = {source.tensor for stage in rows for source in stage.sources}
+    return [
+        i
+        for i, stage in enumerate(stages)
+        if stage.kind != "transpose"
+        and (stage.op.output in made | read or any(s.tensor in made for s in stage.sources))
+    ]
+
+
 class Search:
     """Schedules of one program, compared by the cycle model."""
 
@@ -263,15 +281,21 @@ class Search:
 
     def fast(self, planner: Planner, share: Share = unseen) -> Schedule:
         """The best of the estimated schedules, or none of them if the program is faster without
-        chains."""
+        chains; then with the stages beside row operations in smaller regions, if that is better."""
         schedules = dict.fromkeys([PLAIN, *_estimated(planner)])
-        if len(schedules) == 1:
+        beside = _beside_rows(planner.stages)
+        count = len(schedules) + bool(beside)
+        if count == 1:
             return PLAIN
         chosen = PLAIN
         for number, schedule in enumerate(schedules):
-            share(number / len(schedules))
+            share(number / count)
             if self.better(schedule):
                 chosen = schedule
+        chained = {i for chain in chosen.chains for i in chain.stages}
+        regions = tuple((i, ROW_REGION) for i in beside if i not in chained)
+        if regions and self.better(replace(chosen, regions=regions)):
+            return replace(chosen, regions=regions)
         return chosen
 
     def best(self, schedule: Schedule, share: Share = unseen) -> Schedule:

@@ -16,12 +16,19 @@ from systole.sw.compiler.regions import (
     part_of,
     region_sizes,
 )
-from systole.sw.compiler.stages import ArrayStage, Fold, Geometry, Source, Stage
+from systole.sw.compiler.stages import (
+    ArrayStage,
+    Fold,
+    Geometry,
+    Source,
+    Stage,
+    TransposeStage,
+)
 
 DECENT_REGION = 256
 """Outputs per channel that a region should hold: enough to hide weight loads and halos."""
 
-EARLY_REGION = {"array": 128, "vector": 128, "row": 128, "window": 256}
+EARLY_REGION = {"array": 128, "vector": 128, "row": 128, "window": 256, "transpose": 64}
 """Outputs per region, by kind of stage, where regions cost no transfers: small ones let the next
 stage begin early; a window stage reads the rows between two regions twice."""
 
@@ -169,8 +176,10 @@ class StagePlanner:
 
     def _channel_blocks(self, regions: list[Region]) -> int:
         """The most channel blocks that a region of a transposition meets."""
-        rows = self.config.rows
-        return max((r.x + r.w - 1) // rows - r.x // rows + 1 for r in regions)
+        assert isinstance(self.stage, TransposeStage)
+        rows, first = self.config.rows, self.stage.first
+        starts = ((first + r.x, first + r.x + r.w - 1) for r in regions)
+        return max(last // rows - start // rows + 1 for start, last in starts)
 
     def _row_buffer(
         self, source: Source, fold: Fold, regions: list[Region], copies: int

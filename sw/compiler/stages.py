@@ -386,6 +386,8 @@ class TransposeStage(BaseStage):
     """WINDOW IM2COL commands that exchange channels and positions, a byte at a time."""
 
     kind: ClassVar[Literal["transpose"]] = "transpose"
+    first: int = 0
+    """The channel that becomes column 0."""
 
 
 Stage = ArrayStage | WindowStage | VectorStage | RowStage | TransposeStage

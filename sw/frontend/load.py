@@ -13,6 +13,7 @@ from systole.sw.frontend.passes.check_limits import check_limits
 from systole.sw.frontend.passes.drop_unused import drop_unused
 from systole.sw.frontend.passes.fuse_activations import fuse_activations
 from systole.sw.frontend.passes.fuse_clamps import fuse_clamps
+from systole.sw.frontend.passes.fuse_cuts import fuse_cuts
 from systole.sw.frontend.passes.fuse_pads import fuse_pads
 from systole.sw.frontend.passes.fuse_residuals import fuse_residuals
 from systole.sw.frontend.passes.graph_pass import Pass
@@ -29,6 +30,7 @@ PASSES: dict[str, Pass] = {
         fuse_residuals,
         fuse_activations,
         fuse_pads,
+        fuse_cuts,
         check_limits,
     )
 }

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from systole.isa import numerics, rows
+from systole.isa import numerics
+from systole.isa import rows as row_numerics
 from systole.sw.ir.graph import (
     Activation,
     Binary,
@@ -71,9 +72,9 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
     if isinstance(op, MatMul):
         return _activated(op, op.activation, _product(op, graph, tensors))
     if isinstance(op, Transpose):
-        x = tensors[op.x]
-        swapped = x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
-        return {op.output: swapped.reshape(graph.tensors[op.output].shape)}
+        shape = graph.tensors[op.output].shape
+        x = tensors[op.x][:, op.first : op.first + shape[3]]
+        return {op.output: x.reshape(*x.shape[:2], -1).transpose(0, 2, 1).reshape(shape)}
     if isinstance(op, Softmax):
         return {op.output: _softmax(op, graph, tensors[op.x])}
     if isinstance(op, Normalise):
@@ -93,15 +94,10 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
 
 
 def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
-    _, channels, h, w = x.shape
-    valid: np.ndarray = np.ones(channels, bool)
-    if op.period:
-        last = np.arange(h * w) % op.period
-        valid = (np.arange(channels) <= last[:, None]).reshape(h, w, channels)
-    out = rows.softmax(
+    out = row_numerics.softmax(
         np.moveaxis(x, 1, -1),
-        rows.Softmax.of_scales(op.x_scale, op.y_scale),
-        valid,
+        row_numerics.Softmax.of_scales(op.x_scale, op.y_scale),
+        np.moveaxis(counted(op, x.shape), 1, -1),
         zero=graph.tensors[op.output].zero,
         low=op.low,
         high=op.high,
@@ -109,8 +105,17 @@ def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
     return np.moveaxis(out, -1, 1)
 
 
+def counted(op: Softmax, shape: tuple[int, ...]) -> np.ndarray:
+    """The channels of every position that count: bool, broadcast to ``shape`` (N, C, H, W)."""
+    _, channels, h, w = shape
+    if not op.period:
+        return np.ones((1, channels, 1, 1), bool)
+    last = np.arange(h * w).reshape(h, w) % op.period
+    return (np.arange(channels)[:, None, None] <= last)[None]
+
+
 def _normalise(op: Normalise, graph: Graph, x: np.ndarray) -> np.ndarray:
-    out = rows.normalise(
+    out = row_numerics.normalise(
         np.moveaxis(x, 1, -1),
         normalisation(op),
         x_zero=graph.tensors[op.x].zero,

@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from systole.sw.golden.exact import without_saturation
+from systole.sw.golden.exact import with_plain_softmax, without_saturation
 from systole.sw.golden.model import dequantise_output
 from systole.sw.ir.graph import Port, Tensor
 from systole.sw.ir.model_file import load_proto
@@ -63,7 +63,7 @@ def final_model(
 ) -> onnx.ModelProto:
     """The graph whose operators a :func:`session` runs one by one, without further changes."""
     if optimise:
-        final = _optimised(model)
+        final = with_plain_softmax(_optimised(model))
     else:
         final = onnx.ModelProto()
         final.CopyFrom(_source(model))

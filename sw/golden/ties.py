@@ -22,6 +22,7 @@ from systole.sw.golden.model import (
     accumulate,
     add_pick,
     channel_scales,
+    counted,
     evaluate,
     own_zero,
     pool_scales,
@@ -36,9 +37,11 @@ from systole.sw.ir.graph import (
     ConvTranspose,
     Graph,
     MatMul,
+    Normalise,
     Op,
     Pool,
     Select,
+    Softmax,
     Table,
     Transpose,
 )
@@ -48,6 +51,8 @@ UNIT = 2.0**-24
 CONVERSIONS = 4
 """Operations on the way of each term beside its product and sum: a dequantised operand, a
 dequantised factor, the division by the result's scale, and that scale's own rounding."""
+ROW_NOISE = 2 * UNIT
+"""The same of row operations, whose own arithmetic is about as fine as float32."""
 MOST_NOISE = 2.0**-6
 """Steps that count as float32's error at most: bounds for long sums are far above what happens."""
 WHOLE = 1e-9
@@ -218,6 +223,10 @@ def _real(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> _RealEnds 
             return _total([a * b * op.a_ratio])
         sign = 1 if op.kind == "add" else -1
         return _total([a * op.a_ratio, sign * b * op.b_ratio])
+    if isinstance(op, Softmax):
+        return _share(op, tensors[op.x])
+    if isinstance(op, Normalise):
+        return _normal(op, steps(op.x))
     shape, zero = graph.tensors[op.output].shape, graph.tensors[op.output].zero
     if isinstance(op, Conv | ConvTranspose | MatMul | Select) or (
         isinstance(op, Pool) and op.kind == "average"
@@ -229,6 +238,26 @@ def _real(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> _RealEnds 
             return ends._replace(noise=ends.noise + (op.off * op.scale)[:, None, None])
         return ends
     return None
+
+
+def _share(op: Softmax, x: np.ndarray) -> _RealEnds:
+    """A Softmax' results."""
+    inside = counted(op, x.shape)
+    largest = np.where(inside, x, -128).max(axis=1, keepdims=True)
+    powers = inside * np.exp((x.astype(np.float64) - largest) * np.float64(op.x_scale))
+    real = powers / powers.sum(axis=1, keepdims=True) / np.float64(op.y_scale)
+    return _RealEnds.of(real, (x.shape[1] + CONVERSIONS) * ROW_NOISE * real)
+
+
+def _normal(op: Normalise, x: np.ndarray) -> _RealEnds:
+    """A normalisation's results."""
+    real = x * np.float64(op.x_scale)
+    mean = real.mean(axis=1, keepdims=True) if op.centred else np.zeros(())
+    spread_out = np.sqrt(((real - mean) ** 2).mean(axis=1, keepdims=True) + op.epsilon)
+    gain, shift = (v[:, None, None] / np.float64(op.y_scale) for v in (op.gain, op.shift))
+    magnitude = (np.abs(real) + np.abs(mean)) / spread_out * np.abs(gain) + np.abs(shift)
+    bound = (x.shape[1] + CONVERSIONS) * ROW_NOISE * magnitude
+    return _RealEnds.of((real - mean) / spread_out * gain + shift, bound)
 
 
 def _terms(op: Op) -> int:

@@ -405,9 +405,12 @@ def normalisation(op: Normalise) -> rows.Normalise:
 
 @dataclass(frozen=True, eq=False)
 class Transpose(Op):
-    """Channels and positions change places: (N, C, H, W) to (N, H * W, 1, C). It does not clamp."""
+    """Channels and positions change places: (N, C, H, W) to (N, H * W, 1, C), or some channels
+    alone: as many as the output has columns. It does not clamp."""
 
     x: str
+    first: int = 0
+    """The first of these channels."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

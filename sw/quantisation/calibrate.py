@@ -32,7 +32,7 @@ METHODS = {
     "percentile": CalibrationMethod.Percentile,
 }
 
-MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split")
+MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather")
 """Operators that only move data: their result has the scale of their operand."""
 
 QUANTISED = (
@@ -169,9 +169,10 @@ def _saturates(
 
 
 def _floating_moves(model: onnx.ModelProto, excluded: Collection[str]) -> set[str]:
-    """Nodes that only move an input or what a float operator made: the results are quantised where
-    an operator that computes reads them."""
+    """Nodes that only move an input, a constant (a table of tokens) or what a float operator made:
+    the results are quantised where an operator that computes reads them."""
     floating, names = {value.name for value in model.graph.input}, set()
+    floating |= {value.name for value in model.graph.initializer}
     for node in model.graph.node:
         moved = node.op_type in MOVES and node.input[0] in floating
         if moved:

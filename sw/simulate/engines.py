@@ -578,14 +578,14 @@ def _normalise(c: SimpleNamespace, header: int, rest: np.ndarray, x: np.ndarray)
         fields[f.name] = value - (value >> (f.bits - 1) << f.bits) * f.signed
         at += f.bits
     p = Normalise(
-        c.features,
-        own["epsilon"],
-        bool(own["centred"]),
-        fields["bias"],
-        fields["multiplier"],
-        fields["shift"],
-        fields["negate"].astype(bool),
-        fields["coarse"].astype(bool),
+        features=c.features,
+        epsilon=own["epsilon"],
+        centred=bool(own["centred"]),
+        bias=fields["bias"],
+        multiplier=fields["multiplier"],
+        shift=fields["shift"],
+        negate=fields["negate"].astype(bool),
+        coarse=fields["coarse"].astype(bool),
     )
     counted = np.where(np.arange(x.shape[1]) < c.features, x, c.pad)
     return normalise(counted, p, x_zero=c.pad, zero=c.zero, low=c.low, high=c.high)

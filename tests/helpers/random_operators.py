@@ -15,11 +15,13 @@ from systole.sw.ir.graph import (
     Graph,
     MatMul,
     Matrices,
+    Normalise,
     Pick,
     Pool,
     Port,
     Select,
     Shortcut,
+    Softmax,
     Table,
     Tensor,
     Transpose,
@@ -328,6 +330,34 @@ def make_transpose(s, rng):
     s.ops.append(Transpose(**(s.common(out) | dict(low=-128, high=127)), x=x))
 
 
+def make_softmax(s, rng):
+    """Rows of any length; of some, only those up to their own number count."""
+    shape = some_shape(rng, channels=70)
+    (h, w), x, out = shape[2:], s.input(shape), s.tensor(shape)
+    scales = np.float32([rng.choice([0.01, 0.1, 0.5]), rng.choice([1 / 256, 0.01, 1e-4])])
+    period = int(rng.choice([0, h * w, w]))
+    s.ops.append(Softmax(**s.common(out), x=x, x_scale=scales[0], y_scale=scales[1], period=period))
+
+
+def make_normalise(s, rng):
+    """Some channels have no gain, others one far smaller than their shift."""
+    shape = some_shape(rng, channels=70)
+    x, out = s.input(shape), s.tensor(shape)
+    gain = rng.normal(1, 0.5, shape[1]) * rng.choice([1, 1, 1, 1e-4, 0], shape[1])
+    s.ops.append(
+        Normalise(
+            **s.common(out),
+            x=x,
+            gain=gain,
+            shift=rng.normal(0, 0.5, shape[1]),
+            epsilon=float(rng.choice([1e-5, 1e-12])),
+            centred=bool(rng.integers(2)),
+            x_scale=np.float32(rng.choice([0.001, 0.1])),
+            y_scale=np.float32(0.03),
+        )
+    )
+
+
 def make_shortcut(s, rng):
     """A convolution with an activation added to its sums."""
     make_conv(s, rng)
@@ -350,7 +380,9 @@ SQUARE = [make_product]
 """Makers of operators that need a square array."""
 WINDOW = [make_pool, make_transpose, make_whole_pool]
 """Makers of operators that need the window engine."""
-MAKERS += [make_product, make_transpose, make_whole_pool]
+ROWS = [make_softmax, make_normalise]
+"""Makers of operators that need row operations."""
+MAKERS += [make_product, make_transpose, make_whole_pool, *ROWS]
 
 
 def makers(config):
@@ -358,5 +390,7 @@ def makers(config):
     return [
         m
         for m in MAKERS
-        if (m not in SQUARE or config.rows == config.cols) and (m not in WINDOW or config.window)
+        if (m not in SQUARE or config.rows == config.cols)
+        and (m not in WINDOW or config.window)
+        and (m not in ROWS or config.row_ops)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from systole.isa import Opcode
 from systole.isa.commands import ROW_POSITIONS
@@ -22,20 +23,18 @@ class RowEmitter:
 
     def group(self, group: OutputGroup, stage: RowStage, x: BufferView) -> None:
         """A region: a command for every piece of it."""
-        for extent, features in _pieces(stage, group.region):
-            self._command(group, stage, x, extent, features)
+        for piece in _pieces(stage, group.region):
+            self._command(group, stage, x, piece)
 
-    def _command(
-        self, group: OutputGroup, stage: RowStage, x: BufferView, extent: Extent, features: int
-    ) -> None:
-        """One command; ``features``: channels that count at its first position."""
-        out = group.out
+    def _command(self, group: OutputGroup, stage: RowStage, x: BufferView, piece: _Piece) -> None:
+        """One command."""
+        out, extent = group.out, piece.extent
         params = self.context.fixed_word(group.index, "params")
         values = fields.window(
             op=stage.row_op,
             blocks=stage.blocks,
-            features=features,
-            causal=bool(stage.period),
+            features=piece.features,
+            causal=piece.causal,
             src=x.at(extent.y, extent.x),
             src_block=x.block,
             pad=stage.sources[0].zero,
@@ -55,17 +54,29 @@ class RowEmitter:
         self.context.stream.emit(Opcode.WINDOW, values, reads, [written], stage=group.index)
 
 
-def _pieces(stage: RowStage, region: Region) -> Iterator[tuple[Extent, int]]:
-    """Parts of a row of the region that one command takes, each with the channels that count at
-    its first position."""
+class _Piece(NamedTuple):
+    """What one command takes: positions in a row of the region."""
+
+    extent: Extent
+    features: int
+    """Channels that count at its first position."""
+    causal: bool
+    """One more counts at every further position."""
+
+
+def _pieces(stage: RowStage, region: Region) -> Iterator[_Piece]:
+    """The region, piece by piece."""
     for y in range(region.y, region.y + region.h):
         x, end = region.x, region.x + region.w
         while x < end:
-            first = stage.w * y + x
-            stop = end
+            stop, features, causal = end, stage.channels, False
             if stage.period:
-                stop = min(end, x + stage.period - first % stage.period)
-            for at, w in cuts(stop - x, ROW_POSITIONS):
-                features = (first + at) % stage.period + 1 if stage.period else stage.channels
-                yield Extent(y, x + at, 1, w), features
+                # Where there are more positions than channels, the last ones take all of these.
+                at = (stage.w * y + x) % stage.period
+                causal = at + 1 < stage.channels
+                stop = min(end, x + (stage.channels if causal else stage.period) - at)
+                stop = min(stop, x + stage.period - at)
+                features = min(at + 1, stage.channels)
+            for first, w in cuts(stop - x, ROW_POSITIONS):
+                yield _Piece(Extent(y, x + first, 1, w), features + causal * first, causal)
             x = stop

@@ -26,15 +26,15 @@ class TransposeEmitter:
             x = self._positions(i, stage, region, number)
             group = self.activations.output(i, region, number)
             words = min(stage.group_words, stage.blocks - number * stage.group_words)
-            for channels in self._channels(region):
-                self._command(group, x, channels, words)
+            for channels in self._channels(stage, region):
+                self._command(group, stage, x, channels, words)
             self.activations.store(group)
 
-    def _channels(self, region: Region) -> list[Extent]:
+    def _channels(self, stage: TransposeStage, region: Region) -> list[Extent]:
         """The region's channels as rectangles: ``y`` and ``h`` count blocks, ``x`` and ``w``
         channels within each."""
-        rows, end = self.context.config.rows, region.x + region.w
-        out, at = [], region.x
+        rows, at = self.context.config.rows, stage.first + region.x
+        out, end = [], at + region.w
         while at < end:
             block, lane = divmod(at, rows)
             width, height = min(rows - lane, end - at), 1
@@ -48,7 +48,8 @@ class TransposeEmitter:
         """The positions of a group, of the channel blocks that a region meets; y counts blocks."""
         (source,) = stage.sources
         context, rows = self.context, self.context.config.rows
-        first, end = region.x // rows, -(-(region.x + region.w) // rows)
+        channel = stage.first + region.x
+        first, end = channel // rows, -(-(channel + region.w) // rows)
         most = stage.group_words * rows
         position = group * most
         count = min(most, source.w - position)
@@ -70,12 +71,19 @@ class TransposeEmitter:
             base=base, pitch=pitch, block=0, y=first, x=position, h=end - first, w=count
         )
 
-    def _command(self, group: OutputGroup, x: BufferView, channels: Extent, words: int) -> None:
+    def _command(
+        self,
+        group: OutputGroup,
+        stage: TransposeStage,
+        x: BufferView,
+        channels: Extent,
+        words: int,
+    ) -> None:
         """A command that makes ``words`` words of some channels. An output word takes one byte of
         each of ``rows`` words of the input; a row of the window is a block of it."""
         i, out, rows = group.index, group.out, self.context.config.rows
         block, lane, height, width = channels
-        src, at = x.at(block, x.x), out.at(0, block * rows + lane)
+        src, at = x.at(block, x.x), out.at(0, block * rows + lane - stage.first)
         values = fields.window(
             op=WindowOp.IM2COL,
             blocks=1,
@@ -94,7 +102,7 @@ class TransposeEmitter:
             stride_y=1,
             dilation_x=rows,
             dilation_y=1,
-            pad=self.context.stages[i].sources[0].zero,
+            pad=stage.sources[0].zero,
             out=at,
             out_pitch=rows,
             out_block=out.block,

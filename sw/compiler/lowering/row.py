@@ -31,9 +31,7 @@ def lower_softmax(context: LoweringContext, layer: int, op: Softmax) -> RowStage
     table = p.table.astype(f"<u{EXP_ENTRY_BYTES}").tobytes()
     words = [_words(own.to_bytes(ROW_PARAM_BYTES, "little"), context.config)]
     words.append(_words(table, context.config))
-    return _row_stage(
-        context, layer, op, WindowOp.SOFTMAX, np.concatenate(words), period=op.period
-    )
+    return _row_stage(context, layer, op, WindowOp.SOFTMAX, np.concatenate(words), period=op.period)
 
 
 def lower_normalise(context: LoweringContext, layer: int, op: Normalise) -> RowStage:

@@ -23,12 +23,13 @@ def lower_transpose(context: LoweringContext, layer: int, op: Transpose) -> Stag
             f"(window = true) and at most {MAX_TAPS} rows; this array has {config.rows}"
         )
     x = context.tensors[op.x]
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
+    c = context.tensors[op.output].shape[3]
     source = Source(
         tensor=op.x,
         h=1,
         w=h * w,
-        blocks=layout.blocks_of(c, config.rows),
+        blocks=layout.blocks_of(x.shape[1], config.rows),
         geometries=(POINTWISE,),
         zero=x.zero,
         per_group=True,
@@ -46,4 +47,5 @@ def lower_transpose(context: LoweringContext, layer: int, op: Transpose) -> Stag
         group_words=MAX_TAPS // config.rows,
         sources=(source,),
         striped=False,
+        first=op.first,
     )

@@ -1,4 +1,4 @@
-"""Pass 8, check_limits: sizes that no command can express, whatever the configuration."""
+"""Pass 9, check_limits: sizes that no command can express, whatever the configuration."""
 
 from __future__ import annotations
 

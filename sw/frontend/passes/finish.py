@@ -12,7 +12,17 @@ import numpy as np
 from systole.sw.frontend.passes import moves
 from systole.sw.frontend.passes.layout import Shape
 from systole.sw.frontend.passes.values import Affine, Function, Node, Pending, Quant
-from systole.sw.ir.graph import Binary, Normalise, Op, Pick, Pool, Select, Softmax, Table, normalisation
+from systole.sw.ir.graph import (
+    Binary,
+    Normalise,
+    Op,
+    Pick,
+    Pool,
+    Select,
+    Softmax,
+    Table,
+    normalisation,
+)
 
 LEAST_SHARE = 2.0**-24
 """The smallest scale of a Softmax' result."""

@@ -162,7 +162,7 @@ class Mover:
         they are not."""
         n, c, h, w = shape = self._tensors.shape(x.tensor)
         count, rest = divmod(index.size, n * h * w)
-        if rest or count == c or index.min(initial=0) < 0:
+        if not count or rest or count == c or index.min() < 0:
             return None
         first = int(index.min()) // (h * w) % c
         image, place = np.divmod(index, c * h * w)

@@ -7,7 +7,7 @@ constants and a sum, if they follow. For an RMSNormalization nothing is taken of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -108,7 +108,15 @@ def _of_variance(
     if centre is None:
         if base is not number:
             return None
-        return Norm(tuple(nodes[::-1]), number, axis, epsilon, False, one, none)
+        return Norm(
+            nodes=tuple(nodes[::-1]),
+            x=number,
+            axis=axis,
+            epsilon=epsilon,
+            centred=False,
+            gain=one,
+            shift=none,
+        )
     x, own = centre
     if base is not number:
         # The difference written twice.
@@ -116,7 +124,15 @@ def _of_variance(
         if again is None or again[0] is not x:
             return None
         own += [node for node in again[1] if node not in own]
-    return Norm((*own[::-1], *nodes[::-1]), x, axis, epsilon, True, one, none)
+    return Norm(
+        nodes=(*own[::-1], *nodes[::-1]),
+        x=x,
+        axis=axis,
+        epsilon=epsilon,
+        centred=True,
+        gain=one,
+        shift=none,
+    )
 
 
 def _centred(value: ir.Value, axis: int) -> tuple[ir.Value, list[ir.Node]] | None:
@@ -159,13 +175,8 @@ def _with_affine(norm: Norm) -> Norm:
         rank = None if result.shape is None else len(result.shape)
         if other is None or other.dtype.kind != "f" or rank is None or other.ndim > rank:
             continue
-        nodes = (*norm.nodes, user)
-        if op_type == "Mul":
-            norm = Norm(
-                nodes, norm.x, norm.axis, norm.epsilon, norm.centred, other, norm.shift
-            )
-        else:
-            norm = Norm(nodes, norm.x, norm.axis, norm.epsilon, norm.centred, norm.gain, other)
+        constant = {"gain": other} if op_type == "Mul" else {"shift": other}
+        norm = replace(norm, nodes=(*norm.nodes, user), **constant)
     return norm
 
 

@@ -22,6 +22,8 @@ CONFIGS = [
     Config.sized(12, 20),
     Config.sized(16, 16, **SMALL),
     Config.sized(8, 16, window=False),
+    Config.sized(4, 4, scratchpad_bytes=16384, row_ops=True),
+    Config.sized(12, 20, row_ops=True),
 ]
 
 

@@ -149,6 +149,7 @@ def test_all_passes_are_observed_in_order():
         ("fuse_residuals", False),
         ("fuse_activations", True),
         ("fuse_pads", False),
+        ("fuse_cuts", False),
         ("check_limits", False),
     ]
     assert len(after.ops) == 1

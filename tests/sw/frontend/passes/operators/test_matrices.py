@@ -11,7 +11,8 @@ import pytest
 
 from systole.isa import Config
 from systole.sw.compiler import compile_graph
-from systole.sw.compiler.partition import place
+from systole.sw.compiler.partition import partition
+from systole.sw.compiler.placement import NO_ROW_OPS
 from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.frontend.load import load
 from systole.sw.ir.graph import Conv, MatMul, ModelError, Select, Transpose, macs
@@ -230,9 +231,15 @@ def encoder(tmp_path_factory):
 
 
 def test_only_softmax_and_norms_of_an_encoder_are_the_hosts(encoder):
-    on_host = [p for p in place(encoder) if p.host and p.op_type not in CONVERSIONS]
+    """Of a machine without row operations; of others only what gives a float output."""
+    placed = partition(encoder, Config()).placements
+    on_host = [p for p in placed if p.host and p.op_type not in CONVERSIONS]
     assert [p.op_type for p in on_host] == ["Softmax", *["LayerNormalization"] * 2]
-    assert {p.rule for p in on_host} == {"operator not supported"}
+    assert {p.rule for p in on_host} == {NO_ROW_OPS}
+    placed = partition(encoder, Config(row_ops=True)).placements
+    on_host = [p for p in placed if p.host and p.op_type not in CONVERSIONS]
+    assert [p.op_type for p in on_host] == ["LayerNormalization"]
+    assert "is not quantised" in on_host[0].rule
 
 
 RUNS = [

@@ -74,7 +74,7 @@ def exponentials(scale: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Softmax:
+class SoftmaxParameters:
     """SOFTMAX's parameters."""
 
     table: np.ndarray
@@ -85,7 +85,7 @@ class Softmax:
     """Within -128..127."""
 
     @classmethod
-    def of_scales(cls, x: float, y: float) -> Softmax:
+    def of_scales(cls, x: float, y: float) -> SoftmaxParameters:
         """For elements of scale ``x`` and results of scale ``y``."""
         significand, exponent = math.frexp(1 / float(y))
         numerator = round(significand * (1 << MULTIPLIER_BITS))
@@ -95,7 +95,7 @@ class Softmax:
 
 
 def softmax(
-    x: np.ndarray, p: Softmax, valid: np.ndarray, *, zero: int, low: int, high: int
+    x: np.ndarray, p: SoftmaxParameters, valid: np.ndarray, *, zero: int, low: int, high: int
 ) -> np.ndarray:
     """SOFTMAX of int8 rows (..., features). ``valid`` (as ``x``, or broadcast): elements that
     count; the others, and all of a row without any, give ``zero``.
@@ -117,7 +117,7 @@ def softmax(
 
 
 @dataclass(frozen=True)
-class Normalise:
+class NormaliseParameters:
     """NORMALISE's parameters."""
 
     features: int
@@ -145,7 +145,7 @@ class Normalise:
         y: float,
         epsilon: float,
         centred: bool,
-    ) -> Normalise:
+    ) -> NormaliseParameters:
         """For elements of scale ``x`` and results of scale ``y``; ``gain`` and ``shift`` by
         channel. Raises ``ValueError`` where epsilon is beyond what the variance is held in."""
         features = len(gain)
@@ -184,7 +184,7 @@ def _channel(gain: float, shift: float) -> tuple[int, int, int, bool, bool]:
     return int(math.copysign(MAX_BIAS, shift)), int(multiplier), int(right), gain < 0, True
 
 
-def statistics(x: np.ndarray, p: Normalise) -> tuple[np.ndarray, np.ndarray]:
+def statistics(x: np.ndarray, p: NormaliseParameters) -> tuple[np.ndarray, np.ndarray]:
     """Factor and offset of int8 rows less their zero point (..., features): an element's normal
     number is ``x * factor - offset``, of FACTOR_BITS fraction bits.
 
@@ -209,7 +209,7 @@ def statistics(x: np.ndarray, p: Normalise) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalise(
-    x: np.ndarray, p: Normalise, *, x_zero: int, zero: int, low: int, high: int
+    x: np.ndarray, p: NormaliseParameters, *, x_zero: int, zero: int, low: int, high: int
 ) -> np.ndarray:
     """NORMALISE of int8 rows (..., features), whose zero point is ``x_zero``: :func:`statistics`,
     then every channel's normal number, with its sign and precision, requantised."""

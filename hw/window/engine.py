@@ -82,9 +82,7 @@ class WindowEngine(wiring.Component):
         self._issue = TokenIssue(config)
         self._reduce = WindowReduce(config)
         self._rows = RowLanes(config) if config.row_ops else None
-        self._requantise = Requantise(
-            lanes=config.reduced_lanes, held=True, rows=config.row_ops
-        )
+        self._requantise = Requantise(lanes=config.reduced_lanes, held=True, rows=config.row_ops)
         self._collector = Collector(config)
         self._write_back = WriteBack(config)
         self._en = self._write_back.en
@@ -95,7 +93,9 @@ class WindowEngine(wiring.Component):
         self._token = record(token_layout(config))
         self._token_valid = Signal()
         self._word = Signal(8 * config.rows, reset_less=True)
-        self._params = Signal(config.pass_param_words * 8 * config.rows, name="params", reset_less=True)
+        self._params = Signal(
+            config.pass_param_words * 8 * config.rows, name="params", reset_less=True
+        )
         # The channels of the word that the pass at hand reduces.
         self._channels = self._word
         if config.window_passes > 1:
@@ -282,7 +282,10 @@ class WindowEngine(wiring.Component):
         issue, token = self._issue, self._issue.tokens.payload
         takes = self._take & token.is_row
         lane = 8 * PARAM_BYTES
-        flags = [self._params[n + lane - len(CHANNEL_FLAGS) : n + lane] for n in range(0, len(self._params), lane)]
+        flags = [
+            self._params[n + lane - len(CHANNEL_FLAGS) : n + lane]
+            for n in range(0, len(self._params), lane)
+        ]
         m.d.comb += [
             rows.cmd.eq(issue.current.cmd),
             rows.en.eq(self._en),

@@ -19,7 +19,6 @@ from systole.hw.window.row_scalar import (
     LATE_BITS,
     OFFSET_BITS,
     SHIFT_BITS,
-    SQUARES_BITS,
     TOTAL_BITS,
     RowScalar,
 )
@@ -351,9 +350,7 @@ class _Lane:
             for n in ("element", "later_element")
         )
         self.factor = Signal(signed(DIGIT), name=f"factor_{index}", reset_less=True)
-        self.product = Signal(
-            signed(_ELEMENT + DIGIT), name=f"product_{index}", reset_less=True
-        )
+        self.product = Signal(signed(_ELEMENT + DIGIT), name=f"product_{index}", reset_less=True)
         # Whether there is an entry, in this stage and the next.
         self.counts = Signal(2, name=f"counts_{index}")
         self.entry = Signal(EXP_BITS, name=f"entry_{index}", reset_less=True)

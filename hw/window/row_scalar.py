@@ -329,7 +329,9 @@ class RowScalar(wiring.Component):
             shift.eq(self._late[:10].as_signed() - carry),
             bounded.eq(Mux(shift < 0, 0, Mux(shift > MAX_SHIFT, MAX_SHIFT, shift))),
         ]
-        multiplier = Cat(self._factor[: MULTIPLIER_BITS - 1], self._factor[MULTIPLIER_BITS - 1] | carry)
+        multiplier = Cat(
+            self._factor[: MULTIPLIER_BITS - 1], self._factor[MULTIPLIER_BITS - 1] | carry
+        )
         with m.If(self.softmax):
             m.d.comb += self.late.eq(Cat(multiplier, bounded))
         with m.Elif(over):

@@ -164,9 +164,7 @@ class RowSequencer(wiring.Component):
                     m.d.sync += count.eq(count + 1)
                     with m.If(count == self.config.row_param_words - 1):
                         m.d.sync += count.eq(0)
-                        m.d.sync += self._kind.eq(
-                            Mux(self._softmax, RowKind.LARGEST, RowKind.SUM)
-                        )
+                        m.d.sync += self._kind.eq(Mux(self._softmax, RowKind.LARGEST, RowKind.SUM))
                         m.next = "BEGIN"
                         with m.If(self._softmax):
                             m.next = "TABLE"
@@ -179,11 +177,10 @@ class RowSequencer(wiring.Component):
                 m.next = "ROWS"
             with m.State("ROWS"):
                 self._walk(m)
-            with m.State("WAIT"):
-                with m.If(self.complete):
-                    largest = self._kind == RowKind.LARGEST
-                    m.d.sync += self._kind.eq(Mux(largest, RowKind.SUM, RowKind.OUT))
-                    m.next = "BEGIN"
+            with m.State("WAIT"), m.If(self.complete):
+                largest = self._kind == RowKind.LARGEST
+                m.d.sync += self._kind.eq(Mux(largest, RowKind.SUM, RowKind.OUT))
+                m.next = "BEGIN"
         return m
 
     def _begin(self, m: Module) -> None:

@@ -68,10 +68,11 @@ def _unfuse(graph: GraphProto) -> None:
         x, x_scale, x_zero, y_scale, y_zero = node.input
         (y,) = node.output
         real, share = f"{y}/real", f"{y}/share"
-        axis = {a.name: a.i for a in node.attribute if a.name == "axis"}
+        softmax = helper.make_node("Softmax", [real], [share], name=node.name)
+        softmax.attribute.extend(a for a in node.attribute if a.name == "axis")
         nodes += [
             helper.make_node("DequantizeLinear", [x, x_scale, x_zero], [real]),
-            helper.make_node("Softmax", [real], [share], name=node.name, **axis),
+            softmax,
             helper.make_node("QuantizeLinear", [share, y_scale, y_zero], [y]),
         ]
     del graph.node[:]

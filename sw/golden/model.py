@@ -32,6 +32,7 @@ from systole.sw.ir.graph import (
     Tensor,
     Transpose,
     normalisation,
+    shares,
 )
 
 CHUNK = 1 << 22
@@ -96,7 +97,7 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
 def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
     out = row_numerics.softmax(
         np.moveaxis(x, 1, -1),
-        row_numerics.Softmax.of_scales(op.x_scale, op.y_scale),
+        shares(op),
         np.moveaxis(counted(op, x.shape), 1, -1),
         zero=graph.tensors[op.output].zero,
         low=op.low,

@@ -396,11 +396,21 @@ class Normalise(Op):
         return (self.x,)
 
 
-def normalisation(op: Normalise) -> rows.Normalise:
+def normalisation(op: Normalise) -> rows.NormaliseParameters:
     """The operator's parameters. Raises ``ValueError`` for an epsilon that is too large."""
-    return rows.Normalise.of_scales(
-        op.gain, op.shift, x=op.x_scale, y=op.y_scale, epsilon=op.epsilon, centred=op.centred
+    return rows.NormaliseParameters.of_scales(
+        op.gain,
+        op.shift,
+        x=float(op.x_scale),
+        y=float(op.y_scale),
+        epsilon=op.epsilon,
+        centred=op.centred,
     )
+
+
+def shares(op: Softmax) -> rows.SoftmaxParameters:
+    """The operator's parameters."""
+    return rows.SoftmaxParameters.of_scales(float(op.x_scale), float(op.y_scale))
 
 
 @dataclass(frozen=True, eq=False)

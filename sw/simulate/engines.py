@@ -29,7 +29,7 @@ from systole.isa.params import (
     SOFTMAX_PARAMS,
     unpack_signed,
 )
-from systole.isa.rows import EXP_BITS, Normalise, Softmax, normalise, softmax
+from systole.isa.rows import EXP_BITS, NormaliseParameters, SoftmaxParameters, normalise, softmax
 from systole.sw.runtime.driver import DEFAULT_WATCHDOG
 from systole.sw.simulate.races import Box, CommandError, TrackedMemory, Tracker, progressions, span
 
@@ -564,7 +564,7 @@ def _softmax(
 ) -> np.ndarray:
     own = unpack_signed(SOFTMAX_PARAMS, header)
     table = np.frombuffer(rest.tobytes(), f"<u{EXP_ENTRY_BYTES}")[:TABLE_BYTES].astype(np.int64)
-    p = Softmax(table & ((1 << EXP_BITS) - 1), own["numerator"], own["shift"])
+    p = SoftmaxParameters(table & ((1 << EXP_BITS) - 1), own["numerator"], own["shift"])
     return softmax(x, p, valid, zero=c.zero, low=c.low, high=c.high)
 
 
@@ -577,7 +577,7 @@ def _normalise(c: SimpleNamespace, header: int, rest: np.ndarray, x: np.ndarray)
         value = (raw >> np.uint64(at) & np.uint64((1 << f.bits) - 1)).astype(np.int64)
         fields[f.name] = value - (value >> (f.bits - 1) << f.bits) * f.signed
         at += f.bits
-    p = Normalise(
+    p = NormaliseParameters(
         features=c.features,
         epsilon=own["epsilon"],
         centred=bool(own["centred"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from systole.isa import Config, WindowOp, rows
+from systole.isa import Config, WindowOp
 from systole.isa.params import (
     CHANNEL_FLAGS,
     EXP_ENTRY_BYTES,
@@ -18,7 +18,7 @@ from systole.isa.params import (
 from systole.sw.compiler.lowering.context import LoweringContext, flattened
 from systole.sw.compiler.stages import POINTWISE, RowStage
 from systole.sw.ir import layout
-from systole.sw.ir.graph import ModelError, Normalise, Softmax, normalisation
+from systole.sw.ir.graph import ModelError, Normalise, Softmax, normalisation, shares
 
 CHANNEL = (*REQUANT_PARAMS, *CHANNEL_FLAGS)
 """The parameters of a channel of a normalisation."""
@@ -26,7 +26,7 @@ CHANNEL = (*REQUANT_PARAMS, *CHANNEL_FLAGS)
 
 def lower_softmax(context: LoweringContext, layer: int, op: Softmax) -> RowStage:
     """A Softmax. Raises :class:`ModelError` without row operations."""
-    p = rows.Softmax.of_scales(op.x_scale, op.y_scale)
+    p = shares(op)
     own = pack(SOFTMAX_PARAMS, numerator=p.numerator, shift=p.shift)
     table = p.table.astype(f"<u{EXP_ENTRY_BYTES}").tobytes()
     words = [_words(own.to_bytes(ROW_PARAM_BYTES, "little"), context.config)]

@@ -175,8 +175,11 @@ def _with_affine(norm: Norm) -> Norm:
         rank = None if result.shape is None else len(result.shape)
         if other is None or other.dtype.kind != "f" or rank is None or other.ndim > rank:
             continue
-        constant = {"gain": other} if op_type == "Mul" else {"shift": other}
-        norm = replace(norm, nodes=(*norm.nodes, user), **constant)
+        nodes = (*norm.nodes, user)
+        if op_type == "Mul":
+            norm = replace(norm, nodes=nodes, gain=other)
+        else:
+            norm = replace(norm, nodes=nodes, shift=other)
     return norm
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from systole.hw.window.row_scalar import RowScalar
 from systole.isa.commands import MAX_FEATURES
-from systole.isa.rows import EXP_BITS, Normalise, reciprocal, statistics
+from systole.isa.rows import EXP_BITS, NormaliseParameters, reciprocal, statistics
 from tests.helpers.simulation import simulation
 
 INTERVAL = {True: 29, False: 42}
@@ -72,7 +72,7 @@ def test_factors(features: int, epsilon: int) -> None:
         rows.append(rng.integers(low, high + 1, features))
     for centred in (True, False):
         none = np.zeros(0, np.int64)
-        p = Normalise(features, epsilon, centred, none, none, none, none, none)
+        p = NormaliseParameters(features, epsilon, centred, none, none, none, none, none)
         totals = [int(row.sum()) * centred for row in rows]
         squares = [int((row.astype(np.int64) ** 2).sum()) for row in rows]
         found, cycles = run(

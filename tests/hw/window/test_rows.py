@@ -10,7 +10,7 @@ import pytest
 
 from systole.isa import Config, Opcode, WindowOp
 from systole.isa.params import CHANNEL_FLAGS, NORMALISE_PARAMS, REQUANT_PARAMS, SOFTMAX_PARAMS, pack
-from systole.isa.rows import Softmax
+from systole.isa.rows import SoftmaxParameters
 from systole.isa.timing import WINDOW_DEPTH, WINDOW_SET_UP, row_cycles, window_set_up_bits
 from tests.helpers.command_reference import Reference
 from tests.hw.window.test_engine import OUT, PARAMS, WEIGHTS, WORDS, fields, run
@@ -80,7 +80,7 @@ class Content:
         c |= values
         if op == WindowOp.SOFTMAX:
             scale = own.get("scale", float(rng.choice([0.5, 0.05, 0.005])))
-            p = Softmax.of_scales(scale, 1 / float(rng.choice([1, 256, 200, 4096])))
+            p = SoftmaxParameters.of_scales(scale, 1 / float(rng.choice([1, 256, 200, 4096])))
             packed = pack(SOFTMAX_PARAMS, numerator=p.numerator, shift=p.shift)
             content = p.table.astype("<u4").tobytes()
         else:

@@ -174,13 +174,13 @@ def _channel(gain: float, shift: float) -> tuple[int, int, int, bool, bool]:
         scale = np.float32(abs(gain) * 2.0**-bits)
         coarse = bits < NORMAL_BITS
         if scale > 0 and abs(shift) < float(scale) * MAX_BIAS:
-            multiplier, right = split_scale(scale)
+            multiplier, right = split_scale(np.asarray(scale))
             return round(shift / float(scale)), int(multiplier), int(right), gain < 0, coarse
     # What varies is far below one step.
     scale = np.float32(abs(shift) / MAX_BIAS)
     if scale == 0:
         return 0, 0, 0, False, True
-    multiplier, right = split_scale(scale)
+    multiplier, right = split_scale(np.asarray(scale))
     return int(math.copysign(MAX_BIAS, shift)), int(multiplier), int(right), gain < 0, True
 
 

@@ -29,7 +29,7 @@ ROW_OPERATORS = frozenset(
 
 @operator("Softmax")
 def softmax(state: LoweringState, node: Node) -> Value:
-    """Takes a dequantised activation.
+    """Takes a dequantised activation, on machines with row operations (``row_ops = true``).
     Its axis has at most 4096 elements; before opset 13 it is the last."""
     x = state.operands.activation(node, 0)
     rank, old = len(x.view.shape), state.opsets.get("", ROWS_FROM) < ROWS_FROM
@@ -44,7 +44,7 @@ def softmax(state: LoweringState, node: Node) -> Value:
 
 @operator("LayerNormalization")
 def layer_normalisation(state: LoweringState, node: Node) -> Value:
-    """Takes a dequantised activation.
+    """Takes a dequantised activation, on machines with row operations (``row_ops = true``).
     Scale and bias are constants. The axes from ``axis`` on have at most 4096 elements. Only the
     first output is used."""
     return _normalised(state, node, centred=True)
@@ -52,7 +52,7 @@ def layer_normalisation(state: LoweringState, node: Node) -> Value:
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
 def rms_normalisation(state: LoweringState, node: Node) -> Value:
-    """Takes a dequantised activation.
+    """Takes a dequantised activation, on machines with row operations (``row_ops = true``).
     Scale is a constant. The axes from ``axis`` on have at most 4096 elements. Only the first output
     is used."""
     return _normalised(state, node, centred=False)

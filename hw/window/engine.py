@@ -280,14 +280,16 @@ class WindowEngine(wiring.Component):
     def _carry_out_rows(self, m: Module, rows: RowLanes) -> None:
         """Row operations: from the word at hand to what is requantised."""
         issue, token = self._issue, self._issue.tokens.payload
-        takes = self._take & token.is_row
         lane = 8 * PARAM_BYTES
-        flags = [self._params[n + lane - len(CHANNEL_FLAGS) : n + lane] for n in range(0, len(self._params), lane)]
+        flags = [
+            self._params[end - len(CHANNEL_FLAGS) : end]
+            for end in range(lane, len(self._params) + 1, lane)
+        ]
         m.d.comb += [
             rows.cmd.eq(issue.current.cmd),
             rows.en.eq(self._en),
-            rows.took.eq(takes),
-            rows.took_last.eq(takes & token.what.row.last),
+            rows.took.eq(self._take & token.is_row),
+            rows.taken_row.eq(token.what.row),
             rows.moves.eq(self._en & self._is_reading & self._reading.is_row),
             rows.valid.eq(self._token_valid & self._token.is_row),
             rows.row.eq(self._token.what.row),

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from systole.isa import Config
-from systole.isa.commands import COMMANDS, TABLE_BYTES
+from systole.isa.commands import COMMANDS, ROW_POSITIONS, TABLE_BYTES
+from systole.isa.rows import EXP_BITS
 from systole.isa.timing import FETCH_BUFFER_BYTES, TABLE_WIDTH
 from systole.sw.runtime.program import Program
 from systole.sw.simulate.accesses import Accesses, fetch_accesses, layer_accesses
 
 FOLDER = Path(__file__).parent
+NUMBER_BITS = 36
+"""Width of the two memories of rows' numbers."""
 DEFAULT = "45nm"
 """The table that is used unless another is chosen."""
 PARTS = ("array", "window", "post", "accumulators", "scratchpad", "weights", "control", "DRAM")

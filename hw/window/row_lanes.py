@@ -145,7 +145,7 @@ class RowLanes(wiring.Component):
             lane.find_element(counts[i], digit)
             lane.multiply()
             lane.look_up(looks_up, *entry)
-            lane.find_normal(Mux(self._softmax, 0, self._late), high[2])
+            lane.find_normal(Mux(self._softmax, 0, self._late), high[2] | self._softmax)
             lane.show()
         self._reduce(m)
         self._finish_words(m)
@@ -419,8 +419,9 @@ class _Lane:
         rows._leaves.append((self.entry | both).as_signed())
 
     def find_normal(self, late: Value, is_high: Value) -> None:
-        """3: the product with the upper digit, then, with the lower one, the normal number. What
-        the channel's sign and precision add."""
+        """3: the product with the upper digit, then, with the lower one, the normal number, and what
+        the channel's sign and precision add. 0 for SOFTMAX, all of whose products count as upper
+        ones."""
         m, rows = self.m, self.rows
         with m.If(rows.en & is_high):
             m.d.sync += self.upper.eq(late[DIGIT:] - self.product[: len(self.upper)])

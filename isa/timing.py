@@ -434,6 +434,15 @@ def _row_align(c: Mapping[str, int]) -> int:
     return max(0, -(-(VARIANCE_BITS - bits) // 4))
 
 
+def row_output_cycles(c: Mapping[str, int], config: Config) -> int:
+    """Cycles of the last pass."""
+    words, positions = c["blocks"] * config.window_passes, c["out_w"]
+    if c["op"] == WindowOp.SOFTMAX:
+        return positions * words * (1 + c["masked"])
+    parameters = config.pass_param_words
+    return words * (parameters + max(ROW_BLOCK_GAP + 2 * positions, ROW_PARAMS_DEPTH))
+
+
 def row_cycles(c: Mapping[str, int], config: Config) -> int:
     """Cycles in which a row operation issues words or waits for its rows' numbers: parameters,
     then the passes."""
@@ -441,18 +450,14 @@ def row_cycles(c: Mapping[str, int], config: Config) -> int:
     levels = (config.reduced_lanes - 1).bit_length()
     tree = -(-levels // ROW_TREE_LEVELS)
     row = c["blocks"] * config.window_passes
-    align = _row_align(c)
-    out = positions * row
     if op == WindowOp.SOFTMAX:
         row *= 1 + c["masked"]
-        out = positions * row
+        align = _row_align(c)
         largest_tree = 1 + levels // ROW_TREE_LEVELS if levels else 0
-        parameters = TABLE_BYTES + positions * row + ROW_LARGEST_DEPTH + largest_tree
+        before = TABLE_BYTES + positions * row + ROW_LARGEST_DEPTH + largest_tree
     else:
-        block = config.pass_param_words + ROW_BLOCK_GAP
-        out = row * max(block + 2 * positions, config.pass_param_words + ROW_PARAMS_DEPTH)
-        parameters = 0
-        # As many more for the products, the larger the variance.
-        align = VARIANCE_BITS // 4
+        # What the root takes less for a larger variance, the products take more.
+        align, before = VARIANCE_BITS // 4, 0
     sums = row + (positions - 1) * max(row, row_interval(c))
-    return config.row_param_words + parameters + sums + tree + ROW_NUMBERS_DEPTH[op] + align + out
+    numbers = tree + ROW_NUMBERS_DEPTH[op] + align
+    return config.row_param_words + before + sums + numbers + row_output_cycles(c, config)

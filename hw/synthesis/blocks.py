@@ -26,6 +26,10 @@ def _one(config: Config) -> int:
     return 1
 
 
+def _if_rows(config: Config) -> int:
+    return int(config.row_ops)
+
+
 @dataclass(frozen=True)
 class Block:
     """A class of hardware, how it is built in a machine, and how often."""
@@ -70,6 +74,9 @@ BLOCKS: dict[str, Block] = {
     "tap-walk": Block("window.walk:TapWalk"),
     "output-walk": Block("window.walk:OutputWalk"),
     "collector": Block("window.im2col:Collector"),
+    "row-sequencer": Block("window.rows:RowSequencer", instances=_if_rows),
+    "row-lanes": Block("window.row_lanes:RowLanes", instances=_if_rows),
+    "row-scalar": Block("window.row_scalar:RowScalar", instances=_if_rows),
     "window": Block("window.engine:WindowEngine"),
     "scratchpad": Block(
         "memory.scratchpad:Scratchpad",

@@ -1,4 +1,5 @@
-"""The WINDOW engine: depthwise convolution, pooling and im2col, scratchpad to scratchpad."""
+"""The WINDOW engine: depthwise convolution, pooling, im2col and operations on rows, scratchpad to
+scratchpad."""
 
 from __future__ import annotations
 
@@ -52,6 +53,11 @@ class WindowEngine(wiring.Component):
     parameters; each pass reduces other channels of its words, and writes these alone (but for
     IM2COL).
 
+    With ``row_ops``, a row operation's tokens are those of :class:`~hw.window.rows.RowSequencer`;
+    :class:`~hw.window.row_lanes.RowLanes` stands in place of the reduction. It only begins when the
+    pipeline has run dry. Its cycles are those of :func:`systole.isa.timing.row_cycles`, and some 30
+    for set-up and pipeline.
+
     A command is prepared while the one before is at work and follows it as a block would, after two
     cycles (MAX, IM2COL: three); only when the pipeline has run dry if it does something else
     (operation, kernel, requantisation, ``pad`` or way). A word that is still to be written is read
@@ -62,7 +68,8 @@ class WindowEngine(wiring.Component):
 
         command -> issue -> read -> reduce ----> requantise -> write back
                       |       |        `---(MAX)----------------^
-                      |       `-> collect (IM2COL) -------------|
+                      |       |-> collect (IM2COL) -------------|
+                      |       `-> row lanes -> requantise ------|
                       `-- announces every word to be written ---'
     """
 
@@ -280,17 +287,16 @@ class WindowEngine(wiring.Component):
     def _carry_out_rows(self, m: Module, rows: RowLanes) -> None:
         """Row operations: from the word at hand to what is requantised."""
         issue, token = self._issue, self._issue.tokens.payload
-        takes = self._take & token.is_row
         lane = 8 * PARAM_BYTES
         flags = [
-            self._params[n + lane - len(CHANNEL_FLAGS) : n + lane]
-            for n in range(0, len(self._params), lane)
+            self._params[end - len(CHANNEL_FLAGS) : end]
+            for end in range(lane, len(self._params) + 1, lane)
         ]
         m.d.comb += [
             rows.cmd.eq(issue.current.cmd),
             rows.en.eq(self._en),
-            rows.took.eq(takes),
-            rows.took_last.eq(takes & token.what.row.last),
+            rows.took.eq(self._take & token.is_row),
+            rows.taken_row.eq(token.what.row),
             rows.moves.eq(self._en & self._is_reading & self._reading.is_row),
             rows.valid.eq(self._token_valid & self._token.is_row),
             rows.row.eq(self._token.what.row),

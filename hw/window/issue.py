@@ -177,6 +177,7 @@ class TokenIssue(wiring.Component):
             m.d.comb += [
                 rows.cmd.eq(walk.current.cmd),
                 rows.start.eq(self.begun & self._is_row),
+                rows.step.eq(rows.valid & self._room),
                 rows.taken.eq(self.row_taken),
                 rows.complete.eq(self.rows_complete),
             ]
@@ -383,6 +384,7 @@ class TokenIssue(wiring.Component):
                 m.next = "WALK"
                 if self._rows is not None:
                     with m.If(self._is_row):
+                        m.d.comb += self._rows.granted.eq(1)
                         m.d.sync += self._walking.eq(0)
                         m.next = "ROWS"
 
@@ -398,8 +400,6 @@ class TokenIssue(wiring.Component):
             issued.addr.eq(Mux(rows.constant, self._params_addr, rows.addr)),
             issued.emits.eq(rows.emits),
             issued.what.row.eq(rows.row),
-            rows.step.eq(rows.valid & self._room),
-            rows.granted.eq(rows.parameters),
         ]
         with m.If(rows.step & rows.constant):
             m.d.sync += self._params_addr.eq(self._params_addr + 1)

@@ -41,9 +41,9 @@ class RowLanes(wiring.Component):
     """Carries out the tokens of :class:`~hw.window.rows.RowSequencer`, one a cycle.
 
     A token (``row``) is at hand with ``valid``: with it ``word`` and, of that, the ``channels`` of
-    the pass. Two stages before, ``took_last`` says that the last token of a position was taken;
-    ``moves`` that a token becomes the one at hand. While ``en`` is low everything but the rows'
-    numbers holds still.
+    the pass. Two stages before, ``took`` says that it is taken (``taken_row``); in the next,
+    ``moves`` that it becomes the one at hand. While ``en`` is low everything but the rows' numbers
+    holds still.
 
     * Parameters and table entries are kept as they come; a mask for the next token.
     * Largest elements and sums go through trees and are added up to those of a row, whose numbers
@@ -67,8 +67,8 @@ class RowLanes(wiring.Component):
 
     cmd: data.View
     en: Signal
-    took_last: Signal
     took: Signal
+    taken_row: data.View
     moves: Signal
     valid: Signal
     row: data.View
@@ -92,7 +92,7 @@ class RowLanes(wiring.Component):
                 "cmd": In(command_layout(Opcode.WINDOW)),
                 "en": In(1),
                 "took": In(1),
-                "took_last": In(1),
+                "taken_row": In(row_layout(config)),
                 "moves": In(1),
                 "valid": In(1),
                 "row": In(row_layout(config)),
@@ -136,12 +136,15 @@ class RowLanes(wiring.Component):
         digit = Mux(self.row.kind == RowKind.HIGH, self._early[DIGIT:], self._early[:DIGIT])
         digit = Mux(self._softmax, 0, digit).as_signed()
         high, _ = self._kinds(m, RowKind.HIGH, 2)
+        looks_up = Signal()
+        summed, out = (self._kinds(m, kind, 1)[0][1] for kind in (RowKind.SUM, RowKind.OUT))
+        m.d.comb += looks_up.eq(self.en & self._softmax & (summed | out))
         for i in range(self._lanes):
             lane = _Lane(m, self, i)
             lane.find_element(counts[i], digit)
             lane.multiply()
-            lane.look_up(m, *entry)
-            lane.find_normal(Mux(self._softmax, 0, self._late), high[2])
+            lane.look_up(looks_up, *entry)
+            lane.find_normal(Mux(self._softmax, 0, self._late), high[2] | self._softmax)
             lane.show()
         self._reduce(m)
         self._finish_words(m)
@@ -241,6 +244,11 @@ class RowLanes(wiring.Component):
         late_write, late_read = self._numbers(m, "late", LATE_BITS)
         largest = Cat(self._largest[:-1], ~self._largest[-1])
         out, _ = self._kinds(m, RowKind.OUT, 3)
+        high, _ = self._kinds(m, RowKind.HIGH, 0)
+        kind = self.taken_row.kind
+        has_early = Mux(
+            softmax, (kind == RowKind.SUM) | (kind == RowKind.OUT), kind == RowKind.HIGH
+        )
         m.d.comb += [
             early_write.en.eq(Mux(softmax, self._has_largest, scalar.o_valid)),
             early_write.addr.eq(number),
@@ -248,9 +256,9 @@ class RowLanes(wiring.Component):
             late_write.en.eq(scalar.o_valid),
             late_write.addr.eq(number),
             late_write.data.eq(scalar.late),
-            early_read.en.eq(self.took),
-            early_read.addr.eq(_counter(m, "early", self.took_last, last)),
-            late_read.en.eq(self.en),
+            early_read.en.eq(self.took & has_early),
+            early_read.addr.eq(_counter(m, "early", self.took & self.taken_row.last, last)),
+            late_read.en.eq(self.en & Mux(softmax, out[3], high[0])),
             late_read.addr.eq(_counter(m, "late", self.en & Mux(softmax, out[3], out[0]), last)),
         ]
         with m.If(self.moves):
@@ -387,10 +395,10 @@ class _Lane:
                 self.later_element.eq(self.element),
             ]
 
-    def look_up(self, m: Module, comes: Signal, place: Signal, value: Signal) -> None:
+    def look_up(self, looks_up: Signal, comes: Signal, place: Signal, value: Signal) -> None:
         """2 and 3: the table's entry; none where the lane does not count. And what a word of the
         row adds to its sums: that, or (a stage before) square and element."""
-        rows = self.rows
+        m, rows = self.m, self.rows
         table: memory.Memory = memory.Memory(shape=EXP_BITS, depth=TABLE_BYTES, init=[])
         m.submodules[f"table_{self.index}"] = table
         write, read = table.write_port(), table.read_port()
@@ -398,7 +406,7 @@ class _Lane:
             write.en.eq(comes),
             write.addr.eq(place),
             write.data.eq(value),
-            read.en.eq(rows.en),
+            read.en.eq(looks_up),
             read.addr.eq(self.element[:8]),
         ]
         with m.If(rows.en):
@@ -408,8 +416,9 @@ class _Lane:
         rows._leaves.append((self.entry | both).as_signed())
 
     def find_normal(self, late: Value, is_high: Value) -> None:
-        """3: the product with the upper digit, then, with the lower one, the normal number. What
-        the channel's sign and precision add."""
+        """3: the product with the upper digit, then, with the lower one, the normal number, and
+        what the channel's sign and precision add. 0 for SOFTMAX, all of whose products count as
+        upper ones."""
         m, rows = self.m, self.rows
         with m.If(rows.en & is_high):
             m.d.sync += self.upper.eq(late[DIGIT:] - self.product[: len(self.upper)])

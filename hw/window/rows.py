@@ -70,7 +70,7 @@ class RowSequencer(wiring.Component):
       A token without keeps the word before.
     * ``number``: the pass over the block. ``emits``: it makes a word of the result.
     * ``parameters``: before the next token, those of a block must be read (NORMALISE). ``granted``
-      says that they will be.
+      says that they are.
     * ``taken``, ``complete``: as for :class:`~hw.window.row_lanes.RowLanes`. The last token of a
       row waits until the sums of the row before have been taken; each pass until the numbers of the
       pass before are complete.
@@ -122,7 +122,8 @@ class RowSequencer(wiring.Component):
         # The pass.
         self._kind = Signal(RowKind)
         self._is_output = Signal()
-        self._second = Signal()  # the second token of a word that takes two
+        self._issuing = Signal()  # there is a token, unless something is waited for
+        self._word = Signal()  # the token is its word's last
         self._owed = Signal()  # a row's sums have not been taken
         self._takes_two = Signal()  # tokens for a word
         # Where it is.
@@ -133,6 +134,7 @@ class RowSequencer(wiring.Component):
         # The word ends the inner loop; the next is at another position. Registers, as all that is
         # found for the next word stands behind them.
         self._inner_end, self._by_position = Signal(), Signal()
+        self._row_end = Signal()  # the word is its position's last in this pass
         # Of the word at hand, and of the first of the inner loop: its address, that of its mask,
         # channels from its first on that count.
         bits = (self.cmd.blocks.shape().width + bits_for(config.rows)) + 2
@@ -145,7 +147,8 @@ class RowSequencer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         count = Signal(range(max(self.config.row_param_words, TABLE_BYTES)))
-        m.d.comb += self.number.eq(self._pass)
+        waits = self.parameters | (self._owed & self._word & self._row_end)
+        m.d.comb += [self.number.eq(self._pass), self.valid.eq(self._issuing & ~waits)]
         m.d.sync += self._softmax.eq(self.cmd.op == WindowOp.SOFTMAX)
         with m.If(self.taken):
             m.d.sync += self._owed.eq(0)
@@ -153,24 +156,29 @@ class RowSequencer(wiring.Component):
             with m.State("IDLE"):
                 m.d.sync += count.eq(0)
                 with m.If(self.start):
+                    m.d.sync += self._issuing.eq(1)
                     m.next = "OWN"
             with m.State("OWN"):
                 own = Mux(count < kept_words(self.config), RowKind.OWN, RowKind.SKIP)
                 m.d.comb += [
-                    *(s.eq(1) for s in (self.valid, self.read, self.constant)),
+                    *(s.eq(1) for s in (self.read, self.constant)),
                     self.row.kind.eq(own),
                 ]
                 with m.If(self.step):
                     m.d.sync += count.eq(count + 1)
                     with m.If(count == self.config.row_param_words - 1):
                         m.d.sync += count.eq(0)
-                        m.d.sync += self._kind.eq(Mux(self._softmax, RowKind.LARGEST, RowKind.SUM))
+                        m.d.sync += [
+                            self._kind.eq(Mux(self._softmax, RowKind.LARGEST, RowKind.SUM)),
+                            self._issuing.eq(self._softmax),
+                        ]
                         m.next = "BEGIN"
                         with m.If(self._softmax):
                             m.next = "TABLE"
             with m.State("TABLE"):
                 self._read_table(m, count)
                 with m.If(self.step & (count == TABLE_BYTES - 1)):
+                    m.d.sync += self._issuing.eq(0)
                     m.next = "BEGIN"
             with m.State("BEGIN"):
                 self._begin(m)
@@ -187,9 +195,12 @@ class RowSequencer(wiring.Component):
         """Begin a pass with its first word."""
         starts = {"source": self.cmd.src, "mask": self.cmd.weights, "left": self.cmd.features}
         output = self._kind == RowKind.OUT
+        takes_two = Mux(self._softmax, self.cmd.masked, output)
         m.d.sync += [
+            self._issuing.eq(1),
             self._is_output.eq(output),
-            self._takes_two.eq(Mux(self._softmax, self.cmd.masked, output)),
+            self._takes_two.eq(takes_two),
+            self._word.eq(~takes_two),
             self.parameters.eq(output & ~self._softmax),
             self._positions_left.eq(self.cmd.out_w - 1),
             self._blocks_left.eq(self.cmd.blocks - 1),
@@ -207,6 +218,7 @@ class RowSequencer(wiring.Component):
             self._last_block.eq(block),
             self._inner_end.eq(inner_end),
             self._by_position.eq(output ^ inner_end),
+            self._row_end.eq(output | inner_end),
         ]
 
     def _read_table(self, m: Module, count: Signal) -> None:
@@ -217,7 +229,6 @@ class RowSequencer(wiring.Component):
         following = Signal(range(rows + EXP_ENTRY_BYTES))
         m.d.comb += [
             following.eq(at + EXP_ENTRY_BYTES),
-            self.valid.eq(1),
             self.read.eq(~same),
             self.constant.eq(~same),
             self.row.kind.eq(RowKind.ENTRY),
@@ -235,25 +246,23 @@ class RowSequencer(wiring.Component):
     def _walk(self, m: Module) -> None:
         """Issue the token at hand, and go on to the next."""
         output, here, inner_end = self._is_output, self._here, self._inner_end
-        outer_end, word = Signal(), Signal()  # ``word``: the last token of the word
+        outer_end, word = Signal(), self._word
         lanes = self.config.reduced_lanes
         limit = Mux(here["left"] < 0, 0, Mux(here["left"] > lanes, lanes, here["left"]))
         first_kind = Mux(self._softmax, RowKind.MASK, RowKind.HIGH)
         m.d.comb += [
-            word.eq(self._second | ~self._takes_two),
             outer_end.eq(Mux(output, self._last_block, self._last_position)),
             self.row.kind.eq(Mux(word, self._kind, first_kind)),
-            self.row.last.eq(word & (output | inner_end)),
+            self.row.last.eq(word & self._row_end),
             self.row.limit.eq(limit),
-            self.valid.eq(~self.parameters & ~(self._owed & self.row.last)),
-            self.read.eq(self._softmax | ~self._second),
+            self.read.eq(self._softmax | ~self._takes_two | ~word),
             self.addr.eq(Mux(self._softmax & ~word, here["mask"], here["source"])),
             self.emits.eq(output & word),
         ]
         with m.If(self.granted):
             m.d.sync += self.parameters.eq(0)
         with m.If(self.step):
-            m.d.sync += self._second.eq(self._takes_two & ~self._second)
+            m.d.sync += word.eq(~self._takes_two | ~word)
             with m.If(word):
                 self._advance(m)
                 self._count(m)
@@ -261,6 +270,7 @@ class RowSequencer(wiring.Component):
                     m.d.sync += self.parameters.eq(output & ~self._softmax & ~outer_end)
                     with m.If(outer_end):
                         m.d.comb += self.done.eq(output)
+                        m.d.sync += self._issuing.eq(0)
                         m.next = "WAIT"
                         with m.If(output):
                             m.next = "IDLE"

@@ -35,6 +35,7 @@ CONFIGS = {
         axi_data_bits=64,
         axi_burst_beats=16,
         window_width=16,
+        row_ops=True,
         queue_depth=4,
     ),
     "6x4": Config.sized(

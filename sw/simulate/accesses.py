@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 
 from systole.isa import Config, LoadTarget, Opcode, PostOp, PostSource, WindowOp
+from systole.isa.commands import ROW_OPS, TABLE_BYTES
+from systole.isa.params import EXP_ENTRY_BYTES
 from systole.isa.timing import WindowShape, post_keeps_operand, table_reads
 from systole.sw.runtime.program import Program
 from systole.sw.simulate.cycles.engines import im2col_row
@@ -47,6 +49,15 @@ class Accesses:
     older_line_reads: int = 0
     """Words of the line memory that only kernels by columns use: the other ``window_lines``."""
     older_line_writes: int = 0
+    row_products: int = 0
+    """Products of 9 by 18 bits of WINDOW's row operations."""
+    row_table_reads: int = 0
+    """Lookups in SOFTMAX's table, one for each value."""
+    row_table_writes: int = 0
+    """Its entries."""
+    row_number_reads: int = 0
+    """Words of the two memories of rows' numbers, of 36 bits."""
+    row_number_writes: int = 0
     queue_reads: int = 0
     """Words of the commands as they are in the program, from their engines' queues."""
     queue_writes: int = 0
@@ -142,6 +153,8 @@ def _post(c: Mapping[str, int], config: Config) -> Accesses:
 def _window(c: Mapping[str, int], config: Config) -> Accesses:
     if c["op"] == WindowOp.IM2COL:
         return _im2col(c, config)
+    if c["op"] in ROW_OPS:
+        return _row(c, config)
     shape = WindowShape.of_command(c)
     fast, maximum = shape.is_fast(config), c["op"] == WindowOp.MAX
     passes = c["blocks"] * config.window_passes
@@ -165,6 +178,37 @@ def _window(c: Mapping[str, int], config: Config) -> Accesses:
         line_writes=words if fast else stored,
         older_line_reads=words + columns if by_columns else 0,
         older_line_writes=words if by_columns else 0,
+    )
+
+
+def _row(c: Mapping[str, int], config: Config) -> Accesses:
+    """SOFTMAX and NORMALISE."""
+    positions = c["out_w"]
+    results = c["blocks"] * config.window_passes * positions
+    values, own = results * config.reduced_lanes, config.row_param_words
+    written = {
+        "requantised": values,
+        "scratchpad_writes": results * (config.reduced_lanes // config.written_lanes),
+    }
+    if c["op"] == WindowOp.SOFTMAX:
+        # The highest byte of an entry is not looked at.
+        table = -(-(EXP_ENTRY_BYTES * TABLE_BYTES - 1) // config.rows)
+        return Accesses(
+            **written,
+            scratchpad_reads=own + table + 3 * results * (1 + c["masked"]),
+            row_table_reads=2 * values,
+            row_table_writes=TABLE_BYTES,
+            # The largest element in two passes; multiplier and shift.
+            row_number_reads=3 * results,
+            row_number_writes=2 * positions,
+        )
+    return Accesses(
+        **written,
+        scratchpad_reads=own + config.window_param_words * c["blocks"] + 2 * results,
+        # A square; two digits of a factor.
+        row_products=3 * values,
+        row_number_reads=2 * results,
+        row_number_writes=2 * positions,
     )
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import random
 
 from systole.isa import Config, Encoder, Engine, Opcode, PostOp, PostSource, WindowOp
+from systole.isa.commands import ROW_OPS
+from systole.isa.params import NORMALISE_PARAMS, ROW_PARAM_BYTES, SOFTMAX_PARAMS, pack
 from tests.helpers.command_reference import DATA
+
+POINTWISE_FIELDS = [
+    f"{name}_{axis}"
+    for name, axes in {"kernel": "wh", "stride": "xy", "dilation": "xy"}.items()
+    for axis in axes
+]
 
 Commands = list[tuple[Opcode, Engine, dict[str, int]]]
 
@@ -90,6 +98,8 @@ def random_command(rng: random.Random, config: Config, kind: str) -> tuple[Opcod
         fields |= {"ma": rng.randrange(1 << 24), "mb": rng.randrange(1 << 24)}
         fields |= {"shift": rng.randint(18, 28), "params": 320 + rng.randrange(100)}
         return Opcode.POST, fields
+    if WindowOp[kind] in ROW_OPS:
+        return Opcode.WINDOW, row_fields(rng, config, WindowOp[kind])
     fields["op"] = WindowOp[kind]
     fields["blocks"] = 1 if kind == "IM2COL" else rng.randint(1, 3)
     fields["run"] = rng.randint(1, 9)
@@ -101,6 +111,34 @@ def random_command(rng: random.Random, config: Config, kind: str) -> tuple[Opcod
     if config.zero_points:
         fields["weight_zero"] = rng.choice([-128, 127, rng.randint(-128, 127)])
     return Opcode.WINDOW, fields
+
+
+ROW_PARAMS = 190
+"""The word where row operations' parameters are; they go on into whatever is there."""
+
+
+def row_fields(rng: random.Random, config: Config, op: WindowOp) -> dict[str, int]:
+    """A row operation, now and then in place."""
+    positions, blocks = rng.randint(1, 9), rng.randint(1, 3)
+    fields = {"op": op, "out_w": positions, "out_h": 1, "blocks": blocks, "params": ROW_PARAMS}
+    fields |= dict.fromkeys(POINTWISE_FIELDS, 1)
+    fields |= {"src": rng.randrange(40), "src_block": positions + rng.randrange(3)}
+    fields |= output_fields(rng, positions, 1) | clamp_fields(rng)
+    if rng.randrange(3) == 0:
+        fields |= {"src": fields["out"], "src_block": fields["out_block"]}
+    fields |= {"pad": rng.randint(-128, 127), "features": rng.randint(1, blocks * config.rows)}
+    if op == WindowOp.SOFTMAX:
+        fields |= {name: rng.randrange(2) for name in ("causal", "masked", "mask_step")}
+        fields |= {"weights": rng.randrange(40), "mask_block": rng.randrange(40)}
+    return fields
+
+
+def row_parameters() -> bytes:
+    """The own parameters of SOFTMAX, which are some of NORMALISE, too."""
+    own = pack(SOFTMAX_PARAMS, numerator=0xC0FFEE, shift=16) | pack(
+        NORMALISE_PARAMS, centred=1, epsilon=0
+    )
+    return own.to_bytes(ROW_PARAM_BYTES, "little")
 
 
 def transfer_fields(rng: random.Random, vector: int) -> dict[str, int]:
@@ -152,6 +190,10 @@ def first_values(rng: random.Random, config: Config) -> tuple[Commands, bytes]:
         at = (320 + i) * vector
         word = packed[i * config.rows : (i + 1) * config.rows]
         scratchpad[at : at + len(word)] = word
+    own = row_parameters()
+    for i in range(0, len(own), config.rows):
+        at, part = (ROW_PARAMS + i // config.rows) * vector, own[i : i + config.rows]
+        scratchpad[at : at + len(part)] = part
     weights_at = DATA + len(scratchpad)
     one = {"count1": 1, "count2": 1}
     small = {"stride_x": 1, "stride_y": 1, "dilation_x": 1, "dilation_y": 1, "kernel_h": 1}

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from systole.isa import Config
-from systole.isa.commands import COMMANDS, TABLE_BYTES
+from systole.isa.commands import COMMANDS, ROW_POSITIONS, TABLE_BYTES
+from systole.isa.rows import EXP_BITS
 from systole.isa.timing import FETCH_BUFFER_BYTES, TABLE_WIDTH
 from systole.sw.runtime.program import Program
 from systole.sw.simulate.accesses import Accesses, fetch_accesses, layer_accesses
 
 FOLDER = Path(__file__).parent
+NUMBER_BITS = 36
+"""Width of the two memories of rows' numbers."""
 DEFAULT = "45nm"
 """The table that is used unless another is chosen."""
 PARTS = ("array", "window", "post", "accumulators", "scratchpad", "weights", "control", "DRAM")
@@ -144,7 +147,8 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
         "array": _array(counts, config, table),
         "window": counts.window_macs * (table.product(8, config.operand_bits) + table.add_32)
         + (counts.line_reads + counts.line_writes) * line
-        + (counts.older_line_reads + counts.older_line_writes) * older_line,
+        + (counts.older_line_reads + counts.older_line_writes) * older_line
+        + _rows(counts, config, table),
         "post": counts.requantised * table.requantise
         + counts.combined * table.combine
         # Each lane has a copy of the table.
@@ -157,6 +161,19 @@ def energy(counts: Accesses, config: Config, table: EnergyTable) -> dict[str, fl
         + (counts.fetch_reads + counts.fetch_writes) * fetch,
         "DRAM": 8 * (counts.dram_read_bytes + counts.dram_write_bytes) * table.dram_bit,
     }
+
+
+def _rows(counts: Accesses, config: Config, table: EnergyTable) -> float:
+    """The energy of the window engine's row operations, in pJ: their memories, and the products
+    that they take besides the requantisation's."""
+    entry = table.access(TABLE_BYTES * EXP_BITS // 8, EXP_BITS)
+    number = table.access(ROW_POSITIONS * NUMBER_BITS // 8, NUMBER_BITS)
+    return (
+        counts.row_products * (table.product(9, 18) + table.add_32)
+        # Each lane has a copy of the table.
+        + (counts.row_table_reads + counts.row_table_writes * config.reduced_lanes) * entry
+        + (counts.row_number_reads + counts.row_number_writes) * number
+    )
 
 
 def _array(counts: Accesses, config: Config, table: EnergyTable) -> float:

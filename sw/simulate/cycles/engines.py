@@ -20,6 +20,7 @@ from systole.isa.timing import (
     post_group_reads,
     post_keeps_operand,
     row_cycles,
+    row_output_cycles,
     window_modes,
     window_set_up_bits,
     window_walk_start,
@@ -226,6 +227,11 @@ def window_writes(
     if im2col:
         inner = -(-c["kernel_w"] * c["kernel_h"] * c["run"] // config.rows)
         first, across, down = 0.0, block_words / out_h / out_w, block_words / out_h
+    elif c["op"] in ROW_OPS:
+        # In the last pass.
+        across = 2 if c["op"] == WindowOp.NORMALISE else 1 + c["masked"]
+        down = block_words = row_output_cycles(c, config) / blocks / passes
+        first = window.words - blocks * passes * block_words
     elif window.fast:
         shape = WindowShape.of_command(c)
         across, down = c["stride_x"], shape.region[1] * c["stride_y"]

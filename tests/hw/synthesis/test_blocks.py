@@ -13,9 +13,9 @@ from systole.hw.synthesis.results import PARTS, TARGETS, Job, Store, measure, pl
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_block_is_what_the_chip_has(block):
-    built = design(block, small(4, 4), {})
+    built = design(block, small(4, 4, row_ops=True), {})
     assert built.signature.members
-    assert BLOCKS[block].instances(small(4, 4)) >= 1
+    assert BLOCKS[block].instances(small(4, 4, row_ops=True)) >= 1
 
 
 def test_settings_are_fields_or_parameters():

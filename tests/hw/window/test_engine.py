@@ -9,6 +9,7 @@ import pytest
 
 from systole.hw.window.engine import WindowEngine
 from systole.isa import COMMANDS, Config, Opcode, WindowOp
+from systole.isa.commands import ROW_OPS
 from systole.isa.numerics import requantise
 from systole.isa.timing import WINDOW_GAP, window_walk_start
 from tests.helpers.simulation import Inputs, simulation
@@ -19,6 +20,8 @@ BLOCK_PARAMS = 8
 RANDOM = 9
 """Random commands of a test."""
 
+OPS = [op for op in WindowOp if op not in ROW_OPS]
+"""Operations over windows; those on rows are in ``test_rows``."""
 SHAPES = [(4, 4), (8, 8), (6, 10)]
 LARGE = pytest.param((12, 20), marks=pytest.mark.long)
 
@@ -268,7 +271,7 @@ def random_im2col(rng: np.random.Generator, config: Config) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, LARGE])
-@pytest.mark.parametrize("op", list(WindowOp))
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("kernel", [pytest.param(5, marks=pytest.mark.long), 7])
 def test_random_commands(shape: tuple[int, int], op: WindowOp, kernel: int) -> None:
     config = dataclasses.replace(shape_of(*shape), window_kernel=kernel)
@@ -281,7 +284,7 @@ def test_random_commands(shape: tuple[int, int], op: WindowOp, kernel: int) -> N
     run(config, commands, seed=seed, read_stall=0.2, write_stall=0.3)
 
 
-@pytest.mark.parametrize("op", list(WindowOp))
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     ("shape", "lanes", "kernel"),
     [
@@ -537,7 +540,7 @@ def test_im2col_rate(kernel: int, stride: int, values: dict[str, int], words: fl
     assert words * out * 4 < cycles <= words * out * 4 + first + AROUND + 5
 
 
-@pytest.mark.parametrize("op", list(WindowOp))
+@pytest.mark.parametrize("op", OPS)
 def test_commands_follow_each_other(op: WindowOp) -> None:
     """A command like the one before costs its words and the gap between the two."""
     count, size = 6, 8
@@ -554,7 +557,7 @@ def test_commands_follow_each_other(op: WindowOp) -> None:
     assert cycles[-1] - cycles[1] <= (count - 2) * (words + gap) + 3
 
 
-@pytest.mark.parametrize("op", list(WindowOp))
+@pytest.mark.parametrize("op", OPS)
 def test_command_sees_earlier_writes(op: WindowOp) -> None:
     """Each command reads what the one before wrote, back to back."""
     size = 5
@@ -567,7 +570,7 @@ def test_command_sees_earlier_writes(op: WindowOp) -> None:
 
 
 @pytest.mark.parametrize(
-    "op, field", [*((op, "src") for op in WindowOp), (WindowOp.DEPTHWISE, "weights")]
+    "op, field", [*((op, "src") for op in OPS), (WindowOp.DEPTHWISE, "weights")]
 )
 def test_command_sees_words_still_to_be_written(op: WindowOp, field: str) -> None:
     """A command that follows its like at once reads the very last words that it wrote."""

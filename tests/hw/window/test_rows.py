@@ -151,7 +151,8 @@ def test_other_operations_between(shape: str) -> None:
     content = content_of(shape, 7)
     rows = [random_row(content, op) | {"params": PARAMS + 600 * op} for op in ROW_OPS]
     for c in rows:
-        c |= content.row(c["op"], blocks=2, positions=6, params=c["params"])
+        c |= content.row(c["op"], blocks=2, positions=6, params=c["params"], zero=-50)
+        c |= {"low": -128, "high": 127}
     size = {"kernel_w": 3, "kernel_h": 1, "in_w": 6, "out_w": 6, "blocks": 2}
     size |= {"src_block": 6, "out_block": 6, "x0": -1}
     others = [fields(op=op, **size) for op in (WindowOp.DEPTHWISE, WindowOp.MAX, WindowOp.SUM)]

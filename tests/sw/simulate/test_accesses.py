@@ -41,6 +41,8 @@ MEMORIES = {
     "accumulators.column_": "accumulator",
     "weight_buffer": "weight",
     ".memory_": "table",
+    "rows.table_": "row_table",
+    "_numbers": "row_number",
     "reduce.lines": "line",
     "reduce.older_lines": "older_line",
     ".words.": "queue",
@@ -87,6 +89,8 @@ def check(config: Config, rtl: Path, program: Program, inputs, log: Path) -> Non
         want[name] //= config.cols
     # Each lane has a copy of the table.
     want["table_writes"] //= config.lanes
+    if config.row_ops:
+        want["row_table_writes"] //= config.reduced_lanes
     assert {name: getattr(total, name) for name in want} == want
 
 

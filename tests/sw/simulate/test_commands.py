@@ -27,7 +27,8 @@ CASES += [(shape, kind, True) for kind in ("conv", "DEPTHWISE") for shape in SHA
 def test_commands_equal_plain_loops(shape, kind, zero_points):
     seed = f"{shape} {kind}"
     rng = random.Random(seed)
-    config = tiny(*shape, zero_points=zero_points)
+    row_ops = kind in ("SOFTMAX", "NORMALISE")
+    config = tiny(*shape, zero_points=zero_points, row_ops=row_ops)
     vector, weight_vector = config.vector_bytes, config.weight_vector_bytes
     setup, data = first_values(rng, config)
     tested = []

@@ -89,9 +89,7 @@ class WindowEngine(wiring.Component):
         self._issue = TokenIssue(config)
         self._reduce = WindowReduce(config)
         self._rows = RowLanes(config) if config.row_ops else None
-        self._requantise = Requantise(
-            lanes=config.reduced_lanes, held=True, rows=config.row_ops
-        )
+        self._requantise = Requantise(lanes=config.reduced_lanes, held=True, rows=config.row_ops)
         self._collector = Collector(config)
         self._write_back = WriteBack(config)
         self._en = self._write_back.en
@@ -102,7 +100,9 @@ class WindowEngine(wiring.Component):
         self._token = record(token_layout(config))
         self._token_valid = Signal()
         self._word = Signal(8 * config.rows, reset_less=True)
-        self._params = Signal(config.pass_param_words * 8 * config.rows, name="params", reset_less=True)
+        self._params = Signal(
+            config.pass_param_words * 8 * config.rows, name="params", reset_less=True
+        )
         # The channels of the word that the pass at hand reduces.
         self._channels = self._word
         if config.window_passes > 1:

@@ -19,7 +19,6 @@ from systole.hw.window.row_scalar import (
     LATE_BITS,
     OFFSET_BITS,
     SHIFT_BITS,
-    SQUARES_BITS,
     TOTAL_BITS,
     RowScalar,
 )
@@ -141,7 +140,7 @@ class RowLanes(wiring.Component):
         summed, out = (self._kinds(m, kind, 1)[0][1] for kind in (RowKind.SUM, RowKind.OUT))
         m.d.comb += looks_up.eq(self.en & self._softmax & (summed | out))
         for i in range(self._lanes):
-            lane = _Lane(m, self, i)
+            lane = _RowLane(m, self, i)
             lane.find_element(counts[i], digit)
             lane.multiply()
             lane.look_up(looks_up, *entry)
@@ -349,7 +348,7 @@ class RowLanes(wiring.Component):
         ]
 
 
-class _Lane:
+class _RowLane:
     """The number path of a lane, a method for each stage."""
 
     def __init__(self, m: Module, rows: RowLanes, index: int):
@@ -359,9 +358,7 @@ class _Lane:
             for n in ("element", "later_element")
         )
         self.factor = Signal(signed(DIGIT), name=f"factor_{index}", reset_less=True)
-        self.product = Signal(
-            signed(_ELEMENT + DIGIT), name=f"product_{index}", reset_less=True
-        )
+        self.product = Signal(signed(_ELEMENT + DIGIT), name=f"product_{index}", reset_less=True)
         # Whether there is an entry, in this stage and the next.
         self.counts = Signal(2, name=f"counts_{index}")
         self.entry = Signal(EXP_BITS, name=f"entry_{index}", reset_less=True)
@@ -419,9 +416,9 @@ class _Lane:
         rows._leaves.append((self.entry | both).as_signed())
 
     def find_normal(self, late: Value, is_high: Value) -> None:
-        """3: the product with the upper digit, then, with the lower one, the normal number, and what
-        the channel's sign and precision add. 0 for SOFTMAX, all of whose products count as upper
-        ones."""
+        """3: the product with the upper digit; then, with the lower one, the normal number, and
+        what the channel's sign and precision add. 0 for SOFTMAX, all of whose products count as
+        upper ones."""
         m, rows = self.m, self.rows
         with m.If(rows.en & is_high):
             m.d.sync += self.upper.eq(late[DIGIT:] - self.product[: len(self.upper)])

@@ -185,11 +185,10 @@ class RowSequencer(wiring.Component):
                 m.next = "ROWS"
             with m.State("ROWS"):
                 self._walk(m)
-            with m.State("WAIT"):
-                with m.If(self.complete):
-                    largest = self._kind == RowKind.LARGEST
-                    m.d.sync += self._kind.eq(Mux(largest, RowKind.SUM, RowKind.OUT))
-                    m.next = "BEGIN"
+            with m.State("WAIT"), m.If(self.complete):
+                largest = self._kind == RowKind.LARGEST
+                m.d.sync += self._kind.eq(Mux(largest, RowKind.SUM, RowKind.OUT))
+                m.next = "BEGIN"
         return m
 
     def _begin(self, m: Module) -> None:

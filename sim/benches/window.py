@@ -123,8 +123,8 @@ def _kind(c: Command) -> str:
 
 @cocotb.test()
 async def window_random(dut: Handle) -> None:
-    """Covers every operation on the fast path, by squares and columns, and on the general one, those
-    on rows, with refused reads and writes."""
+    """Covers every operation on the fast path, by squares and columns, on the general one, and
+    those on rows, with refused reads and writes."""
     bench = await Bench.started(dut)
     model = Model(bench.rng)
     model.fill_parameters(bench.rng, TENSORS, CONFIG.window_param_words, CONFIG.rows, 34)

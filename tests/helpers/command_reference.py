@@ -226,10 +226,14 @@ class Reference:
         out = []
         for position in range(c.out_w):
             row = [
-                x for b in range(c.blocks) for x in self.scratchpad[c.src + b * c.src_block + position]
+                x
+                for b in range(c.blocks)
+                for x in self.scratchpad[c.src + b * c.src_block + position]
             ]
             if c.op == WindowOp.NORMALISE:
-                row = normalised(row, c, self.number(c.params, 0, 7), self.number(c.params, 7, 1) & 1)
+                row = normalised(
+                    row, c, self.number(c.params, 0, 7), self.number(c.params, 7, 1) & 1
+                )
                 acc = []
                 for i, normal in enumerate(row):
                     block, lane = divmod(i, lanes)
@@ -244,7 +248,9 @@ class Reference:
             counts = [i < c.features + c.causal * position for i in range(len(row))]
             if c.masked:
                 first = c.weights + position * c.mask_step
-                mask = [x for b in range(c.blocks) for x in self.scratchpad[first + b * c.mask_block]]
+                mask = [
+                    x for b in range(c.blocks) for x in self.scratchpad[first + b * c.mask_block]
+                ]
                 counts = [n and x >= 0 for n, x in zip(counts, mask, strict=True)]
             largest = max([x for x, n in zip(row, counts, strict=True) if n], default=0)
             entries = [

@@ -135,7 +135,9 @@ def row_fields(rng: random.Random, config: Config, op: WindowOp) -> dict[str, in
 
 def row_parameters() -> bytes:
     """The own parameters of SOFTMAX, which are some of NORMALISE, too."""
-    own = pack(SOFTMAX_PARAMS, numerator=0xC0FFEE, shift=16) | pack(NORMALISE_PARAMS, centred=1, epsilon=0)
+    own = pack(SOFTMAX_PARAMS, numerator=0xC0FFEE, shift=16) | pack(
+        NORMALISE_PARAMS, centred=1, epsilon=0
+    )
     return own.to_bytes(ROW_PARAM_BYTES, "little")
 
 

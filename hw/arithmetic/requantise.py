@@ -73,10 +73,10 @@ class Requantise(wiring.Component):
     With ``held``, the user keeps ``params`` for the ``SHIFTED`` cycles with ``en`` after a load and
     the limits for as long as there are vectors, and they are not buffered here.
     ``params`` is lane 0 lowest, 64 bits a lane in the layout of ``isa.params.REQUANT_PARAMS``.
-    With ``rows`` (and ``held``), there are parameters for all lanes besides, which change with
-    every vector if they have to: while ``row`` is high, which only changes without vectors, a load
-    takes no bias, ``row_multiplier`` as it is three cycles with ``en`` later, and of ``row_shift``
-    the bits from ``FINE`` on as they are five, the others as they are six cycles later.
+    With ``rows`` (and ``held``), there are parameters for all lanes besides, which may change with
+    every vector: while ``row`` is high, which only changes without vectors, a load takes no bias,
+    ``row_multiplier`` as it is three cycles with ``en`` later, and of ``row_shift`` the bits from
+    ``FINE`` on as they are five, the others as they are six cycles later.
 
     In simulation, nothing between the registers of a stage is computed while it has no vector
     (``m.If(works[...])`` around combinational signals): for its speed. ``en`` is no part of these

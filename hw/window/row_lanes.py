@@ -140,7 +140,7 @@ class RowLanes(wiring.Component):
         summed, out = (self._kinds(m, kind, 1)[0][1] for kind in (RowKind.SUM, RowKind.OUT))
         m.d.comb += looks_up.eq(self.en & self._softmax & (summed | out))
         for i in range(self._lanes):
-            lane = _Lane(m, self, i)
+            lane = _RowLane(m, self, i)
             lane.find_element(counts[i], digit)
             lane.multiply()
             lane.look_up(looks_up, *entry)
@@ -348,7 +348,7 @@ class RowLanes(wiring.Component):
         ]
 
 
-class _Lane:
+class _RowLane:
     """The number path of a lane, a method for each stage."""
 
     def __init__(self, m: Module, rows: RowLanes, index: int):
@@ -416,7 +416,7 @@ class _Lane:
         rows._leaves.append((self.entry | both).as_signed())
 
     def find_normal(self, late: Value, is_high: Value) -> None:
-        """3: the product with the upper digit, then, with the lower one, the normal number, and
+        """3: the product with the upper digit; then, with the lower one, the normal number, and
         what the channel's sign and precision add. 0 for SOFTMAX, all of whose products count as
         upper ones."""
         m, rows = self.m, self.rows

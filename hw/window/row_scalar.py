@@ -62,8 +62,8 @@ class RowScalar(wiring.Component):
     A pipeline of four stages, each with a row of its own: variance, alignment and root, reciprocal,
     factor and offset. Products take ``BITS`` bits of a factor a cycle; root and reciprocal give one
     a cycle. SOFTMAX takes the second, of which it only needs the alignment, and the third: a row
-    every ``ROW_QUOTIENT_BITS`` + 1 cycles. NORMALISE: a row every ``ROOT_BITS`` cycles and those of
-    the alignment, some 8; at most 42.
+    every ``ROW_QUOTIENT_BITS`` + 1 cycles. NORMALISE: a row every ``ROOT_BITS`` + 3 cycles and
+    those of the alignment, some 5, at most 14.
     """
 
     softmax: Signal

@@ -123,7 +123,7 @@ def _kind(c: Command) -> str:
 
 @cocotb.test()
 async def window_random(dut: Handle) -> None:
-    """Covers every operation on the fast path, by squares and columns, and on the general one,
+    """Covers every operation on the fast path, by squares and columns, on the general one, and
     those on rows, with refused reads and writes."""
     bench = await Bench.started(dut)
     model = Model(bench.rng)

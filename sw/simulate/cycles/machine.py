@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 
 from systole.isa import Config, Engine, Opcode, PostOp, PostSource, WindowOp
+from systole.isa.commands import ROW_OPS
 from systole.isa.timing import (
     END_WORDS,
     POST_DEPTH,
@@ -255,7 +256,9 @@ class MachineModel:
 
     def _window(self, c: Mapping[str, int], index: int, start: float) -> None:
         window, (mode, issued, ended) = self.windows[index], self.window
-        may_follow = issued + WINDOW_GAP if window.mode == mode else ended + WINDOW_DRAIN
+        # Behind a row operation, the pipeline must run dry.
+        follows = window.mode == mode and c["op"] not in ROW_OPS
+        may_follow = issued + WINDOW_GAP if follows else ended + WINDOW_DRAIN
         begin = max(start + window.set_up, may_follow) + window.walk_start
         issued = begin + window.words + self.delays.get(index, 0)
         ended = issued + WINDOW_DEPTH[WindowOp(c["op"])]

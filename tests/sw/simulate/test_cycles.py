@@ -11,6 +11,7 @@ from amaranth.hdl import Fragment
 from systole.hw.arithmetic.requantise import Requantise
 from systole.hw.conv.array import SystolicArray
 from systole.hw.window.lines import WindowReduce
+from systole.hw.window.row_lanes import RowLanes
 from systole.isa import Config, Engine, WindowOp, timing
 from systole.sw.cli import bench
 from systole.sw.cli.bench import predicted
@@ -78,6 +79,8 @@ def test_model_has_the_hardwares_constants(config):
     depth, reduction = timing.WINDOW_DEPTH, WindowReduce.LATENCY
     assert depth[WindowOp.MAX] == reduction + 6
     assert depth[WindowOp.SUM] == depth[WindowOp.DEPTHWISE] == reduction + Requantise.LATENCY + 6
+    rows = RowLanes.LATENCY + Requantise.LATENCY + 6
+    assert depth[WindowOp.SOFTMAX] == depth[WindowOp.NORMALISE] == rows
 
 
 def test_layers_add_up_to_the_whole():

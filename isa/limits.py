@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from systole.isa.commands import COMMANDS, Field, Opcode, Size
+from systole.isa.commands import COMMANDS, Field, Limit, Opcode, Size
 from systole.isa.config import Config
 
 
@@ -40,12 +40,21 @@ class FieldLimit:
 
 @cache
 def field_limits(opcode: Opcode, config: Config) -> tuple[FieldLimit, ...]:
-    """All limits of a kind of command in a configuration."""
+    """All limits of a kind of command in a configuration, but for those of operations that it does
+    not have."""
 
     def number(size: Size) -> int:
         return getattr(config, size) if isinstance(size, str) else size
 
     command = COMMANDS[opcode]
+
+    def selected(limit: Limit) -> tuple[int, ...]:
+        if not limit.where:
+            return ()
+        selector, _ = command.places[command.field_of(type(limit.where[0]))]
+        most = [number(own.most) for own in selector.limits if own.most is not None]
+        return tuple(value for value in limit.where if value <= min(most, default=selector.high))
+
     return tuple(
         FieldLimit(
             field,
@@ -53,11 +62,12 @@ def field_limits(opcode: Opcode, config: Config) -> tuple[FieldLimit, ...]:
             most=field.high if limit.most is None else number(limit.most),
             multiple=number(limit.multiple),
             selector=command.field_of(type(limit.where[0])) if limit.where else "",
-            selected=limit.where,
+            selected=selected(limit),
             doc=" or ".join(w.name for w in limit.where),
         )
         for field in command.own_fields
         for limit in field.limits
+        if selected(limit) or not limit.where
     )
 
 

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 
 from systole.isa import Config, Engine, PostOp, WindowOp, timing
+from systole.isa.commands import ROW_POSITIONS
 from systole.isa.timing import WindowShape
 from systole.sw.compiler.regions import (
     TILE,
@@ -35,10 +36,6 @@ from systole.sw.ir import layout
 WINDOW_COMMAND = 13
 """Cycles between the words of two WINDOW commands: about a pipeline's depth, as in a chain the
 commands of different stages take turns. (Those of one stage follow each other without a gap.)"""
-
-ROW_PASSES = 3
-"""Cycles for each word of a row operation: of SOFTMAX three passes, of NORMALISE one and one of two
-cycles."""
 
 
 # Engines -----------------------------------------------------------------------------------------
@@ -122,7 +119,7 @@ def work(stage: Stage, plan: StagePlan, on_chip: set[str], config: Config) -> Co
             shape = window_shape(stage, region)
             out[Engine.WINDOW] += window_cycles(shape, stage.window_op, stage.groups, config)
         elif isinstance(stage, RowStage):
-            out[Engine.WINDOW] += ROW_PASSES * region.pixels * stage.blocks * config.window_passes
+            out[Engine.WINDOW] += _rows(stage, region, config)
         else:
             # A byte at a time.
             out[Engine.WINDOW] += region.pixels * stage.blocks * config.rows
@@ -175,6 +172,15 @@ def _vector(stage: VectorStage, region: Region, config: Config) -> int:
         keeps_operand=stage.sources[-1].broadcast,
     )
     return reads * stage.blocks * config.word_groups
+
+
+def _rows(stage: RowStage, region: Region, config: Config) -> int:
+    """WINDOW's cycles for the rows of a region."""
+    command = dict(op=stage.row_op, blocks=stage.blocks, features=stage.channels, masked=0)
+    return region.h * sum(
+        timing.row_cycles({**command, "out_w": positions}, config) + WINDOW_COMMAND
+        for _, positions in cuts(region.w, ROW_POSITIONS)
+    )
 
 
 def window_shape(stage: WindowStage, region: Region) -> WindowShape:

@@ -708,13 +708,11 @@ class Decoder:
             value = number >> at_bit & ((1 << f.bits) - 1)
             if f.signed and value > f.high:
                 value -= 1 << f.bits
-            if f.enum is not None:
-                try:
-                    value = f.enum(value)
-                except ValueError:
-                    raise ValueError(
-                        f"word {at}: {command.name}: illegal {f.name} {value}"
-                    ) from None
+            # What is no member is refused as any other value beyond a limit.
+            if f.enum is not None and value in f.enum.__members__.values():
+                value = f.enum(value)
+            elif f.enum is not None and not f.limits:
+                raise ValueError(f"word {at}: {command.name}: illegal {f.name} {value}")
             out[f.name] = value
         if whole:
             self._last[engine] = whole

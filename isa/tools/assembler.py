@@ -42,7 +42,7 @@ def _parse_value(field: Field, text: str) -> int:
     except ValueError:
         pass
     else:
-        return value if field.enum is None else field.enum(value)
+        return value if field.enum is None or field.limits else field.enum(value)
     if field.name in MASKS:
         names = text.split(",")
         unknown = [n for n in names if n not in Engine.__members__]
@@ -111,7 +111,8 @@ def format_command(values: Mapping[str, int]) -> str:
         elif f.name in MASKS and value < 1 << len(Engine):
             out.append(f"{f.name}={','.join(e.name for e in Engine if value >> e & 1)}")
         elif f.enum is not None:
-            out.append(f"{f.name}={f.enum(value).name}")
+            names = {member.value: member.name for member in f.enum}
+            out.append(f"{f.name}={names.get(value, value)}")
         else:
             out.append(f"{f.name}={value}")
     return " ".join(out)

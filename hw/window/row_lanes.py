@@ -330,13 +330,13 @@ class RowLanes(wiring.Component):
             for _ in range(ROW_TREE_LEVELS if stage else first):
                 odd = values[len(values) & ~1 :]
                 values = [join(a, b) for a, b in zip(values[::2], values[1::2])] + odd
-            registers = [
+            registers: list[Value] = [
                 Signal(v.shape(), name=f"{name}{stage}_{i}", reset_less=True)
                 for i, v in enumerate(values)
             ]
             with m.If(self.en):
                 m.d.sync += [r.eq(v) for r, v in zip(registers, values)]
-            values, stage = list(registers), stage + 1
+            values, stage = registers, stage + 1
         return values[0], stage
 
     def _finish_words(self, m: Module) -> None:

@@ -232,7 +232,7 @@ def _rates(shots: _Snapshots) -> Iterator[str]:
         yield ""
         yield from table(("machine", "GMAC/s", "GMAC/s per 1000 LUT4", "GMAC/s per MULT18"), rows)
     else:
-        yield "No chip has been routed yet."
+        yield "No chip with all lanes has been routed yet."
         yield ""
     yield from _prose(
         "Other accelerators, as their users report them. A LUT6 of these FPGAs holds more than a "

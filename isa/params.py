@@ -71,19 +71,17 @@ PARAM_AT = dict(
 
 def pack_param(bias: int, multiplier: int, shift: int) -> int:
     """The 64 bits of one channel's parameters; each value modulo the size of its field."""
-    values = {"bias": bias, "multiplier": multiplier, "shift": shift}
-    return sum((values[f.name] & ((1 << f.bits) - 1)) << PARAM_AT[f.name] for f in REQUANT_PARAMS)
+    return pack(REQUANT_PARAMS, bias=bias, multiplier=multiplier, shift=shift)
 
 
 def unpack_param(number: int) -> tuple[int, int, int]:
     """Bias, multiplier and shift in the 64 bits of one channel's parameters."""
-    values = unpack(REQUANT_PARAMS, number)
-    bias = values["bias"]
-    return bias - (bias >> 31 << 32), values["multiplier"], values["shift"]
+    values = unpack_signed(REQUANT_PARAMS, number)
+    return values["bias"], values["multiplier"], values["shift"]
 
 
 def pack(fields: Sequence[Field], **values: int) -> int:
-    """``values`` of all ``fields``, packed from bit 0."""
+    """``values`` of all ``fields``, each modulo the size of its field, packed from bit 0."""
     number = 0
     for f in reversed(fields):
         number = number << f.bits | (values[f.name] & ((1 << f.bits) - 1))

@@ -42,7 +42,7 @@ LATE_BITS = OFFSET_BITS
 _INVERSE = ROOT_BITS + 1
 _MAGNITUDE = TOTAL_BITS - 1
 _PAIRS = VARIANCE_BITS // 2
-_RAISED = FACTOR_BITS + EPSILON_BITS // 2 - ROOT_BITS + 1 - 1
+_RAISED = FACTOR_BITS + EPSILON_BITS // 2 - ROOT_BITS
 """Bits by which the products are to the left of where the least shift has them."""
 
 

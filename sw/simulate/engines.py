@@ -3,6 +3,7 @@ checked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from systole.isa import (
     WindowOp,
     numerics,
 )
-from systole.isa.commands import ROW_OPS, TABLE_BYTES
+from systole.isa.commands import ROW_OPS, TABLE_BYTES, Field
 from systole.isa.limits import broken_limit
 from systole.isa.params import (
     CHANNEL_FLAGS,
@@ -219,17 +220,7 @@ class Engines:
         self._read(TrackedMemory.SCRATCHPAD, span(first, sets * words), "params")
         data = self.memories.scratchpad[first : first + sets * words].reshape(sets, -1)
         raw = np.ascontiguousarray(data[:, : PARAM_BYTES * channels]).view("<i8")
-        out, low = [], 0
-        for f in REQUANT_PARAMS:
-            # Shifted to the top and back: sign-extended, or not.
-            top = raw << (64 - low - f.bits)
-            out.append(
-                top >> (64 - f.bits)
-                if f.signed
-                else (top.view(np.uint64) >> np.uint64(64 - f.bits)).astype(np.int64)
-            )
-            low += f.bits
-        return out
+        return _unpacked(raw, REQUANT_PARAMS)
 
     # Transfers ------------------------------------------------------------------------------------
 
@@ -559,6 +550,21 @@ class Engines:
         return parameters, acc.transpose(1, 0, 2)
 
 
+def _unpacked(raw: np.ndarray, fields: Sequence[Field]) -> list[np.ndarray]:
+    """The ``fields`` packed from bit 0 of each int64 number, as arrays of them."""
+    out, low = [], 0
+    for f in fields:
+        # Shifted to the top and back: sign-extended, or not.
+        top = raw << (64 - low - f.bits)
+        out.append(
+            top >> (64 - f.bits)
+            if f.signed
+            else (top.view(np.uint64) >> np.uint64(64 - f.bits)).astype(np.int64)
+        )
+        low += f.bits
+    return out
+
+
 def _softmax(
     c: SimpleNamespace, header: int, rest: np.ndarray, x: np.ndarray, valid: np.ndarray
 ) -> np.ndarray:
@@ -571,21 +577,17 @@ def _softmax(
 def _normalise(c: SimpleNamespace, header: int, rest: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Channels that do not count are as if they were the zero point."""
     own = unpack_signed(NORMALISE_PARAMS, header)
-    raw = np.frombuffer(rest.tobytes(), "<u8")
-    fields, at = {}, 0
-    for f in (*REQUANT_PARAMS, *CHANNEL_FLAGS):
-        value = (raw >> np.uint64(at) & np.uint64((1 << f.bits) - 1)).astype(np.int64)
-        fields[f.name] = value - (value >> (f.bits - 1) << f.bits) * f.signed
-        at += f.bits
+    raw = np.frombuffer(rest.tobytes(), "<i8")
+    bias, multiplier, shift, negate, coarse = _unpacked(raw, (*REQUANT_PARAMS, *CHANNEL_FLAGS))
     p = NormaliseParameters(
         features=c.features,
         epsilon=own["epsilon"],
         centred=bool(own["centred"]),
-        bias=fields["bias"],
-        multiplier=fields["multiplier"],
-        shift=fields["shift"],
-        negate=fields["negate"].astype(bool),
-        coarse=fields["coarse"].astype(bool),
+        bias=bias,
+        multiplier=multiplier,
+        shift=shift,
+        negate=negate.astype(bool),
+        coarse=coarse.astype(bool),
     )
     counted = np.where(np.arange(x.shape[1]) < c.features, x, c.pad)
     return normalise(counted, p, x_zero=c.pad, zero=c.zero, low=c.low, high=c.high)

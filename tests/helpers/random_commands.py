@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from systole.isa import Config, Encoder, Engine, Opcode, PostOp, PostSource, WindowOp
 from systole.isa.commands import ROW_OPS
 from systole.isa.params import NORMALISE_PARAMS, ROW_PARAM_BYTES, SOFTMAX_PARAMS, pack
-from tests.helpers.command_reference import DATA
+from systole.sw.runtime.device import Device
+from systole.sw.runtime.driver import Driver
+from systole.sw.simulate.commands import CommandDevice
+from tests.helpers.command_reference import DATA, image
 
 POINTWISE_FIELDS = [
     f"{name}_{axis}"
@@ -212,3 +216,28 @@ def first_values(rng: random.Random, config: Config) -> tuple[Commands, bytes]:
         ),
     ]
     return commands, bytes(scratchpad) + rng.randbytes(config.weight_vector_bytes * weight_words)
+
+
+STORED = 1 << 17
+"""Byte address of what :func:`check_on_both` stores."""
+MEMORY = 4 << 20
+
+
+def check_on_both(rng: random.Random, device: Device, config: Config, kinds: Sequence[str]) -> None:
+    """Random commands of these kinds leave the same first words of the scratchpad on ``device``,
+    which has at least MEMORY bytes, and on the command-level simulator."""
+    commands, data = first_values(rng, config)
+    for kind in kinds:
+        opcode, values = random_command(rng, config, kind)
+        commands.append((opcode, Engine[opcode.name], values))
+    stored = {"dram": STORED, "count0": 1024, "count1": 1, "count2": 1}
+    commands.append((Opcode.STORE, Engine.STORE, stored))
+    words = serialised(commands)
+    results = []
+    for each in (CommandDevice(config, MEMORY), device):
+        driver = Driver(each)
+        place = dict(command_offset=0, command_words=len(words), memory_bytes=2 * STORED)
+        driver.load(image(words, data, STORED).tobytes(), **place)
+        driver.run()
+        results.append(driver.read_data(STORED, 1024 * config.vector_bytes))
+    assert results[0] == results[1]

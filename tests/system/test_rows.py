@@ -6,15 +6,10 @@ import random
 
 import pytest
 
-from systole.isa import Engine, Opcode
 from systole.sim.device import RtlDevice
-from systole.sw.runtime.driver import Driver
-from systole.sw.simulate.commands import CommandDevice
-from tests.helpers.command_reference import image, tiny
-from tests.helpers.random_commands import first_values, random_command, serialised
+from tests.helpers.command_reference import tiny
+from tests.helpers.random_commands import MEMORY, check_on_both
 
-STORED = 1 << 17
-MEMORY = 4 << 20
 KINDS = ["SOFTMAX", "NORMALISE", "DEPTHWISE", "post", "NORMALISE", "SOFTMAX", "MAX", "IM2COL"]
 
 
@@ -24,18 +19,4 @@ def test_random_commands(shape: tuple[int, int]) -> None:
     rng, config = random.Random(1), tiny(*shape, row_ops=True)
     with RtlDevice(config, memory_bytes=MEMORY) as device:
         for _ in range(4):
-            commands, data = first_values(rng, config)
-            for kind in KINDS * 3:
-                opcode, values = random_command(rng, config, kind)
-                commands.append((opcode, Engine[opcode.name], values))
-            stored = {"dram": STORED, "count0": 1024, "count1": 1, "count2": 1}
-            commands.append((Opcode.STORE, Engine.STORE, stored))
-            words = serialised(commands)
-            results = []
-            for each in (CommandDevice(config, MEMORY), device):
-                driver = Driver(each)
-                place = dict(command_offset=0, command_words=len(words), memory_bytes=2 * STORED)
-                driver.load(image(words, data, STORED).tobytes(), **place)
-                driver.run()
-                results.append(driver.read_data(STORED, 1024 * config.vector_bytes))
-            assert results[0] == results[1]
+            check_on_both(rng, device, config, KINDS * 3)

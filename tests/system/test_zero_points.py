@@ -7,15 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from systole.isa import Config, Engine, Opcode
+from systole.isa import Config
 from systole.sim.device import MemoryModel, RtlDevice
 from systole.sw.golden import model as golden
-from systole.sw.runtime.driver import Driver
-from systole.sw.simulate.commands import CommandDevice
-from tests.helpers.command_reference import image
 from tests.helpers.layer_checks import check_on, prepare
 from tests.helpers.product_models import attention_model, product_model, uint8_convolution
-from tests.helpers.random_commands import first_values, random_command, serialised
+from tests.helpers.random_commands import check_on_both
 from tests.helpers.random_operators import Sketch, makers
 
 MEMORY = 16 << 20
@@ -69,28 +66,11 @@ def test_products_of_activations(device, tmp_path):
     check(device, attention_model(np.uint8, 13, 3, 4), tmp_path / "m.onnx", 1)
 
 
-STORED = 1 << 17
-
-
 def test_random_commands(device):
     """Any zero points, on both simulators."""
-    config, rng = device.config, random.Random(1)
+    rng = random.Random(1)
     for _ in range(8):
-        commands, data = first_values(rng, config)
-        for kind in ["conv", "conv", "post", "DEPTHWISE"] * 5:
-            opcode, values = random_command(rng, config, kind)
-            commands.append((opcode, Engine[opcode.name], values))
-        stored = {"dram": STORED, "count0": 1024, "count1": 1, "count2": 1}
-        commands.append((Opcode.STORE, Engine.STORE, stored))
-        words = serialised(commands)
-        results = []
-        for each in (CommandDevice(config, MEMORY), device):
-            driver = Driver(each)
-            place = dict(command_offset=0, command_words=len(words), memory_bytes=2 * STORED)
-            driver.load(image(words, data, STORED).tobytes(), **place)
-            driver.run()
-            results.append(driver.read_data(STORED, 1024 * config.vector_bytes))
-        assert results[0] == results[1]
+        check_on_both(rng, device, device.config, ["conv", "conv", "post", "DEPTHWISE"] * 5)
 
 
 def test_random_operators(device):

@@ -135,9 +135,9 @@ class Requantise(wiring.Component):
         self._take = [Signal(name=f"take{i}") for i in range(self.LATENCY)]
         # New parameters enter stage i.
         self._reach = [Signal(name=f"reach{i}") for i in range(self.LATENCY)]
-        self._zero = Signal(signed(8))
-        self._low = Signal(signed(8))
-        self._high = Signal(signed(8))
+        self._zero, self._low, self._high = (
+            Signal(signed(8), name=f"_{n}", reset_less=True) for n in ("zero", "low", "high")
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -174,7 +174,10 @@ class Requantise(wiring.Component):
     def _load_limits(self, m: Module) -> None:
         """Zero point and clamp: as loaded, as relayed, and as the last stages have them."""
         loaded, relayed = (
-            [Signal(signed(8), name=f"{stage}_{n}") for n in ("zero", "low", "high")]
+            [
+                Signal(signed(8), name=f"{stage}_{n}", reset_less=True)
+                for n in ("zero", "low", "high")
+            ]
             for stage in ("loaded", "relayed")
         )
         given = (self.zero, self.low, self.high)
@@ -259,7 +262,7 @@ class _Lane:
         self.negative = [register(f"negative{i}", 1) for i in range(2, 8)]
 
     def register(self, name: str, shape: ShapeLike) -> Signal:
-        return Signal(shape, name=f"{name}_{self.index}")
+        return Signal(shape, name=f"{name}_{self.index}", reset_less=True)
 
     def add_bias(self, acc: Value) -> None:
         """1: sum, modulo 2^32."""

@@ -270,7 +270,7 @@ class BurstSplitter(wiring.Component):
 
         # One request per client: the next beat to ask for and the last one, in beats from ``base``.
         held = [Signal(name=f"held_{i}") for i in range(clients)]
-        beats = Array(Signal(32 - size, name=f"beat_{i}") for i in range(clients))
+        beats = Array(Signal(32 - size, name=f"beat_{i}", reset_less=True) for i in range(clients))
         finals = Array(Signal(32 - size, name=f"final_{i}") for i in range(clients))
         fresh = [Signal(name=f"fresh_{i}") for i in range(clients)]  # taken in the cycle before
         legal = Array(Signal(name=f"legal_{i}") for i in range(clients))
@@ -318,7 +318,7 @@ class BurstSplitter(wiring.Component):
 
         for i, request in enumerate(self.requests):
             step = Signal(name=f"step_{i}")
-            final_byte = Signal(33, name=f"final_byte_{i}")
+            final_byte = Signal(33, name=f"final_byte_{i}", reset_less=True)
             empty = Signal(name=f"empty_{i}")
             inside, refused = Signal(name=f"inside_{i}"), Signal(name=f"refused_{i}")
             m.d.comb += [

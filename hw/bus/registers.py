@@ -37,14 +37,14 @@ class StreamRegisters(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         giver, taker, waiting = self.input, self.output, self.waiting
-        second = record(self.layout, name="second", reset_less=True)
-        m.d.comb += giver.ready.eq(~waiting)
+        first, second = (record(self.layout, name=n, reset_less=True) for n in ("first", "second"))
+        m.d.comb += [giver.ready.eq(~waiting), taker.payload.eq(first)]
         with m.If(~taker.valid | taker.ready):
             m.d.sync += [taker.valid.eq(waiting | giver.valid), waiting.eq(0)]
             with m.If(waiting):
-                m.d.sync += taker.payload.eq(second)
+                m.d.sync += first.eq(second)
             with m.Elif(giver.valid):
-                m.d.sync += taker.payload.eq(giver.payload)
+                m.d.sync += first.eq(giver.payload)
         with m.Elif(giver.valid & ~waiting):
             m.d.sync += [waiting.eq(1), second.eq(giver.payload)]
         with m.If(self.flush):

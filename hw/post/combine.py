@@ -60,9 +60,9 @@ class PostCombine(wiring.Component):
             }
         )
         self._valid = Signal(self.LATENCY)  # after each stage
-        self._point = Signal(6)  # position of the total's bit worth one half
-        self._below = Signal(TOTAL)  # mask of the bits under it
-        self._low = Signal(signed(8))  # at most the upper limit
+        self._point = Signal(6, reset_less=True)  # position of the total's bit worth one half
+        self._below = Signal(TOTAL, reset_less=True)  # mask of the bits under it
+        self._low = Signal(signed(8), reset_less=True)  # at most the upper limit
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -84,7 +84,7 @@ class PostCombine(wiring.Component):
         """The first five stages: the total."""
 
         def reg(name: str, bits: int) -> Signal:
-            return Signal(signed(bits), name=f"{name}_{lane}")
+            return Signal(signed(bits), name=f"{name}_{lane}", reset_less=True)
 
         cmd = self.cmd
         a, b = (vector[8 * lane :][:8].as_signed() for vector in (self.a, self.b))
@@ -115,9 +115,12 @@ class PostCombine(wiring.Component):
 
     def _round(self, m: Module, lane: int, total: Signal) -> Signal:
         """The next two stages: shift, rounding half to even."""
-        scaled = Signal(RESULT, name=f"scaled_{lane}")  # in halves, if it is not ``wide``
-        negative, wide = Signal(name=f"negative_{lane}"), Signal(name=f"wide_{lane}")
-        odd, result = Signal(name=f"odd_{lane}"), Signal(signed(RESULT), name=f"result_{lane}")
+        # In halves, if it is not ``wide``.
+        scaled = Signal(RESULT, name=f"scaled_{lane}", reset_less=True)
+        negative, wide, odd = (
+            Signal(name=f"{name}_{lane}", reset_less=True) for name in ("negative", "wide", "odd")
+        )
+        result = Signal(signed(RESULT), name=f"result_{lane}", reset_less=True)
         # All from the result's sign on must be like it: those ``RESULT - 1`` or more above the
         # bit worth one half.
         unlike = (total.as_unsigned() ^ total[-1].replicate(TOTAL))[RESULT - 1 :]
@@ -137,7 +140,7 @@ class PostCombine(wiring.Component):
 
     def _finish(self, m: Module, lane: int, result: Signal) -> None:
         """The last two stages: zero point, clamp."""
-        moved = Signal(signed(RESULT + 1), name=f"moved_{lane}")
+        moved = Signal(signed(RESULT + 1), name=f"moved_{lane}", reset_less=True)
         low, high = self._low, self.cmd.high2
         with m.If(self._valid[6]):
             m.d.sync += moved.eq(result + self.cmd.zo)

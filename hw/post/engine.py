@@ -97,7 +97,7 @@ class PostEngine(wiring.Component):
         self._results = RegisteredQueue(width=8 * lanes, depth=IN_FLIGHT)
         self._addends = SyncFIFO(width=8 * lanes, depth=Requantise.LATENCY + 2)
         # The command whose words are issued.
-        self._cmd = record(command_layout(Opcode.POST))
+        self._cmd = record(command_layout(Opcode.POST), reset_less=True)
         self._from_scratchpad = self._cmd.source == PostSource.SCRATCHPAD
         self._combines = self._cmd.op != PostOp.NONE
         self._keeps_b = Signal()  # source SCRATCHPAD with one word of ``b`` for the whole image
@@ -126,7 +126,7 @@ class PostEngine(wiring.Component):
         # The word of ``a`` or ``b`` that was read two cycles ago.
         self._a_comes = Signal()
         self._b_comes = Signal()
-        self._operand = Signal(8 * lanes)
+        self._operand = Signal(8 * lanes, reset_less=True)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -334,7 +334,7 @@ class PostEngine(wiring.Component):
         combine, addends, head = self._combine, self._addends, self.command.cmd.p
         sums, sums_valid = self._requantise.o, self._requantise.o_valid
         from_scratchpad, keeps_b = self._from_scratchpad, self._keeps_b
-        operand, waiting = self._operand, Signal(8 * self.config.lanes)
+        operand, waiting = self._operand, Signal(8 * self.config.lanes, reset_less=True)
         with m.If(Mux(keeps_b, self._b_comes, self._a_comes)):
             m.d.sync += waiting.eq(operand)
         complete = Mux(keeps_b, self._a_comes, self._b_comes)

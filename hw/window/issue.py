@@ -140,7 +140,7 @@ class TokenIssue(wiring.Component):
         # The command at hand, and the one that has been prepared, is a row operation.
         self._is_row, self._row_follows = Signal(), Signal()
         # The token that is issued, and whether there is room for it.
-        self._issued = record(token_layout(config))
+        self._issued = record(token_layout(config), reset_less=True)
         self._push = Signal()
         self._has_checked = Signal()  # the first register has a token
         self._room = Signal()
@@ -244,9 +244,12 @@ class TokenIssue(wiring.Component):
         room."""
         tokens, has_checked, blocked = self.tokens, self._has_checked, self.blocked
         layout = tokens.payload.shape()
-        checked, second = record(layout, name="checked"), record(layout, name="second")
+        checked, first, second = (
+            record(layout, name=n, reset_less=True) for n in ("checked", "first", "second")
+        )
         has_second, second_blocked, moves = Signal(), Signal(), Signal()
         m.d.comb += [
+            tokens.payload.eq(first),
             self._room.eq(~has_second & ~blocked),
             moves.eq(has_checked & self._room),
             self.checks.eq(blocked | (has_checked & checked.read)),
@@ -264,9 +267,9 @@ class TokenIssue(wiring.Component):
                 has_second.eq(0),
             ]
             with m.If(has_second):
-                m.d.sync += tokens.payload.eq(second)
+                m.d.sync += first.eq(second)
             with m.Elif(moves):
-                m.d.sync += tokens.payload.eq(checked)
+                m.d.sync += first.eq(checked)
         with m.Elif(moves):
             m.d.sync += [has_second.eq(1), second.eq(checked), second_blocked.eq(self.clash)]
         with m.Elif(blocked):

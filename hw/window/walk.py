@@ -7,16 +7,14 @@ the command before is still walked.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systole.hw.bus.interfaces import (
-    command_layout,
-    record,
-)
+from systole.hw.bus.interfaces import command_layout, record
 from systole.isa import COMMANDS, Config, Opcode, WindowOp
 from systole.isa.commands import ADDRESS_BITS
 from systole.isa.config import bits_for
@@ -45,14 +43,17 @@ OFFSET = 1 << 15
 """The division of columns floors: a multiple of ``rows`` from here on makes every x0 positive."""
 
 
-def column_layout(config: Config) -> data.StructLayout:
+def column_layout(config: Config, word: ShapeLike = COORDINATE_BITS) -> data.StructLayout:
     """A column as a word and a byte: ``rows`` bytes to a word; the byte is 0 but for IM2COL."""
-    return data.StructLayout({"word": COORDINATE_BITS, "byte": range(config.rows)})
+    return data.StructLayout({"word": word, "byte": range(config.rows)})
 
 
 def prepared_layout(config: Config) -> data.StructLayout:
-    """A command with what its walk needs beside its fields."""
-    column = column_layout(config)
+    """A command with what its walk needs beside its fields.
+
+    Columns have the bits that differ, and no others: bits that are always alike would be seen by
+    Verilator as a loop of the whole record, which it then compares in every cycle."""
+    column = column_layout(config, DIVIDEND_BITS)
     return data.StructLayout(
         {
             "cmd": command_layout(Opcode.WINDOW),
@@ -65,7 +66,7 @@ def prepared_layout(config: Config) -> data.StructLayout:
             "columns": 1,  # the kernel is reduced by columns, fast
             "span_x": 3,  # columns and rows of the window, fast; of dilated kernels, too
             "span_y": 3,
-            "x0": column,
+            "x0": column_layout(config, signed(DIVIDEND_BITS + 1)),
             "stride_x": column,
             "dilation_x": column,
             "width": column,
@@ -551,6 +552,12 @@ class TapWalk(wiring.Component):
             total.word.eq(a.word + b.word + carry),
         ]
 
+    def _restart_columns(self, command: data.View) -> Iterator[Assign]:
+        """All columns go to the command's first."""
+        for column in (self._pixel_x, self._tap_x, self._x):
+            yield column.word.eq(command.x0.word)
+            yield column.byte.eq(command.x0.byte)
+
     def _go_on(self, m: Module) -> None:
         """The next step: of the segment, the run, the taps, the pixels, the rows, the blocks."""
         kx_count, ky_count, *_ = self._counts(self._current)
@@ -605,7 +612,7 @@ class TapWalk(wiring.Component):
         wait = self._row_wait
         m.d.sync += [
             *self._ox.restart(ox_count),
-            *(c.eq(current.x0) for c in (self._pixel_x, self._tap_x, self._x)),
+            *self._restart_columns(current),
             self._column_wait.eq(span_x - 1),
         ]
         with m.If(~self._oy.none):
@@ -634,7 +641,7 @@ class TapWalk(wiring.Component):
         loops = zip((self._kx, self._ky, self._ox, self._oy), self._counts(new), strict=True)
         m.d.sync += [
             self._current.eq(new),
-            *(c.eq(new.x0) for c in (self._pixel_x, self._tap_x, self._x)),
+            *self._restart_columns(new),
             *(c.eq(new.cmd.y0) for c in (self._pixel_y, self._y)),
             *(r.eq(new.first_row) for r in (self._block_row, self._pixel_row, self._row)),
             self._left.eq(new.cmd.run),

@@ -76,6 +76,19 @@ def computed_masks(graph: ir.Graph | ir.GraphView) -> dict[str, float]:
     }
 
 
+def logical_inputs(graph: ir.Graph | ir.GraphView) -> set[str]:
+    """Names of the inputs that masks are computed from, which are 0 or 1."""
+    names = computed_masks(graph)
+    todo = [v for node in graph for v in node.outputs if v.name in names]
+    seen = set(todo)
+    for value in todo:
+        node = value.producer()
+        new = [v for v in node.inputs if v is not None and v not in seen] if node else []
+        todo += new
+        seen.update(new)
+    return {v.name for v in graph.inputs if v in seen and v.name}
+
+
 def choices_as_masks(graph: ir.Graph) -> None:
     """Rewrites Where(condition, scores, low number) in front of a Softmax, and the same the other
     way round, as scores plus a mask; whatever is masked has a share of 0."""

@@ -101,10 +101,9 @@ class TokenBuilder(Builder):
     def norm(self, x: ZooActivation) -> ZooActivation:
         """LayerNormalization over the features."""
         stem, features = self._name("norm"), x.sample.shape[-1]
-        gain: np.ndarray = self.rng.uniform(0.5, 1.5, features)
-        shift: np.ndarray = self.rng.normal(0, 0.2, features)
+        gain, shift = self.rng.uniform(0.5, 1.5, (features,)), self.rng.normal(0, 0.2, (features,))
         parameters = [
-            self._const(f"{stem}_{k}", np.float32(v)) for k, v in (("g", gain), ("b", shift))
+            self._const(f"{stem}_{k}", v.astype(np.float32)) for k, v in (("g", gain), ("b", shift))
         ]
         node = self._node(
             "LayerNormalization", [self._real(x), *parameters], stem, axis=-1, epsilon=EPSILON

@@ -256,6 +256,8 @@ class Search:
         self.order: list[int] = []
         """Stages of the last program that was better; those whose layers lose most cycles come
         first."""
+        self.cycles: dict[Schedule, list[int]] = {}
+        """By schedule tried, and layer."""
         self.cost: tuple[float, int] = (math.inf, 0)
         """Cycles, and bytes moved, of the best program so far."""
 
@@ -270,6 +272,7 @@ class Search:
             return False
         self.left -= len(program.command_layers)
         prediction = predict_layers(program, self.read_latency)
+        self.cycles[schedule] = [layer.cycles for layer in prediction.layers]
         cost = prediction.cycles, prediction.read_bytes + prediction.write_bytes
         if cost >= self.cost:
             return False
@@ -288,7 +291,7 @@ class Search:
         that is better."""
         schedules = dict.fromkeys([PLAIN, *_estimated(planner)])
         beside = _beside_rows(planner.stages)
-        count = len(schedules) + 2 * bool(beside)
+        count = len(schedules) + 3 * bool(beside)
         if count == 1:
             return PLAIN
         chosen = PLAIN
@@ -300,15 +303,36 @@ class Search:
         regions = tuple((i, ROW_REGION) for i in beside if i not in chained)
         if not regions:
             return chosen
+        beside_rows = replace(chosen, regions=regions)
+        apart = beside_rows if self.better(beside_rows) else chosen
+        share((count - 1) / count)
         groups = groups_of(planner.stages, chained)
+        woven = self._woven(planner, chosen, regions, groups)
+        best = woven if self.better(woven) else apart
+        if not {woven, apart} <= self.cycles.keys():
+            return best
+        # What it was for single groups, about: the best of each together.
+        gained = [g for g in groups if self._took(g, woven) < self._took(g, apart)]
+        if len(gained) < len(groups):
+            some = self._woven(planner, chosen, regions, gained)
+            best = some if self.better(some) else best
+        return best
+
+    def _took(self, chain: Chain, schedule: Schedule) -> int:
+        """The cycles of a chain's layers by a schedule that was tried."""
+        return sum(self.cycles[schedule][k] for k in {self.layers[i] for i in chain.stages})
+
+    @staticmethod
+    def _woven(
+        planner: Planner,
+        schedule: Schedule,
+        regions: tuple[tuple[int, int], ...],
+        groups: list[Chain],
+    ) -> Schedule:
+        """``schedule`` with groups that take turns, and ``regions`` of stages in none."""
         among = {i for chain in groups for i in chain.stages}
         others = tuple((i, most) for i, most in regions if i not in among)
-        woven = _together(planner, [*chosen.chains, *groups], others)
-        share((count - 1) / count)
-        if self.better(woven):
-            return woven
-        beside_rows = replace(chosen, regions=regions)
-        return beside_rows if self.better(beside_rows) else chosen
+        return _together(planner, [*schedule.chains, *groups], others)
 
     def best(self, schedule: Schedule, share: Share = unseen) -> Schedule:
         """Change a schedule, one step at a time, first where most cycles are lost, for as long as

@@ -29,6 +29,8 @@ from systole.sw.compiler.stripes import Chain
 
 MOST = 8
 """Stages of a group."""
+TRANSFERS = (Engine.LOAD, Engine.STORE)
+"""They run ahead and behind; only what passes through DRAM within a group waits for them."""
 REGION, LEAST = 128, 24
 """Outputs of a region: half of an image's, but no more and no fewer than these."""
 
@@ -72,6 +74,7 @@ def woven(
         for i, plan in enumerate(plans)
     ]
     cycles = [_cycles(stage, plan, on_chip, config) for stage, plan in zip(stages, plans)]
+    moved = [{e: own.pop(e, 0) for e in TRANSFERS} for own in cycles]
     free: Counter[Engine] = Counter()
     ends: list[list[float]] = [[] for _ in stages]
     out: list[tuple[int, int]] = []
@@ -83,9 +86,9 @@ def woven(
                 continue
             needed = needs[i][len(own)]
             if all(len(ends[k]) >= count for k, count in needed.items()):
-                made = max(
-                    (max(ends[k][:count]) for k, count in needed.items() if count), default=0
-                )
+                made = max((ends[k][count - 1] for k, count in needed.items()), default=0)
+                if needed:
+                    made += moved[i][Engine.LOAD]
                 busy = max((free[e] for e, c in cycles[i].items() if c), default=0)
                 starts[i] = max(made, busy)
         chosen = min(starts, key=lambda i: (starts[i], i))
@@ -94,7 +97,8 @@ def woven(
         for engine, count in cycles[chosen].items():
             if count:
                 free[engine] = math.ceil(max(free[engine], begin) + count)
-        ends[chosen].append(begin + max(cycles[chosen].values(), default=0))
+        own_end = begin + max(cycles[chosen].values(), default=0)
+        ends[chosen].append(own_end + moved[chosen][Engine.STORE])
     return out
 
 
@@ -114,9 +118,7 @@ def _cycles(
     if isinstance(stage, ArrayStage) and stage.product is not None:
         tiles = stage.sources[0].blocks * stage.blocks
         total[Engine.CONV] = sum(array_cycles(r.pixels, tiles, config) for r in plan.regions)
-    # Transfers run ahead, or behind.
-    own = {e: c for e, c in total.items() if e not in (Engine.LOAD, Engine.WLOAD, Engine.STORE)}
-    return {engine: count / len(plan.regions) for engine, count in own.items()}
+    return {engine: count / len(plan.regions) for engine, count in total.items()}
 
 
 def _needed(

@@ -176,7 +176,8 @@ def _vector(stage: VectorStage, region: Region, config: Config) -> int:
 
 def _rows(stage: RowStage, region: Region, config: Config) -> int:
     """WINDOW's cycles for the rows of a region."""
-    command = dict(op=stage.row_op, blocks=stage.blocks, features=stage.channels, masked=0)
+    command = dict(op=stage.row_op, blocks=stage.blocks, features=stage.channels)
+    command["masked"] = len(stage.sources) - 1
     return region.h * sum(
         timing.row_cycles({**command, "out_w": positions}, config) + WINDOW_COMMAND
         for _, positions in cuts(region.w, ROW_POSITIONS)

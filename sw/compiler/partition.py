@@ -285,7 +285,7 @@ class _Partitioner:
 
         try:
             model = self.flow.extract(list(nodes), list(inputs), list(outputs))
-            walker = Walker(model, row_ops=self._row_ops)
+            walker = Walker(model, row_ops=self._row_ops, masks=self.flow.masks)
             graph = walker.walk()
             after["lower"] = graph
             graph = apply_passes(graph, observe)

@@ -67,6 +67,7 @@ class Placement:
     def __init__(self, flow: Dataflow, *, row_ops: bool = True):
         """``row_ops``: the machine has row operations."""
         self.flow = flow
+        self._row_ops = row_ops
         self.is_float = not any(
             n.op_type in CONVERSIONS or n.op_type.startswith(("QLinear", "QGemm"))
             for n in flow.nodes
@@ -188,6 +189,8 @@ class Placement:
             for name in used:
                 source = flow.producer.get(name)
                 if source is None or flow.types[name] in QUANTISED:
+                    continue
+                if self._row_ops and name in flow.masks:  # its sign alone counts, on either side
                     continue
                 if not self.free[i] and not self.free[source]:
                     parent[find(i)] = find(source)

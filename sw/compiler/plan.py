@@ -20,6 +20,7 @@ from systole.sw.compiler.regions import Region
 from systole.sw.compiler.stageplan import Role, StageChoices, StagePlan, StagePlanner
 from systole.sw.compiler.stages import ArrayStage, Product, Stage
 from systole.sw.compiler.stripes import Chain, Roll, Schedule, in_rows, order, roll, row_ends
+from systole.sw.compiler.weave import LEAST, woven
 from systole.sw.ir.graph import Graph, ModelError
 
 PLAIN = Schedule()
@@ -127,7 +128,10 @@ class Planner:
         self.regions = dict(schedule.regions)
         self._choices = {} if choices is None else choices
         for chain in schedule.chains:
-            self._fuse(chain)
+            if chain.woven:
+                self.chain[chain.first : chain.last + 1] = [chain] * len(chain.stages)
+            else:
+                self._fuse(chain)
         self.life: dict[str, tuple[int, int]] = {}
         """By tensor, the first and the last stage of its life."""
         self.words: dict[str, int] = {}
@@ -252,7 +256,7 @@ class Planner:
         return Plan(
             resident=resident,
             stages=plans,
-            order=self._order(plans),
+            order=self._order(plans, resident),
             chain=self.chain,
             rolls=rolls,
             addresses=addresses,
@@ -336,7 +340,7 @@ class Planner:
             f"{self.config.scratchpad_words} words of {self.config.rows} bytes"
         )
 
-    def _order(self, plans: list[StagePlan]) -> list[tuple[int, int]]:
+    def _order(self, plans: list[StagePlan], resident: set[str]) -> list[tuple[int, int]]:
         """Stage and region, as they are carried out."""
         out = []
         for chain in dict.fromkeys(self.chain):
@@ -344,6 +348,11 @@ class Planner:
                 steps = order(self.stages, chain)
                 for n in range(self.stages[chain.first].batch):
                     out += [(i, n * chain.stripes + s) for i, s in steps]
+            elif chain.woven:
+                stages = self.stages[chain.first : chain.last + 1]
+                own = plans[chain.first : chain.last + 1]
+                steps = woven(stages, own, resident, self.config)
+                out += [(chain.first + i, r) for i, r in steps]
             else:
                 out += [(chain.first, r) for r in range(len(plans[chain.first].regions))]
         return out
@@ -360,12 +369,28 @@ class Planner:
         if chain.fused:
             striped = self.stripes(chain, resident)
             return striped if striped and striped.words <= budget else None
+        if chain.woven:
+            return self._woven(chain, resident, budget)
         plan = self._choices_of(chain.first, resident, decent=decent).within(budget)
         return None if plan is None else ChainPlan([plan], {})
 
-    def _choices_of(self, i: int, resident: set[str], *, decent: bool) -> StageChoices:
-        """The plans of a stage that is in no chain."""
-        stage, limit = self.stages[i], self.regions.get(i)
+    def _woven(self, chain: Chain, resident: set[str], budget: int) -> ChainPlan | None:
+        """The plans of stages that take turns: with regions as large as fit, buffers doubled."""
+        most = chain.woven
+        while most >= LEAST:
+            own = [self._choices_of(i, resident, decent=False, limit=most) for i in chain.stages]
+            plans = [plan for choices in own if (plan := choices.within(budget)) is not None]
+            if len(plans) == len(own) and sum(plan.words for plan in plans) <= budget:
+                return ChainPlan(plans, {})
+            most = most * 3 // 4
+        return None
+
+    def _choices_of(
+        self, i: int, resident: set[str], *, decent: bool, limit: int | None = None
+    ) -> StageChoices:
+        """The plans of a stage that is in no chain of stripes; ``limit``: outputs of its regions at
+        most, if it is not the schedule that says so."""
+        stage, limit = self.stages[i], limit or self.regions.get(i)
         own = (stage.op.output, *(s.tensor for s in stage.sources))
         on_chip = frozenset(t for t in own if t in resident or t in self.within)
         key = (stage, on_chip, limit, decent)

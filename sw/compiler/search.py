@@ -21,6 +21,7 @@ from systole.sw.compiler.costs import work
 from systole.sw.compiler.plan import PLAIN, DoesNotFitError, Planner
 from systole.sw.compiler.stages import RowStage, Stage
 from systole.sw.compiler.stripes import Chain, Schedule, depths
+from systole.sw.compiler.weave import groups_of
 from systole.sw.ir.graph import ModelError
 from systole.sw.progress import Share, unseen
 from systole.sw.runtime.program import Program
@@ -195,9 +196,11 @@ def _estimated(planner: Planner) -> list[Schedule]:
     return [_together(planner, search.chains(finer=finer)) for finer in (False, True)]
 
 
-def _together(planner: Planner, chains: list[Chain]) -> Schedule:
+def _together(
+    planner: Planner, chains: list[Chain], regions: tuple[tuple[int, int], ...] = ()
+) -> Schedule:
     """The schedule of those of the chains that fit together."""
-    schedule = Schedule(tuple(chains))
+    schedule = Schedule(tuple(sorted(chains, key=lambda c: c.first)), regions)
     while schedule.chains:
         try:
             planner.scheduled(schedule).plan()
@@ -205,7 +208,7 @@ def _together(planner: Planner, chains: list[Chain]) -> Schedule:
             kept = tuple(c for c in schedule.chains if c != e.chain)
             if kept == schedule.chains:
                 return PLAIN
-            schedule = Schedule(kept)
+            schedule = Schedule(kept, regions)
         else:
             break
     return schedule
@@ -253,6 +256,8 @@ class Search:
         self.order: list[int] = []
         """Stages of the last program that was better; those whose layers lose most cycles come
         first."""
+        self.cycles: dict[Schedule, list[int]] = {}
+        """By schedule tried, and layer."""
         self.cost: tuple[float, int] = (math.inf, 0)
         """Cycles, and bytes moved, of the best program so far."""
 
@@ -267,6 +272,7 @@ class Search:
             return False
         self.left -= len(program.command_layers)
         prediction = predict_layers(program, self.read_latency)
+        self.cycles[schedule] = [layer.cycles for layer in prediction.layers]
         cost = prediction.cycles, prediction.read_bytes + prediction.write_bytes
         if cost >= self.cost:
             return False
@@ -281,10 +287,11 @@ class Search:
 
     def fast(self, planner: Planner, share: Share = unseen) -> Schedule:
         """The best of the estimated schedules, or none of them if the program is faster without
-        chains; then with the stages beside row operations in smaller regions, if that is better."""
+        chains; then with the stages beside row operations taking turns, or in smaller regions, if
+        that is better."""
         schedules = dict.fromkeys([PLAIN, *_estimated(planner)])
         beside = _beside_rows(planner.stages)
-        count = len(schedules) + bool(beside)
+        count = len(schedules) + 3 * bool(beside)
         if count == 1:
             return PLAIN
         chosen = PLAIN
@@ -294,9 +301,38 @@ class Search:
                 chosen = schedule
         chained = {i for chain in chosen.chains for i in chain.stages}
         regions = tuple((i, ROW_REGION) for i in beside if i not in chained)
-        if regions and self.better(replace(chosen, regions=regions)):
-            return replace(chosen, regions=regions)
-        return chosen
+        if not regions:
+            return chosen
+        beside_rows = replace(chosen, regions=regions)
+        apart = beside_rows if self.better(beside_rows) else chosen
+        share((count - 1) / count)
+        groups = groups_of(planner.stages, chained)
+        woven = self._woven(planner, chosen, regions, groups)
+        best = woven if self.better(woven) else apart
+        if not {woven, apart} <= self.cycles.keys():
+            return best
+        # What it was for single groups, about: the best of each together.
+        gained = [g for g in groups if self._took(g, woven) < self._took(g, apart)]
+        if len(gained) < len(groups):
+            some = self._woven(planner, chosen, regions, gained)
+            best = some if self.better(some) else best
+        return best
+
+    def _took(self, chain: Chain, schedule: Schedule) -> int:
+        """The cycles of a chain's layers by a schedule that was tried."""
+        return sum(self.cycles[schedule][k] for k in {self.layers[i] for i in chain.stages})
+
+    @staticmethod
+    def _woven(
+        planner: Planner,
+        schedule: Schedule,
+        regions: tuple[tuple[int, int], ...],
+        groups: list[Chain],
+    ) -> Schedule:
+        """``schedule`` with groups that take turns, and ``regions`` of stages in none."""
+        among = {i for chain in groups for i in chain.stages}
+        others = tuple((i, most) for i, most in regions if i not in among)
+        return _together(planner, [*schedule.chains, *groups], others)
 
     def best(self, schedule: Schedule, share: Share = unseen) -> Schedule:
         """Change a schedule, one step at a time, first where most cycles are lost, for as long as
@@ -345,6 +381,9 @@ def _changes_alone(schedule: Schedule, i: int, count: int) -> Iterator[Schedule]
 
 def _changes_of_chain(schedule: Schedule, chain: Chain, count: int) -> Iterator[Schedule]:
     """The chain with other stripes, dissolved, shorter and longer."""
+    if chain.woven:
+        yield replace(schedule, chains=tuple(c for c in schedule.chains if c != chain))
+        return
     at = bisect_left(STRIPES, chain.stripes)
     for stripes in (*STRIPES[max(at - 2, 0) : at], *STRIPES[at + 1 : at + 3]):
         yield _with(schedule, replace(chain, stripes=stripes))

@@ -366,7 +366,8 @@ class VectorStage(BaseStage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowStage(BaseStage):
-    """WINDOW commands that reduce all channels of a position."""
+    """WINDOW commands that reduce all channels of a position. The second source, if there is one,
+    is SOFTMAX's mask."""
 
     kind: ClassVar[Literal["row"]] = "row"
     row_op: WindowOp

@@ -24,6 +24,9 @@ class Chain:
     first: int
     last: int
     stripes: int = 1
+    woven: int = 0
+    """Not 0: the stages are not striped, but take turns region by region (:mod:`.weave`), these of
+    so many outputs at most."""
 
     @property
     def stages(self) -> range:
@@ -31,7 +34,8 @@ class Chain:
 
     @property
     def fused(self) -> bool:
-        return self.last > self.first
+        """It is carried out in stripes."""
+        return self.last > self.first and not self.woven
 
 
 @dataclass(frozen=True)

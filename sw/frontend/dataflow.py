@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from systole.sw.frontend.passes.masks import choices_as_masks, computed_masks, logical_inputs
 from systole.sw.frontend.passes.operators.registry import MICROSOFT
 from systole.sw.frontend.passes.read import infer_shapes, read
 from systole.sw.frontend.passes.values import Node
@@ -30,6 +31,7 @@ class Dataflow:
     def __init__(self, path: str | os.PathLike, dims: Mapping[str, int] | None = None):
         self.model = read(path, dims)
         self.graph = self.model.graph
+        choices_as_masks(self.graph)
         self.nodes = list(self.graph)
         """In topological order; nodes are known by their index."""
         self.labels = [Node(n) for n in self.nodes]
@@ -41,6 +43,10 @@ class Dataflow:
         self.uses = [self._used(n) for n in self.nodes]
         """Names of the values that each node reads, constants excluded, in its bodies too."""
         self.results = {v.name for v in self.graph.outputs}
+        self.masks = computed_masks(self.graph)
+        """Values that are masks of attention scores, and the highest number of each that masks."""
+        self.logical = logical_inputs(self.graph)
+        """Inputs that masks are computed from."""
         for name in self.results:
             if name not in self.values:
                 raise ModelError(f"output {name!r} is a constant")
@@ -101,7 +107,9 @@ class Dataflow:
 
     def index_limit(self, name: str, limit: int = 256) -> int:
         """The number of rows of the smallest constant table that value ``name`` picks from, at most
-        ``limit``."""
+        ``limit``; 2 of an input that masks are computed from."""
+        if name in self.logical:
+            limit = min(limit, 2)
         for node, used in zip(self.nodes, self.uses, strict=True):
             if name not in used:
                 continue

@@ -77,7 +77,7 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
         x = tensors[op.x][:, op.first : op.first + shape[3]]
         return {op.output: x.reshape(*x.shape[:2], -1).transpose(0, 2, 1).reshape(shape)}
     if isinstance(op, Softmax):
-        return {op.output: _softmax(op, graph, tensors[op.x])}
+        return {op.output: _softmax(op, graph, tensors)}
     if isinstance(op, Normalise):
         return {op.output: _normalise(op, graph, tensors[op.x])}
     if isinstance(op, Table):
@@ -94,11 +94,11 @@ def evaluate(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> dict[st
     return _activated(op, op.activation, total)
 
 
-def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
+def _softmax(op: Softmax, graph: Graph, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     out = row_numerics.softmax(
-        np.moveaxis(x, 1, -1),
+        np.moveaxis(tensors[op.x], 1, -1),
         shares(op),
-        np.moveaxis(counted(op, x.shape), 1, -1),
+        np.moveaxis(counted(op, tensors), 1, -1),
         zero=graph.tensors[op.output].zero,
         low=op.low,
         high=op.high,
@@ -106,13 +106,14 @@ def _softmax(op: Softmax, graph: Graph, x: np.ndarray) -> np.ndarray:
     return np.moveaxis(out, -1, 1)
 
 
-def counted(op: Softmax, shape: tuple[int, ...]) -> np.ndarray:
-    """The channels of every position that count: bool, broadcast to ``shape`` (N, C, H, W)."""
-    _, channels, h, w = shape
-    if not op.period:
-        return np.ones((1, channels, 1, 1), bool)
-    last = np.arange(h * w).reshape(h, w) % op.period
-    return (np.arange(channels)[:, None, None] <= last)[None]
+def counted(op: Softmax, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The channels of every position that count: bool, to be broadcast to the operand's shape."""
+    _, channels, h, w = tensors[op.x].shape
+    inside = np.ones((1, channels, 1, 1), bool)
+    if op.period:
+        last = np.arange(h * w).reshape(h, w) % op.period
+        inside = (np.arange(channels)[:, None, None] <= last)[None]
+    return inside if op.mask is None else inside & (tensors[op.mask] >= 0)
 
 
 def _normalise(op: Normalise, graph: Graph, x: np.ndarray) -> np.ndarray:
@@ -450,8 +451,8 @@ def quantise_input(port: Port, tensor: Tensor, array: np.ndarray) -> np.ndarray:
         )
     if port.dtype != "float32":
         return tensor.from_onnx(array)
-    if not np.isfinite(array).all():
-        raise ValueError(f"input {port.name!r} has values that are not finite")
+    if np.isnan(array).any():  # a mask may hold minus infinity
+        raise ValueError(f"input {port.name!r} has values that are no numbers")
     number = np.clip(np.rint(array / tensor.scale) + tensor.zero, -128, 127).astype(np.int8)
     return np.ascontiguousarray(number.transpose(tensor.perm).reshape(tensor.shape))
 

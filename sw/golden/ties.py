@@ -224,7 +224,7 @@ def _real(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> _RealEnds 
         sign = 1 if op.kind == "add" else -1
         return _total([a * op.a_ratio, sign * b * op.b_ratio])
     if isinstance(op, Softmax):
-        return _share(op, tensors[op.x])
+        return _share(op, tensors)
     if isinstance(op, Normalise):
         return _normal(op, steps(op.x))
     shape, zero = graph.tensors[op.output].shape, graph.tensors[op.output].zero
@@ -240,12 +240,13 @@ def _real(op: Op, graph: Graph, tensors: Mapping[str, np.ndarray]) -> _RealEnds 
     return None
 
 
-def _share(op: Softmax, x: np.ndarray) -> _RealEnds:
-    """A Softmax' results."""
-    inside = counted(op, x.shape)
+def _share(op: Softmax, tensors: Mapping[str, np.ndarray]) -> _RealEnds:
+    """A Softmax' results; 0 in a row without any that counts."""
+    x, inside = tensors[op.x], counted(op, tensors)
     largest = np.where(inside, x, -128).max(axis=1, keepdims=True)
     powers = inside * np.exp((x.astype(np.float64) - largest) * np.float64(op.x_scale))
-    real = powers / powers.sum(axis=1, keepdims=True) / np.float64(op.y_scale)
+    total = powers.sum(axis=1, keepdims=True)
+    real = powers / np.where(total, total, 1) / np.float64(op.y_scale)
     return _RealEnds.of(real, (x.shape[1] + CONVERSIONS) * ROW_NOISE * real)
 
 

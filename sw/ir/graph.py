@@ -367,10 +367,13 @@ class Softmax(Op):
     period: int = 0
     """Positions of one causal matrix, row by row: position p takes channels 0 to p modulo this
     alone. 0: all positions take all channels."""
+    mask: str | None = None
+    """Tensor of the channels of ``x`` that are left out: those where it is negative. It has one
+    image for all or as many as ``x``, and one position for all or as many."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.x,)
+        return (self.x,) if self.mask is None else (self.x, self.mask)
 
 
 @dataclass(frozen=True, eq=False)

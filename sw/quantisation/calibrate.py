@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import compute_scale_zp
 
 from systole.sw.frontend.inputs import InputError
 from systole.sw.ir.graph import ModelError, first_line
@@ -50,6 +51,9 @@ the accelerator leaves them to the host. So do Exp, Log, Pow, Reciprocal and Sqr
 as always inside of a normalisation, softmax or decoded box: near a pole, or over many octaves, no
 scale of int8 is fine enough."""
 
+NORMALISATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+"""Operators that compute in float; what they give the model's user is quantised nevertheless."""
+
 HISTOGRAM_CHUNK = 8
 """Samples whose intermediate results are held at a time."""
 
@@ -78,7 +82,7 @@ def activation_ranges(
         onnx.save(model, file)
         calibrator = create_calibrator(
             file,
-            list(QUANTISED),
+            [*QUANTISED, *NORMALISATIONS],
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=METHODS[method],
             extra_options=extra,
@@ -132,9 +136,37 @@ def to_qdq(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str]) ->
         raise ModelError(f"onnxruntime cannot quantise the model: {reason}") from None
     result = quantiser.model.model
     _drop_clamps(result)
+    _quantise_normalised(result, ranges, excluded)
     if not any(node.op_type == "QuantizeLinear" for node in result.graph.node):
         raise ModelError("the model holds no operator that is quantised")
     return result
+
+
+def _quantise_normalised(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str]) -> None:
+    """Quantises outputs that normalisations compute, which nothing else reads quantised."""
+    results = {value.name for value in model.graph.output}
+    for node in list(model.graph.node):
+        name = node.output[0]
+        if node.op_type not in NORMALISATIONS or name not in results & ranges.keys():
+            continue
+        if node.name in excluded:
+            continue
+        low, high = (np.array(v, np.float32) for v in ranges[name])
+        least, most = (np.array(end, np.int8) for end in (-128, 127))
+        zero, scale = compute_scale_zp(low, high, least, most)
+        real, code, given = (f"{name}/{part}" for part in ("real", "quantised", "scale"))
+        arrays = ((given, np.array(scale, np.float32)), (f"{given}/zero", np.array(zero, np.int8)))
+        model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays)
+        scaling = [n for n, _ in arrays]
+        for reader in model.graph.node:
+            for i, each in enumerate(reader.input):
+                if each == name:
+                    reader.input[i] = real
+        node.output[0] = real
+        model.graph.node.append(helper.make_node("QuantizeLinear", [real, *scaling], [code], code))
+        model.graph.node.append(
+            helper.make_node("DequantizeLinear", [code, *scaling], [name], f"{code}/real")
+        )
 
 
 def _drop_clamps(model: onnx.ModelProto) -> None:

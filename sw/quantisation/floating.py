@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import numpy_helper
 
-MASKED = -1000.0
-"""An addend that goes down to this in front of a Softmax is a mask: the exponential of it is 0."""
+from systole.sw.frontend.passes.masks import MASKED, computed_masks
+
 LOWEST = -1e9
 """What masks are raised to for calibration; the exponential of it is 0 all the same."""
 PASSED = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast", "Slice")
@@ -108,9 +109,10 @@ def _softmax(nodes: _Nodes, exponential: onnx.NodeProto) -> list[onnx.NodeProto]
 def masking_nodes(
     model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]
 ) -> Iterator[onnx.NodeProto]:
-    """The nodes that add a mask to the operand of a Softmax. ``ranges``: lowest and highest value
-    of activations."""
+    """The nodes that add a mask to the operand of a Softmax, and those that compute masks.
+    ``ranges``: lowest and highest value of activations."""
     nodes = _Nodes(model)
+    yield from _before(nodes, [*computed_masks(ir.from_proto(model).graph)])
     for node in nodes.all:
         if node.op_type == "Softmax" or _softmax(nodes, node):
             yield from _masks_before(nodes, node.input[0], ranges)
@@ -130,6 +132,17 @@ def _masks_before(
             yield node
         for operand in operands:
             yield from _masks_before(nodes, operand, ranges)
+
+
+def _before(nodes: _Nodes, names: list[str]) -> Iterator[onnx.NodeProto]:
+    """All nodes that compute these values."""
+    todo, seen = list(names), set(names)
+    for name in todo:
+        node = nodes.producer.get(name)
+        if node is not None:
+            yield node
+            todo += [other for other in node.input if other not in seen]
+            seen.update(node.input)
 
 
 def _is_mask(nodes: _Nodes, name: str, ranges: Mapping[str, tuple[float, float]]) -> bool:

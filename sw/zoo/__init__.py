@@ -13,7 +13,7 @@ from collections.abc import Callable
 import onnx
 
 from systole.sw.files import write_atomically
-from systole.sw.zoo import classifiers, dense, pieces, tiny
+from systole.sw.zoo import classifiers, dense, pieces, tiny, transformers
 
 NETWORKS: dict[str, Callable[..., onnx.ModelProto]] = {
     "gemm": pieces.gemm,
@@ -31,6 +31,12 @@ NETWORKS: dict[str, Callable[..., onnx.ModelProto]] = {
     "yolov3-tiny": dense.yolov3_tiny,
     "yolov3": dense.yolov3,
     "unet-small": dense.unet_small,
+    "deit-tiny": transformers.deit_tiny,
+    "mobilevit-xxs": transformers.mobilevit_xxs,
+    "bert-tiny": transformers.bert_tiny,
+    "bert-base": transformers.bert_base,
+    "whisper-tiny-encoder": transformers.whisper_tiny_encoder,
+    "gpt2-step": transformers.gpt2_step,
 }
 
 

@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from systole.isa import numerics
+from systole.sw.frontend.passes.operators import elementary
 from systole.sw.golden import model as golden
 from systole.sw.ir.graph import Conv
 
@@ -35,12 +36,13 @@ FEW = 32
 WEIGHT_SPREAD = 40
 """Standard deviation of the int8 weights."""
 
-Function = Literal["relu", "relu6", "LeakyRelu", "HardSigmoid", "HardSwish"]
+Function = Literal["relu", "relu6", "LeakyRelu", "HardSigmoid", "HardSwish", "Gelu"]
 """What may follow a product: the first two become clamps of it."""
 FUNCTIONS: dict[str, tuple[dict[str, float], Callable[[np.ndarray], np.ndarray]]] = {
     "LeakyRelu": ({"alpha": 0.1}, lambda x: np.where(x < 0, 0.1 * x, x)),
     "HardSigmoid": ({"alpha": 1 / 6, "beta": 0.5}, lambda x: np.clip(x / 6 + 0.5, 0, 1)),
     "HardSwish": ({}, lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "Gelu": ({}, elementary.gelu),
 }
 """Operators quantised on either side: ONNX attributes, and the function on real numbers."""
 
@@ -83,6 +85,9 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.count = 0
+        self.input_infos: list[onnx.ValueInfoProto] = []
+        self.inputs = MOST
+        """Inputs that calibrate, at most until there is one."""
 
     # Nodes ---------------------------------------------------------------------------------------
 
@@ -125,13 +130,15 @@ class Builder:
         parameters = [f"{x.name}_scale", f"{x.name}_zero"]
         return self._node("DequantizeLinear", [x.name, *parameters], self._name(f"{x.name}_dq"))
 
-    def input(self, shape: tuple[int, ...], scale: float = 1 / 64, zero: int = 0) -> ZooActivation:
-        """The network's float32 input."""
-        self.input_info = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
-        self.inputs = min(max(SAMPLE // math.prod(shape), 1), MOST)
+    def input(
+        self, shape: tuple[int, ...], scale: float = 1 / 64, zero: int = 0, name: str = "input"
+    ) -> ZooActivation:
+        """A float32 input of the network."""
+        self.input_infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self.inputs = min(max(SAMPLE // math.prod(shape), 1), self.inputs)
         many = (self.inputs * shape[0], *shape[1:])
         sample = self.rng.integers(-128, 128, many).astype(np.int8)
-        return self._quantised("input", sample, np.float32(scale), zero)
+        return self._quantised(name, sample, np.float32(scale), zero)
 
     def picture(self, size: int, multiple: int = 32) -> ZooActivation:
         """An input (1, 3, size, size); ``ValueError`` where the network cannot halve ``size``."""
@@ -145,14 +152,17 @@ class Builder:
         draw = self.rng.standard_normal(shape, np.float32) * WEIGHT_SPREAD
         return np.clip(np.rint(draw), -127, 127).astype(np.int8)
 
-    def _normalised(self, acc: np.ndarray, x_scale: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    def _normalised(
+        self, acc: np.ndarray, x_scale: np.float32, *, together: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Weight scales (float32) and biases (int32) of the output channels, the last axis of
         ``acc``, that give each channel a deviation and mean near 1 and 0: batch normalisation,
-        folded. Few samples are normalised all together, not by channel."""
+        folded. Few samples are normalised all ``together``, not by channel, and so are tokens, as
+        the means of an attention's results are those of its input."""
         outputs = acc.shape[-1]
         sums = acc.reshape(-1, outputs)
         overall = max(np.sqrt(np.mean(np.square(sums, dtype=np.float64))), 1.0)
-        if len(sums) < FEW:
+        if together or len(sums) < FEW:
             mean, deviation = 0.0, overall
         else:
             # A channel that hardly moves must not be blown up.
@@ -174,9 +184,9 @@ class Builder:
         **attributes: Any,
     ) -> ZooActivation:
         """A product of ``x`` and constant ``weights``, whose output channels are axis ``channel``;
-        ``acc``, its sums, has them last: (N, H, W, O) or (M, O)."""
+        ``acc``, its sums, has them last: (N, H, W, O), (M, O), or of a MatMul (N, M, O)."""
         stem = self._name(op_type.lower())
-        w_scale, bias = self._normalised(acc, x.scale)
+        w_scale, bias = self._normalised(acc, x.scale, together=op_type == "MatMul")
         sum_scale = x.scale * w_scale
         names = []
         for part, array, scale, axis in (
@@ -188,7 +198,11 @@ class Builder:
             zeros = self._const(f"{name}_zero", np.zeros(len(scale), array.dtype))
             dq = self._node("DequantizeLinear", [name, scale_name, zeros], f"{name}_dq", axis=axis)
             names.append(dq)
-        value = self._node(op_type, [self._real(x), *names], stem, **attributes)
+        if op_type == "MatMul":
+            value = self._node(op_type, [self._real(x), names[0]], stem)
+            value = self._node("Add", [value, names[1]], f"{stem}_add")
+        else:
+            value = self._node(op_type, [self._real(x), *names], stem, **attributes)
         acc = acc + bias
         real = acc * sum_scale.astype(np.float64)
         if activation == "relu6":
@@ -205,7 +219,8 @@ class Builder:
             y_scale, zero = _quantisation(real, False)
         multiplier, shift = numerics.split_scale(sum_scale / y_scale)
         y = numerics.requantise(acc, np.array(0), multiplier, shift, zero=zero, low=-128, high=127)
-        result = self._quantised(value, np.moveaxis(y, -1, 1), y_scale, zero)
+        y = y if op_type == "MatMul" else np.moveaxis(y, -1, 1)
+        result = self._quantised(value, y, y_scale, zero)
         return self.function(result, activation) if activation in FUNCTIONS else result
 
     def conv(
@@ -289,10 +304,10 @@ class Builder:
 
     # Moves and pools -----------------------------------------------------------------------------
 
-    def concat(self, *parts: ZooActivation) -> ZooActivation:
-        """Along the channels."""
-        node = self._node("Concat", [self._real(p) for p in parts], self._name("concat"), axis=1)
-        real = np.concatenate([p.real for p in parts], axis=1)
+    def concat(self, *parts: ZooActivation, axis: int = 1) -> ZooActivation:
+        """Along the channels, or another axis."""
+        node = self._node("Concat", [self._real(p) for p in parts], self._name("concat"), axis=axis)
+        real = np.concatenate([p.real for p in parts], axis=axis)
         return self._calibrated(node, real, all(p.positive for p in parts))
 
     def upsample(self, x: ZooActivation) -> ZooActivation:
@@ -350,7 +365,7 @@ class Builder:
         for y in results:
             shape = (len(y.sample) // self.inputs, *y.sample.shape[1:])
             outputs.append(helper.make_tensor_value_info(self._real(y), TensorProto.FLOAT, shape))
-        graph = helper.make_graph(self.nodes, self.name, [self.input_info], outputs, self.constants)
+        graph = helper.make_graph(self.nodes, self.name, self.input_infos, outputs, self.constants)
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)

@@ -48,19 +48,25 @@ def activations(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> dic
 
 
 def saturation(model: onnx.ModelProto, seed: int = 1) -> list[Saturation]:
-    """How each activation fills its range, the input's excepted, given a random input that spans
-    the input's whole range. QDQ models of one float32 input."""
+    """How each activation fills its range, the inputs excepted, given random inputs that span the
+    inputs' whole ranges. QDQ models; integer inputs are ones."""
     constants = {c.name: c for c in model.graph.initializer}
-    (port,) = model.graph.input
     nodes = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
-    (source,) = (n for n in nodes if n.input[0] == port.name)
-    scale, zero = (numpy_helper.to_array(constants[name]) for name in source.input[1:])
-    shape = [d.dim_value for d in port.type.tensor_type.shape.dim]
-    numbers = np.random.default_rng(seed).integers(-128, 128, shape)
-    values = activations(model, {port.name: ((numbers - zero) * scale).astype(np.float32)})
+    rng, arrays, sources = np.random.default_rng(seed), {}, []
+    for port in model.graph.input:
+        shape = [d.dim_value for d in port.type.tensor_type.shape.dim]
+        if port.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            arrays[port.name] = np.ones(shape, np.int64)
+            continue
+        (source,) = (n for n in nodes if n.input[0] == port.name)
+        sources.append(source)
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in source.input[1:])
+        numbers = rng.integers(-128, 128, shape)
+        arrays[port.name] = ((numbers - zero) * scale).astype(np.float32)
+    values = activations(model, arrays)
     results = []
     for node in nodes:
-        if node is source:
+        if node in sources:
             continue
         y = values[node.output[0]]
         bottom = numpy_helper.to_array(constants[node.input[2]]) != -128

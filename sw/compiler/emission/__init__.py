@@ -89,7 +89,7 @@ class ProgramEmitter:
                 case WindowStage():
                     self.window.group(group, stage, views[0])
                 case RowStage():
-                    self.row.group(group, stage, views[0])
+                    self.row.group(group, stage, views)
                 case VectorStage():
                     self.post.vector(group, stage, views)
             self.activations.store(group)

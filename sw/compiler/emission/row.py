@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from systole.isa import Opcode
@@ -21,14 +21,16 @@ class RowEmitter:
     def __init__(self, context: EmissionContext):
         self.context = context
 
-    def group(self, group: OutputGroup, stage: RowStage, x: BufferView) -> None:
-        """A region: a command for every piece of it."""
+    def group(self, group: OutputGroup, stage: RowStage, views: Mapping[int, BufferView]) -> None:
+        """A region: a command for every piece of it. ``views``: its sources."""
         for piece in _pieces(stage, group.region):
-            self._command(group, stage, x, piece)
+            self._command(group, stage, views, piece)
 
-    def _command(self, group: OutputGroup, stage: RowStage, x: BufferView, piece: _Piece) -> None:
+    def _command(
+        self, group: OutputGroup, stage: RowStage, views: Mapping[int, BufferView], piece: _Piece
+    ) -> None:
         """One command."""
-        out, extent = group.out, piece.extent
+        out, extent, x = group.out, piece.extent, views[0]
         params = self.context.fixed_word(group.index, "params")
         values = fields.window(
             op=stage.row_op,
@@ -50,6 +52,16 @@ class RowEmitter:
             x.words(extent, blocks=stage.blocks),
             run(StreamMemory.SCRATCHPAD, params, len(stage.params)),
         ]
+        if len(stage.sources) > 1:
+            single = stage.sources[1].broadcast
+            used = Extent(0, 0, 1, 1) if single else extent
+            values |= dict(
+                masked=1,
+                weights=views[1].at(used.y, used.x),
+                mask_step=int(not single),
+                mask_block=views[1].block,
+            )
+            reads.append(views[1].words(used, blocks=stage.blocks))
         written = out.words(extent, blocks=stage.blocks)
         self.context.stream.emit(Opcode.WINDOW, values, reads, [written], stage=group.index)
 

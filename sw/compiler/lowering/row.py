@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from systole.isa import Config, WindowOp
@@ -16,7 +18,7 @@ from systole.isa.params import (
     pack,
 )
 from systole.sw.compiler.lowering.context import LoweringContext, flattened
-from systole.sw.compiler.stages import POINTWISE, RowStage
+from systole.sw.compiler.stages import POINTWISE, RowStage, Source, Spread
 from systole.sw.ir import layout
 from systole.sw.ir.graph import ModelError, Normalise, Softmax, normalisation, shares
 
@@ -31,7 +33,25 @@ def lower_softmax(context: LoweringContext, layer: int, op: Softmax) -> RowStage
     table = p.table.astype(f"<u{EXP_ENTRY_BYTES}").tobytes()
     words = [_words(own.to_bytes(ROW_PARAM_BYTES, "little"), context.config)]
     words.append(_words(table, context.config))
-    return _row_stage(context, layer, op, WindowOp.SOFTMAX, np.concatenate(words), period=op.period)
+    stage = _row_stage(context, layer, op, WindowOp.SOFTMAX, np.concatenate(words))
+    if op.mask is not None:
+        mask = _mask(context, op.mask, stage)
+        stage = dataclasses.replace(stage, sources=(*stage.sources, mask))
+    return dataclasses.replace(stage, period=op.period)
+
+
+def _mask(context: LoweringContext, name: str, stage: RowStage) -> Source:
+    """A mask as a source of ``stage``: one image may stand for all, one position for all."""
+    n, _, h, w = context.tensors[name].shape
+    size = (1, 1) if h * w == 1 else (stage.h, stage.w)
+    source = context.source(name, [POINTWISE], size, per_group=False)
+    words = source.h * source.w
+    spread = None
+    if n < stage.batch:
+        blocks = (source.blocks,) * stage.batch
+        starts = (0,) * stage.batch
+        spread = Spread(starts=starts, blocks=blocks, step=words, words=source.blocks * words)
+    return dataclasses.replace(source, broadcast=words == 1, spread=spread)
 
 
 def lower_normalise(context: LoweringContext, layer: int, op: Normalise) -> RowStage:
@@ -67,8 +87,6 @@ def _row_stage(
     op: Softmax | Normalise,
     row_op: WindowOp,
     params: np.ndarray,
-    *,
-    period: int = 0,
 ) -> RowStage:
     if not context.config.row_ops:
         raise ModelError(f"node {op.name}: {op.op_type} needs row operations (row_ops = true)")
@@ -90,5 +108,4 @@ def _row_stage(
         row_op=row_op,
         requant=context.requant(op),
         params=params,
-        period=period,
     )

@@ -8,16 +8,17 @@ operator, quantise in one node. ``operators`` has the operators, ``state`` what 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from systole.sw.frontend.passes.layout import LayoutError, OnnxView, output_perm
+from systole.sw.frontend.passes.masks import find_masked
 from systole.sw.frontend.passes.norms import find_norms
 from systole.sw.frontend.passes.operators import OPERATORS
-from systole.sw.frontend.passes.operators.rows import written_out
+from systole.sw.frontend.passes.operators.rows import masked_softmax, written_out
 from systole.sw.frontend.passes.readers import order_of_axes
 from systole.sw.frontend.passes.state import LoweringState
 from systole.sw.frontend.passes.values import ADVICE, Const, Dequantised, Node, Quantised, RealInput
@@ -40,13 +41,22 @@ def lower(model: ir.Model) -> Graph:
 class Walker:
     """Walks over inputs, nodes and outputs of one model and builds its graph."""
 
-    def __init__(self, model: ir.Model, *, row_ops: bool = True):
-        """``row_ops``: the machine has row operations, which take normalisations of several
-        nodes."""
-        self._graph = model.graph
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        row_ops: bool = True,
+        masks: Mapping[str, float] | None = None,
+    ):
+        """``row_ops``: the machine has row operations, which take normalisations of several nodes,
+        and masks. ``masks``: inputs that are masks, and the highest number of each that masks."""
+        self._graph, self._masks = model.graph, masks or {}
         norms = find_norms(model.graph) if row_ops else []
+        softmaxes = find_masked(model.graph, self._masks) if row_ops else []
         self._norms = {norm.nodes[-1]: norm for norm in norms}
-        self._inside = {node for norm in norms for node in norm.nodes[:-1]}
+        self._softmaxes = {softmax.nodes[-1]: softmax for softmax in softmaxes}
+        several = [each.nodes for each in norms] + [each.nodes for each in softmaxes]
+        self._inside = {node for nodes in several for node in nodes[:-1]}
         """Nodes that are parts of these."""
         self._state = LoweringState(model.graph.opset_imports)
         self._input_types: dict[str, PortType] = {}
@@ -95,12 +105,17 @@ class Walker:
         if norm is not None:
             self._state.results.set(node.output, written_out(self._state, node, norm))
             return
+        softmax = self._softmaxes.get(node.raw)
+        if softmax is not None:
+            result = masked_softmax(self._state, node, softmax, self._masks)
+            self._state.results.set(node.output, result)
+            return
         handler = OPERATORS.get((node.raw.domain, node.op_type))
         if handler is None:
             names = ", ".join(sorted({name for _, name in OPERATORS}))
             raise node.fail(f"operator not supported; supported are {names}")
-        result = handler(self._state, node)
-        values = result if isinstance(result, tuple) else (result,)
+        given = handler(self._state, node)
+        values = given if isinstance(given, tuple) else (given,)
         for output, value in zip(node.raw.outputs, values, strict=False):
             name = _name(output)
             self._state.results.set(name, value)

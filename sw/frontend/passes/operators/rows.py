@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from systole.isa.commands import MAX_FEATURES
-from systole.sw.frontend.passes.layout import OnnxView
+from systole.sw.frontend.passes.layout import LayoutError, OnnxView
+from systole.sw.frontend.passes.masks import UNDERFLOW, MaskedSoftmax, highest_masking
 from systole.sw.frontend.passes.norms import Norm
 from systole.sw.frontend.passes.operators.registry import operator
 from systole.sw.frontend.passes.state import LoweringState
-from systole.sw.frontend.passes.values import Const, Dequantised, Node, Pending, QuantConst, Value
+from systole.sw.frontend.passes.values import (
+    Const,
+    Dequantised,
+    Node,
+    Pending,
+    Quant,
+    QuantConst,
+    RealInput,
+    Value,
+)
 from systole.sw.ir.graph import Normalise, Softmax
 
 EPSILON = 1e-5
@@ -40,6 +52,123 @@ def softmax(state: LoweringState, node: Node) -> Value:
     one = np.float32(1)
     op = Softmax(**node.fields(), x=x.tensor, x_scale=x.scale, y_scale=one)
     return _result(state, op, x)
+
+
+@operator("IsNaN", "Where")
+def around_softmax(state: LoweringState, node: Node) -> Value:
+    """Around a Softmax, on machines with row operations (``row_ops = true``): Where(condition,
+    scores, constant) and its like in front of it, which masks scores, and Where(IsNaN(x), 0, x)
+    behind it."""
+    raise node.fail("it neither masks the scores of a Softmax nor guards the result of one")
+
+
+def masked_softmax(
+    state: LoweringState, node: Node, masked: MaskedSoftmax, computed: Mapping[str, float]
+) -> Pending:
+    """A Softmax with what masks its scores and guards its result; ``node`` is the last of these.
+    ``computed``: masks that are inputs of the graph, and the highest number of each that masks."""
+    own = Node(masked.softmax)
+    x = state.operands.real(own, state.results.get(masked.scores.name or ""), 0)
+    axis = _axis(own, own.integer("axis", -1), len(x.view.shape))
+    x = _in_rows(state, own, x, axis)
+    limit = UNDERFLOW - 255 * float(x.scale)
+    inside: np.ndarray = np.ones(x.view.shape, bool)
+    inputs: list[Dequantised] = []
+    for mask in masked.masks:
+        highest = computed.get(mask.name or "", None)
+        highest = highest_masking(mask) if highest is None else highest
+        if highest is not None and highest > limit:
+            raise own.fail(f"its mask has {highest:g}, with these scores at most {limit:g} masks")
+        value = state.results.get(mask.name or "")
+        if isinstance(value, Const):
+            inside = inside & (value.array == 0)
+        elif isinstance(value, RealInput):
+            inputs.append(_sign(state, own, value))
+        else:
+            raise own.fail(f"its mask {mask.name!r} is neither constant nor computed by the host")
+    if not (masked.guarded or inside.any(axis=axis).all()):
+        raise own.fail("a constant mask leaves nothing of a row")
+    op = Softmax(
+        **own.fields("+".join(n.op_type for n in masked.nodes), name=node.name),
+        x=x.tensor,
+        x_scale=x.scale,
+        y_scale=np.float32(1),
+    )
+    op = _with_mask(state, own, op, x=x, inside=inside, inputs=inputs)
+    return _result(state, op, x)
+
+
+def _sign(state: LoweringState, node: Node, value: RealInput) -> Dequantised:
+    """A mask that the host gives, as int8: 0, or the lowest number."""
+    quant = Quant(np.float32(1), 0, False)
+    result = state.quantiser.quantise(
+        node.with_output(state.tensors.free_name(f"{value.name}:sign")), value, quant
+    )
+    return Dequantised(result.tensor, result.view, quant.scale)
+
+
+def _with_mask(
+    state: LoweringState,
+    node: Node,
+    op: Softmax,
+    *,
+    x: Dequantised,
+    inside: np.ndarray,
+    inputs: list[Dequantised],
+) -> Softmax:
+    """``op`` with the elements ``inside``, in the shape of ``x``, and with a mask that is an
+    input."""
+    if len(inputs) > 1:
+        raise node.fail(f"it has {len(inputs)} masks that depend on inputs; 1 is possible")
+    places = _stored(state, x, np.arange(inside.size, dtype=np.int32).reshape(inside.shape))
+    inside = inside.reshape(-1)[places]
+    n, c, h, w = inside.shape
+    causal = np.arange(c) <= np.arange(h * w)[:, None] % w
+    if (inside.reshape(n, c, h * w).transpose(0, 2, 1) == causal).all() and c > 1:
+        op, inside = replace(op, period=w), np.ones((1, 1, 1, 1), bool)
+    if inside.all():
+        return _with_input(state, node, op, x, inputs[0]) if inputs else op
+    if inputs:
+        raise node.fail("it has a constant mask that is not causal, and one that depends on inputs")
+    array = _once(np.where(inside, np.int8(0), np.int8(-128)))
+    quant = Quant(np.float32(1), 0, False)
+    return replace(op, mask=state.tensors.add_constant(node, array, quant, stored=True))
+
+
+def _with_input(
+    state: LoweringState, node: Node, op: Softmax, x: Dequantised, mask: Dequantised
+) -> Softmax:
+    """``op`` with ``mask``, an input of the graph, in the layout of ``x``."""
+    own = np.arange(math.prod(mask.view.shape), dtype=np.int32).reshape(mask.view.shape)
+    index = _once(_stored(state, x, np.broadcast_to(own, x.view.shape)))
+    layout = OnnxView.of_indices(index)
+    if not state.tensors.has_layout(mask.tensor) and layout is not None:
+        with contextlib.suppress(LayoutError):
+            state.tensors.stored_view(mask, layout)
+    positions = state.tensors.positions(mask).reshape(-1)[index]
+    if state.tensors.shape(mask.tensor) != index.shape or (np.diff(positions.ravel()) != 1).any():
+        moved = state.mover.moved(node, [mask], positions.reshape(index.shape), plain=True)
+        settled = state.emitter.settle(moved)
+        assert settled is not None, "a mask keeps its quantisation"
+        mask = settled
+    return replace(op, mask=mask.tensor)
+
+
+def _stored(state: LoweringState, x: Dequantised, values: np.ndarray) -> np.ndarray:
+    """``values``, one for every element of ``x``, as ``x`` is stored: (N, C, H, W)."""
+    shape = state.tensors.shape(x.tensor)
+    out = np.empty(math.prod(shape), values.dtype)
+    out[state.tensors.positions(x).reshape(-1)] = values.reshape(-1)
+    return out.reshape(shape)
+
+
+def _once(array: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) with one image if all are the same, and one position if all are."""
+    if (array == array[:1]).all():
+        array = array[:1]
+    if (array == array[:, :, :1, :1]).all():
+        array = array[:, :, :1, :1]
+    return array
 
 
 @operator("LayerNormalization")

@@ -231,15 +231,13 @@ def encoder(tmp_path_factory):
 
 
 def test_only_softmax_and_norms_of_an_encoder_are_the_hosts(encoder):
-    """Of a machine without row operations; of others only what gives a float output."""
+    """Of a machine without row operations."""
     placed = partition(encoder, Config()).placements
     on_host = [p for p in placed if p.host and p.op_type not in CONVERSIONS]
     assert [p.op_type for p in on_host] == ["Softmax", *["LayerNormalization"] * 2]
     assert {p.rule for p in on_host} == {NO_ROW_OPS}
     placed = partition(encoder, Config(row_ops=True)).placements
-    on_host = [p for p in placed if p.host and p.op_type not in CONVERSIONS]
-    assert [p.op_type for p in on_host] == ["LayerNormalization"]
-    assert "is not quantised" in on_host[0].rule
+    assert not any(p.host for p in placed)
 
 
 RUNS = [

@@ -129,7 +129,7 @@ def _lines() -> Iterator[str]:
     yield "all that becomes of the result is quantised alike."
     yield ""
     yield "These are the rules of the default configuration's engines. What another one cannot do"
-    yield "(without a window engine, with an array that is not square, with a small scratchpad)"
+    yield "(without a window engine, without row operations, with a small scratchpad)"
     yield "shows when it is compiled for: `systole run` lists it under the host's operators."
     yield ""
     yield f"| {' | '.join(DOMAINS.values())} | on the accelerator |"

@@ -376,8 +376,6 @@ MAKERS = [
     make_select,
     make_pool,
 ]
-SQUARE = [make_product]
-"""Makers of operators that need a square array."""
 WINDOW = [make_pool, make_transpose, make_whole_pool]
 """Makers of operators that need the window engine."""
 ROWS = [make_softmax, make_normalise]
@@ -385,12 +383,17 @@ ROWS = [make_softmax, make_normalise]
 MAKERS += [make_product, make_transpose, make_whole_pool, *ROWS]
 
 
+def takes_products(config):
+    """Whether a configuration's array takes products of two activations."""
+    return config.rows <= config.cols or config.rows.bit_count() == 1
+
+
 def makers(config):
     """The makers of operators that a configuration can run."""
     return [
         m
         for m in MAKERS
-        if (m not in SQUARE or config.rows == config.cols)
+        if (m is not make_product or takes_products(config))
         and (m not in WINDOW or config.window)
         and (m not in ROWS or config.row_ops)
     ]

@@ -42,6 +42,10 @@ class EmissionContext:
         """DRAM byte address of a word of a tensor."""
         return self.dram[tensor] + word * self.config.vector_bytes
 
+    def matrix_address(self, tensor: str, word: int) -> int:
+        """DRAM byte address of a word of weights in a tensor."""
+        return self.dram[tensor] + word * self.config.weight_vector_bytes
+
     def weight_address(self, i: int, word: int = 0) -> int:
         """DRAM byte address of a word of a stage's weights."""
         start = self.constants[i].weights

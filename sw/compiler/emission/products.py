@@ -22,7 +22,7 @@ class MatrixKey(NamedTuple):
     stage: int
     tensor: str
     start: int
-    """Word of the matrix' first row in its tensor."""
+    """Word of weights of the matrix' first row in its tensor."""
     lane: int
     """Lane of the input that the first row goes with."""
     block: int
@@ -90,7 +90,7 @@ class ProductEmitter:
         tail = words - head - (high - low)
         zeros = self.context.weight_address(i)
         self.weights.load(i, zeros, at, head)
-        matrix = self.context.dram_address(tensor, start + low)
+        matrix = self.context.matrix_address(tensor, start + low)
         self.weights.load(i, matrix, at + head, high - low)
         self.weights.load(i, zeros, at + words - tail, tail)
         return at

@@ -51,8 +51,8 @@ def maximum(state: LoweringState, node: Node, of: Callable[[Dequantised], Pendin
 @operator("AveragePool")
 def average_pool(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised activation (N, C, H, W) or (N, C, W).
-    Kernels with more than 63 rows or columns are a product by a constant: they need a square array
-    (rows = cols), and padding, if there is any, counts. Strides and dilations are at most 255.
+    Kernels with more than 63 rows or columns are a product by a constant, as MatMul's of two
+    activations; padding, if there is any, counts. Strides and dilations are at most 255.
     Any padding, ``auto_pad``, ``ceil_mode`` and ``count_include_pad`` are supported, but no
     dilations with ``auto_pad`` SAME_UPPER or SAME_LOWER. With ``ceil_mode`` 1 and
     ``count_include_pad`` 1 no window may overhang the padding."""
@@ -95,8 +95,8 @@ def _window(node: Node, rank: int, image: Pair) -> tuple[Window, tuple[int, ...]
 @operator("GlobalAveragePool")
 def global_average_pool(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised activation (N, C, H, W) or (N, C, W).
-    An image of more elements than 63 rows and 63 columns is a product by a constant, which needs a
-    square array (rows = cols)."""
+    An image of more elements than 63 rows and 63 columns is a product by a constant, as MatMul's of
+    two activations."""
     return over_image(state, node, state.operands.activation(node, 0), "average")
 
 
@@ -112,8 +112,8 @@ def reduce_mean(state: LoweringState, node: Node) -> Value:
     """Takes a dequantised activation of 3 or 4 dimensions.
     ``axes`` is constant, one or two dimensions, and not the first. It does not hold both the second
     and the last dimension. Reduced dimensions of more than 63 elements, or of a whole image more
-    than 63 rows and 63 columns hold, are a product by a constant, which needs a square array (rows
-    = cols)."""
+    than 63 rows and 63 columns hold, are a product by a constant, as MatMul's of two
+    activations."""
     x = state.operands.activation(node, 0)
     axes = _axes(state, node, x)
     if axes == (1,) and _channel_axis(state, node, x) == 1:

@@ -215,8 +215,9 @@ def matmul(state: LoweringState, node: Node) -> Value:
     activation (..., K, N), batches broadcast.
     The constant is int8 or uint8, quantised per tensor or per column. One of more dimensions
     holds the same matrix throughout, or is quantised per tensor.
-    A product of two activations needs a square array (rows = cols), and K is at most 33025.
-    A constant quantised per tensor may stand for the first activation."""
+    Of a product of two activations, K is at most 33025; arrays take it whose rows are a power of
+    two or no more than their columns. A constant quantised per tensor may stand for the first
+    activation."""
     x, w = state.operands.activation(node, 0), state.results.operand(node, 1)
     if isinstance(w, QuantConst) and (single := _single_matrix(w, x.view.shape)) is not None:
         result = product(state, node, x, single)

@@ -23,6 +23,7 @@ from systole.sw.quantisation.prepare import (
     prepare,
     session,
 )
+from systole.sw.quantisation.recurrent import exact_states, settle, split_states
 from systole.sw.quantisation.samples import ArraySamples, Feeds
 
 CORRECTION_SAMPLES = 64
@@ -56,7 +57,7 @@ def quantise_model(
     name, samples along the first axis. Raises :class:`sw.ir.graph.ModelError` about the model,
     :class:`sw.frontend.inputs.InputError` about the samples and options."""
     options = options or QuantisationOptions()
-    model = prepare(model_path, options.dims)
+    model = prepare(model_path, options.dims, exclude=options.exclude)
     samples = ArraySamples(calibration, input_shapes(model), types=input_types(model))
     return quantise(model, samples, options)[1]
 
@@ -79,11 +80,14 @@ def quantise(
     if options.equalise:
         equalise(model, samples)
     ranges = activation_ranges(finite_masks(model), samples, options.method, options.percentile)
-    excluded |= floating_nodes(model) | {node.name for node in masking_nodes(model, ranges)}
+    ranges = settle(model, ranges)
+    excluded |= floating_nodes(model) | exact_states(model)
+    excluded |= {node.name for node in masking_nodes(model, ranges)}
     if partly:
         quantised = complete(model, ranges, samples[0], excluded)
     else:
         quantised = to_qdq(model, ranges, excluded)
+    split_states(quantised)
     if options.bias_correction:
         few = [samples[i] for i in range(0, len(samples), -(-len(samples) // CORRECTION_SAMPLES))]
         correct_biases(model, quantised, few)

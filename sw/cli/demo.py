@@ -90,7 +90,8 @@ def transformer(count: int, console: Console, progress: Console) -> int:
         f"the same digits by a vision transformer (row_ops, zero_points): "
         f"{round(found.accelerator * len(labels))} right by the golden model, "
         f"{round(found.same_class * len(labels))} classified as by onnxruntime; "
-        f"{report.model_macs - report.host_macs:,} of {report.model_macs:,} MACs on the accelerator, "
+        f"{report.model_macs - report.host_macs:,} of {report.model_macs:,} MACs on the "
+        "accelerator, "
         f"{report.predicted_cycles:,} cycles predicted, {report.golden_mismatches} differences "
         "on the command simulator",
         soft_wrap=True,

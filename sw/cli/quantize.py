@@ -6,7 +6,7 @@ systole quantize FLOAT.onnx --calibrate FOLDER|X.npz -o INT8.onnx
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -57,6 +57,9 @@ def show(report: QuantisationReport, console: Console, rows: int) -> None:
     if len(report.layers) > rows:
         table.caption = f"{len(report.layers) - rows} better layers not shown"
     print_table(console, table)
+    if report.blocks:
+        behind = ", ".join(_ratio(row.snr_db) for row in report.blocks)
+        console.print(f"dB behind each block, in order: {behind}", markup=False)
     for name, (low, high) in report.input_ranges.items():
         console.print(
             f"input {name}: {low:.4g} to {high:.4g} over {report.calibration_samples} samples",
@@ -91,6 +94,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def parse_alpha(text: str | None) -> float | Literal["auto"] | None:
+    """``--smooth auto`` or a number. Raises :class:`InputError`."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    return parse_numbers("--smooth", text)[0]
+
+
 def main(
     model: Annotated[Path, typer.Argument(help="ONNX model, float or partly quantised")],
     calibrate: Annotated[
@@ -112,6 +124,10 @@ def main(
     equalise: Annotated[
         bool, typer.Option("--equalise", help="balance channels between layers")
     ] = False,
+    smooth: Annotated[
+        str | None,
+        typer.Option(help="move scales behind normalisations into weights: auto, or alpha, 0 to 1"),
+    ] = None,
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction", help="take mean errors off the biases")
     ] = False,
@@ -138,6 +154,7 @@ def main(
                 percentile=percentile,
                 exclude=exclude or (),
                 equalise=equalise,
+                smooth=parse_alpha(smooth),
                 bias_correction=bias_correction,
                 dims=parse_dims(dim),
             ),

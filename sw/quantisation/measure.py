@@ -12,7 +12,7 @@ import onnx
 from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.frontend.inputs import InputError
 from systole.sw.quantisation.prepare import exposed
-from systole.sw.quantisation.recurrent import is_rest
+from systole.sw.quantisation.recurrent import is_inner, is_rest
 from systole.sw.quantisation.samples import Feeds
 
 DEQUANTISED = "_DequantizeLinear_Output"
@@ -55,6 +55,28 @@ def layer_noise(
             node = producers[node.input[0]]
         result.append(LayerNoise(node.name, node.op_type, tensor, ratio))
     return sorted(result, key=lambda row: -math.inf if row.snr_db is None else row.snr_db)
+
+
+def block_ends(model: onnx.ModelProto) -> list[str]:
+    """Tensors at which blocks end, in order: sums of a tensor and of what was computed from it."""
+    before: dict[str, int] = {}  # of each tensor a bit for each that it was computed from, or is
+    ends = []
+    known = {i.name for i in model.graph.initializer}
+    for node in model.graph.node:
+        operands = [name for name in node.input if name and name not in known]
+        sources = 0
+        for name in operands:
+            if name not in before:
+                before[name] = 1 << len(before)
+            sources |= before[name]
+        adds = node.op_type in ("Add", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+        if adds and len(operands) == 2 and not is_inner(node.output[0]):
+            a, b = (before[name] for name in operands)
+            if a != b and a & b in (a, b):
+                ends.append(node.output[0])
+        for name in node.output:
+            before[name] = sources | 1 << len(before)
+    return ends
 
 
 def output_noise(

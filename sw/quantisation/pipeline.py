@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from systole.sw.quantisation.prepare import (
 )
 from systole.sw.quantisation.recurrent import exact_states, settle, split_states
 from systole.sw.quantisation.samples import ArraySamples, Feeds
+from systole.sw.quantisation.smooth import smooth
 
 CORRECTION_SAMPLES = 64
 """Bias correction runs the model once a layer on so many; means need no more."""
@@ -38,12 +40,17 @@ class QuantisationOptions:
     percentile: float = 99.999
     exclude: Sequence[str] = ()
     equalise: bool = False
+    smooth: float | Literal["auto"] | None = None
+    """Alpha of smoothing, 0 to 1, or ``"auto"``: chosen for each normalisation. None: no
+    smoothing."""
     bias_correction: bool = False
     dims: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"--method {self.method}: must be one of {', '.join(METHODS)}")
+        if isinstance(self.smooth, float) and not 0 <= self.smooth <= 1:
+            raise InputError(f"--smooth {self.smooth}: must be within 0 to 1, or auto")
         if not 50 < self.percentile <= 100:
             raise InputError(f"--percentile {self.percentile}: must be above 50, at most 100")
 
@@ -79,6 +86,8 @@ def quantise(
         add_biases(model)
     if options.equalise:
         equalise(model, samples)
+    if options.smooth is not None:
+        smooth(model, samples, None if options.smooth == "auto" else options.smooth)
     ranges = activation_ranges(finite_masks(model), samples, options.method, options.percentile)
     ranges = settle(model, ranges)
     excluded |= floating_nodes(model) | exact_states(model)
@@ -98,8 +107,8 @@ def quantise(
 
 def _check_keeps(options: QuantisationOptions) -> None:
     """Raises :class:`InputError` for what would change the quantised part of a model."""
-    for option in ("equalise", "bias_correction"):
-        if getattr(options, option):
+    for option in ("equalise", "smooth", "bias_correction"):
+        if getattr(options, option) not in (False, None):
             raise InputError(
                 f"--{option.replace('_', '-')} changes weights and biases, and the model is partly "
                 "quantised: what is quantised is kept"

@@ -124,6 +124,11 @@ def is_rest(name: str) -> bool:
     return _role(name).endswith((_REST, _INITIAL))
 
 
+def is_inner(name: str) -> bool:
+    """Whether a value is inside a step of a recurrent operator."""
+    return _STEP.search(name) is not None
+
+
 def state_of(name: str) -> str | None:
     """The operator and direction whose state at some step is the value ``name``; None if it is
     something else."""

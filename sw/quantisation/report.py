@@ -10,7 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import onnx
 
-from systole.sw.quantisation.measure import LayerNoise, classes, layer_noise, output_noise
+from systole.sw.quantisation.measure import (
+    LayerNoise,
+    block_ends,
+    classes,
+    layer_noise,
+    output_noise,
+)
 from systole.sw.quantisation.recurrent import left_float, state_of
 from systole.sw.quantisation.samples import Chosen, Feeds
 
@@ -44,6 +50,8 @@ class QuantisationReport:
     states_snr_db: dict[str, float | None] = field(default_factory=dict)
     """Signal to noise of the states of recurrent operators, by operator and direction: that of the
     worst step."""
+    blocks: list[LayerNoise] = field(default_factory=list)
+    """The noise behind each block with a way around it, in order."""
     layers: list[LayerNoise] = field(default_factory=list)
     """The noisiest first; ``snr_db`` null in the JSON: no noise, or noise without a signal."""
 
@@ -59,6 +67,9 @@ class QuantisationReport:
         few = Chosen(samples, NOISE_SAMPLES)
         self.layers = layer_noise(model, quantised, few)
         self.outputs_snr_db = output_noise(model, quantised, few)
+        ends = {tensor: i for i, tensor in enumerate(block_ends(model))}
+        self.blocks = [row for row in self.layers if row.tensor in ends]
+        self.blocks.sort(key=lambda row: ends[row.tensor])
         self.left_float = left_float(model)
         for row in reversed(self.layers):  # the worst last
             if (state := state_of(row.tensor)) is not None:
@@ -74,6 +85,7 @@ class QuantisationReport:
         """The report as JSON, infinite ratios as null."""
         finite = replace(
             self,
+            blocks=[replace(r, snr_db=_finite(r.snr_db)) for r in self.blocks],
             layers=[replace(r, snr_db=_finite(r.snr_db)) for r in self.layers],
             outputs_snr_db={k: _finite(v) for k, v in self.outputs_snr_db.items()},
             states_snr_db={k: _finite(v) for k, v in self.states_snr_db.items()},

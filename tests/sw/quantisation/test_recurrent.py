@@ -208,9 +208,9 @@ def stream(model: onnx.ModelProto, xs: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.array(hidden), np.array(cell)
 
 
-def slow_cell() -> Net:
-    """One step of an LSTM that keeps its cell for some fifty steps, and changes it by little."""
-    net = Net("LSTM", 1, batch=1).bias().states("input")
+def slow_cell(steps: int = 1, states: str = "input") -> Net:
+    """An LSTM that keeps its cell for some fifty steps, and changes it by little."""
+    net = Net("LSTM", steps, batch=1).bias().states(states)
     net.constants["b"][0, 2 * HIDDEN : 3 * HIDDEN] = 4  # the gate that keeps
     net.constants["b"][0, :HIDDEN] = -2  # the gate that lets in
     return net
@@ -230,6 +230,14 @@ def test_a_state_in_8_bits_keeps_what_rounding_takes_off_it(tmp_path):
     hidden, cell = stream(int8, xs)
     assert decibels(c, cell) > 30
     assert decibels(h, hidden) > 23
+
+
+def test_the_rest_goes_from_step_to_step(tmp_path):
+    net = slow_cell(60, "absent")
+    path = net.save(tmp_path / "net.onnx")
+    x = np.stack([net.feeds()["x"] + np.float32(0.5) for _ in range(6)])
+    _, report = api.quantize(path, {"x": x})
+    assert worst(report) > 27
 
 
 def test_a_rest_that_is_of_no_use_is_left_out(tmp_path):

@@ -115,6 +115,11 @@ def test_what_something_else_reads_is_left_alone(tmp_path):
     model = prepare(blocks(tmp_path / "net.onnx", also="Tanh"))
     samples = ArraySamples({"x": pictures()}, input_shapes(model))
     assert smooth(model, samples, 0.5) == {}
+    file = onnx.load(tmp_path / "net.onnx")
+    del file.graph.node[-1]
+    file.graph.output[-1].name = "n"
+    onnx.save(file, tmp_path / "result.onnx")
+    assert smooth(prepare(tmp_path / "result.onnx"), samples, 0.5) == {}
 
 
 def test_alpha_has_limits(tmp_path):
@@ -128,7 +133,11 @@ def test_alpha_has_limits(tmp_path):
 
 def test_blocks_end_at_sums_with_a_way_around(tmp_path):
     path = blocks(tmp_path / "net.onnx")
-    assert block_ends(prepare(path)) == ["y"]
+    model = prepare(path)
+    assert block_ends(model) == ["y"]
+    beside = next(node for node in model.graph.node if node.op_type == "Mul")
+    beside.op_type = "Add"  # of two products of the same operand
+    assert block_ends(model) == ["y"]
     report = api.quantize(path, {"x": pictures()}).report
     assert [row.tensor for row in report.blocks] == ["y"]
     assert '"blocks"' in report.to_json()

@@ -451,7 +451,7 @@ def quantize(
     options, preprocessing = options or QuantisationOptions(), preprocessing or Preprocessing()
     with _as_file(model) as path:
         with progress("preparing the model"):
-            prepared = prepare(path, options.dims, preprocessing.size)
+            prepared = prepare(path, options.dims, preprocessing.size, options.exclude)
         float_bytes = path.stat().st_size
     shapes, types = input_shapes(prepared), input_types(prepared)
     everything, truth = _samples(calibration, shapes, preprocessing, types)

@@ -57,6 +57,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # What users type: `python -m sw.run` and its like.
     "sw": ("sw.cli",),
     "sw.zoo.__main__": ("sw.cli",),
+    "sw.zoo.digits.train_transformer": (*BASE, "sw.zoo", "sw.quantisation"),
 }
 """Rooms, from the ground up, and what each may import besides itself; of a name all below it."""
 

@@ -3,7 +3,9 @@
     python -m sw.demo [--count 100]
 
 A batch of real test digits, one after the other on the same loaded program, gives the accuracy as
-the RTL measures it; then one digit's full report."""
+the RTL measures it; then one digit's full report. The same digits by a vision transformer follow,
+on the golden model and the command-level simulator: an RTL simulator with row operations would have
+to be built first."""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ import typer
 from rich.console import Console
 
 from systole import api
+from systole.isa import Config
 from systole.sw.cli.common import (
     MISMATCH,
     one_line_errors,
@@ -73,6 +76,29 @@ def accuracy(compiled: api.CompiledModel, count: int, console: Console, progress
     )
 
 
+def transformer(count: int, console: Console, progress: Console) -> int:
+    """Classify ``count`` test digits by the vision transformer, run one command by command, and
+    print both in a sentence. Returns how many of its layers differ from the golden model."""
+    config = Config(row_ops=True, zero_points=True)
+    compiled = api.compile(digits.TRANSFORMER, config)
+    with np.load(digits.TEST_SET) as data:
+        images, labels = data["x"][:count], data["y"][:count]
+    with progress.status("classifying by the vision transformer"):
+        found = api.accuracy(compiled, images, labels)
+        report, _ = api.run(compiled, images[0], simulator="commands")
+    console.print(
+        f"the same digits by a vision transformer (row_ops, zero_points): "
+        f"{round(found.accelerator * len(labels))} right by the golden model, "
+        f"{round(found.same_class * len(labels))} classified as by onnxruntime; "
+        f"{report.model_macs - report.host_macs:,} of {report.model_macs:,} MACs on the "
+        "accelerator, "
+        f"{report.predicted_cycles:,} cycles predicted, {report.golden_mismatches} differences "
+        "on the command simulator",
+        soft_wrap=True,
+    )
+    return report.golden_mismatches
+
+
 def main(
     count: Annotated[int, typer.Option(min=1, help="test digits to classify")] = 100,
 ) -> None:
@@ -86,5 +112,7 @@ def main(
         console.print(f"one of them, a {label}:\n{picture(image[0])}", highlight=False)
         report, _ = api.run(compiled, image, progress=shown_progress(progress))
     show(report, console, compiled.read_latency)
-    if report.golden_mismatches:
+    with one_line_errors():
+        mismatches = transformer(count, console, progress)
+    if report.golden_mismatches or mismatches:
         raise typer.Exit(MISMATCH)

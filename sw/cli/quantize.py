@@ -6,7 +6,7 @@ systole quantize FLOAT.onnx --calibrate FOLDER|X.npz -o INT8.onnx
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -34,6 +34,17 @@ from systole.sw.quantisation.pipeline import QuantisationOptions
 from systole.sw.quantisation.report import QuantisationReport
 from systole.sw.quantisation.samples import Preprocessing, read_labels
 
+POOR_STATE_DB = 20
+"""Signal to noise of a recurrent operator's state below which the report says so."""
+
+
+def _ratio(snr_db: float | None) -> str:
+    return "none in float" if snr_db is None else f"{snr_db:.1f}"
+
+
+def _is_poor(kind: str, snr_db: float | None) -> bool:
+    return kind != "output" and snr_db is not None and snr_db < POOR_STATE_DB
+
 
 def show(report: QuantisationReport, console: Console, rows: int) -> None:
     """Print a report for people: the ``rows`` noisiest layers."""
@@ -42,16 +53,24 @@ def show(report: QuantisationReport, console: Console, rows: int) -> None:
         table.add_column(name, overflow="fold")
     table.add_column("SNR, dB", justify="right")
     for row in report.layers[:rows]:
-        ratio = "none in float" if row.snr_db is None else f"{row.snr_db:.1f}"
-        table.add_row(escape(row.layer), row.op_type, escape(row.tensor), ratio)
+        table.add_row(escape(row.layer), row.op_type, escape(row.tensor), _ratio(row.snr_db))
     if len(report.layers) > rows:
         table.caption = f"{len(report.layers) - rows} better layers not shown"
     print_table(console, table)
+    if report.blocks:
+        behind = ", ".join(_ratio(row.snr_db) for row in report.blocks)
+        console.print(f"dB behind each block, in order: {behind}", markup=False)
     for name, (low, high) in report.input_ranges.items():
         console.print(
             f"input {name}: {low:.4g} to {high:.4g} over {report.calibration_samples} samples",
             markup=False,
         )
+    for kind, ratios in (("output", report.outputs_snr_db), ("state of", report.states_snr_db)):
+        for name, snr in ratios.items():
+            poor = "; int8 costs it much, --exclude leaves it float" if _is_poor(kind, snr) else ""
+            console.print(f"{kind} {name}: {_ratio(snr)} dB{poor}", markup=False)
+    for name, reason in report.left_float.items():
+        console.print(f"{name} stays float: {reason}", markup=False)
     if report.float_accuracy is not None:
         before, after, same = (
             f"{100 * (share or 0):.2f} %"
@@ -75,6 +94,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def parse_alpha(text: str | None) -> float | Literal["auto"] | None:
+    """``--smooth auto`` or a number. Raises :class:`InputError`."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    return parse_numbers("--smooth", text)[0]
+
+
 def main(
     model: Annotated[Path, typer.Argument(help="ONNX model, float or partly quantised")],
     calibrate: Annotated[
@@ -96,6 +124,10 @@ def main(
     equalise: Annotated[
         bool, typer.Option("--equalise", help="balance channels between layers")
     ] = False,
+    smooth: Annotated[
+        str | None,
+        typer.Option(help="move scales behind normalisations into weights: auto, or alpha, 0 to 1"),
+    ] = None,
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction", help="take mean errors off the biases")
     ] = False,
@@ -122,6 +154,7 @@ def main(
                 percentile=percentile,
                 exclude=exclude or (),
                 equalise=equalise,
+                smooth=parse_alpha(smooth),
                 bias_correction=bias_correction,
                 dims=parse_dims(dim),
             ),

@@ -24,6 +24,7 @@ from systole.sw.frontend.passes.operators.rows import ROW_OPERATORS
 FLOAT = "float: quantise first with python -m sw.quantize"
 FOR_HOST = "converts a value for the host alone"
 NOT_FROM_ACCELERATOR = "converts a value that does not come from the accelerator"
+RECURRENT = "operator not supported; python -m sw.quantize writes it out in operators that are"
 NO_ROW_OPS = "the machine has no row operations (row_ops = false)"
 QUANTISED = ("tensor(int8)", "tensor(uint8)")
 """Types that accelerator and host exchange."""
@@ -83,7 +84,8 @@ class Placement:
         """The same for nodes that would wait for themselves."""
         for i, node in enumerate(flow.nodes):
             if (node.domain, node.op_type) not in OPERATORS:
-                self.reasons[i] = "operator not supported"
+                written_out = node.op_type in ("LSTM", "GRU", "RNN")
+                self.reasons[i] = RECURRENT if written_out else "operator not supported"
             elif node.op_type in ROW_OPERATORS and not row_ops:
                 self.reasons[i] = NO_ROW_OPS
             elif self.is_float:

@@ -28,17 +28,18 @@ from onnxruntime.quantization.quant_utils import compute_scale_zp
 from systole.sw.compiler.partition import place
 from systole.sw.frontend.dataflow import CONVERSIONS
 from systole.sw.ir.graph import ModelError
-from systole.sw.quantisation.calibrate import MOVES, QUANTISED, Ranges, channel_peaks, without_dead
+from systole.sw.quantisation.calibrate import MOVES, QUANTISED, channel_peaks, without_dead
 from systole.sw.quantisation.fold import attribute, fold
 from systole.sw.quantisation.measure import DEQUANTISED
 from systole.sw.quantisation.prepare import BIASED, exposed, first_quantised
-from systole.sw.quantisation.samples import Feeds
+from systole.sw.quantisation.samples import Feeds, Ranges
 
 CLAMPS = ("Relu", "Clip")
-CHOOSING = ("MaxPool", "GlobalMaxPool", "DepthToSpace", "SpaceToDepth")
+CHOOSING = ("MaxPool", "GlobalMaxPool", "DepthToSpace", "SpaceToDepth", "Split")
 """Operators whose results are elements of their operand, and have its scale."""
-PASSING = (*MOVES, "Identity", "Dropout")
-"""Operators behind which a dequantised value is as good as in front of them."""
+PASSING = (*(move for move in MOVES if move != "Split"), "Identity", "Dropout")
+"""Operators behind which a dequantised value is as good as in front of them. Not so a Split: what
+reads one of its results may come behind what reads another, as in the steps of a sequence."""
 INT32_MAX = np.iinfo(np.int32).max
 
 

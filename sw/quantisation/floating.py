@@ -3,6 +3,7 @@
 * The inside of a normalisation written as single operators, as exporters do below opset 17: mean,
   difference, square, mean of squares, root, quotient; and the factor and offset behind it. A square
   has twice the range of its operand in bits, and the quotient needs its small values exactly.
+* The sum of squares under a square root, such as the magnitude of a spectrum.
 * The inside of a softmax written as single operators: exponential, sum, quotient.
 * The addition of a mask to attention scores. A mask of -10,000 or minus infinity and scores of a
   few units share no scale in 8 bits.
@@ -59,6 +60,7 @@ def floating_nodes(model: onnx.ModelProto) -> set[str]:
     for node in nodes.all:
         if node.op_type == "Sqrt":
             names.update(n.name for n in _normalisation(nodes, node))
+            names.update(n.name for n in _magnitude(nodes, node))
         elif node.op_type == "Exp":
             names.update(n.name for n in _softmax(nodes, node))
     return names
@@ -91,6 +93,23 @@ def _normalisation(nodes: _Nodes, root: onnx.NodeProto) -> list[onnx.NodeProto]:
             inside.append(affine)
             last = affine
     return inside
+
+
+def _magnitude(nodes: _Nodes, root: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The nodes between the components of a vector and its length; none if it is something else."""
+    total = nodes.producer.get(root.input[0])
+    if total is None or total.op_type != "Add":
+        return []
+    squares = [nodes.producer.get(name) for name in total.input]
+    inside = [n for n in squares if n is not None and _is_square(nodes, n)]
+    return [root, total, *inside] if len(inside) == 2 else []
+
+
+def _is_square(nodes: _Nodes, node: onnx.NodeProto) -> bool:
+    if node.op_type == "Mul":
+        return node.input[0] == node.input[1]
+    exponent = nodes.constants.get(node.input[1]) if node.op_type == "Pow" else None
+    return exponent is not None and bool((numpy_helper.to_array(exponent) == 2).all())
 
 
 def _softmax(nodes: _Nodes, exponential: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -23,7 +24,9 @@ from systole.sw.quantisation.prepare import (
     prepare,
     session,
 )
+from systole.sw.quantisation.recurrent import exact_states, settle, split_states
 from systole.sw.quantisation.samples import ArraySamples, Feeds
+from systole.sw.quantisation.smooth import smooth
 
 CORRECTION_SAMPLES = 64
 """Bias correction runs the model once a layer on so many; means need no more."""
@@ -37,12 +40,17 @@ class QuantisationOptions:
     percentile: float = 99.999
     exclude: Sequence[str] = ()
     equalise: bool = False
+    smooth: float | Literal["auto"] | None = None
+    """Alpha of smoothing, 0 to 1, or ``"auto"``: chosen for each normalisation. None: no
+    smoothing."""
     bias_correction: bool = False
     dims: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"--method {self.method}: must be one of {', '.join(METHODS)}")
+        if isinstance(self.smooth, float) and not 0 <= self.smooth <= 1:
+            raise InputError(f"--smooth {self.smooth}: must be within 0 to 1, or auto")
         if not 50 < self.percentile <= 100:
             raise InputError(f"--percentile {self.percentile}: must be above 50, at most 100")
 
@@ -56,7 +64,7 @@ def quantise_model(
     name, samples along the first axis. Raises :class:`sw.ir.graph.ModelError` about the model,
     :class:`sw.frontend.inputs.InputError` about the samples and options."""
     options = options or QuantisationOptions()
-    model = prepare(model_path, options.dims)
+    model = prepare(model_path, options.dims, exclude=options.exclude)
     samples = ArraySamples(calibration, input_shapes(model), types=input_types(model))
     return quantise(model, samples, options)[1]
 
@@ -78,12 +86,17 @@ def quantise(
         add_biases(model)
     if options.equalise:
         equalise(model, samples)
+    if options.smooth is not None:
+        smooth(model, samples, None if options.smooth == "auto" else options.smooth)
     ranges = activation_ranges(finite_masks(model), samples, options.method, options.percentile)
-    excluded |= floating_nodes(model) | {node.name for node in masking_nodes(model, ranges)}
+    ranges = settle(model, ranges)
+    excluded |= floating_nodes(model) | exact_states(model)
+    excluded |= {node.name for node in masking_nodes(model, ranges)}
     if partly:
         quantised = complete(model, ranges, samples[0], excluded)
     else:
         quantised = to_qdq(model, ranges, excluded)
+    split_states(quantised)
     if options.bias_correction:
         few = [samples[i] for i in range(0, len(samples), -(-len(samples) // CORRECTION_SAMPLES))]
         correct_biases(model, quantised, few)
@@ -94,8 +107,8 @@ def quantise(
 
 def _check_keeps(options: QuantisationOptions) -> None:
     """Raises :class:`InputError` for what would change the quantised part of a model."""
-    for option in ("equalise", "bias_correction"):
-        if getattr(options, option):
+    for option in ("equalise", "smooth", "bias_correction"):
+        if getattr(options, option) not in (False, None):
             raise InputError(
                 f"--{option.replace('_', '-')} changes weights and biases, and the model is partly "
                 "quantised: what is quantised is kept"

@@ -3,9 +3,10 @@
 1. Read; refuse what is quantised at run time. float16 and bfloat16 become float32.
 2. Bind the open dimensions of the inputs; bring the opset to 13, the first with per-channel QDQ.
 3. onnxruntime's basic graph optimisations, offline: constants folded, Identity and Dropout gone.
-4. :func:`sw.quantisation.fold.fold`: batch normalisation and other affine steps into the weights.
-   A model that is partly quantised is left as it is by steps 3 and 4.
-5. Infer shapes, as onnxruntime sees them; name every node; give every layer a bias of its own.
+4. :func:`sw.quantisation.recurrent.unroll`: LSTM, GRU and RNN written out, step by step.
+5. :func:`sw.quantisation.fold.fold`: batch normalisation and other affine steps into the weights.
+   A model that is partly quantised is left as it is by steps 3 and 5.
+6. Infer shapes, as onnxruntime sees them; name every node; give every layer a bias of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from systole.sw.ir.dimensions import bind_dimensions
 from systole.sw.ir.graph import ModelError, first_line
 from systole.sw.ir.model_file import load_proto
 from systole.sw.quantisation.fold import fold
+from systole.sw.quantisation.recurrent import unroll
 
 OPSET = 13
 IR_VERSION = 8
@@ -92,6 +94,7 @@ def prepare(
     path: str | Path,
     dims: Mapping[str, int] | None = None,
     image_size: tuple[int, int] | None = None,
+    exclude: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """The model in ``path``, opset 13 or later, every input dimension a number.
 
@@ -111,10 +114,13 @@ def prepare(
     bind_dimensions(model.graph.input, dims or {}, image_size)
     model.ir_version = max(model.ir_version, IR_VERSION)
     model = _upgrade(model, path)
-    if not is_quantised(model):
+    partly = is_quantised(model)
+    if not partly:
         model = _optimise(model, path)
+    _infer_shapes(model, path)
+    unroll(model, exclude)
+    if not partly:
         fold(model)
-    del model.graph.value_info[:]
     _infer_shapes(model, path)
     _name_nodes(model.graph)
     _unshare_biases(model.graph)
@@ -236,6 +242,7 @@ def _optimise(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 def _infer_shapes(model: onnx.ModelProto, path: Path) -> None:
     """Writes the type and shape of every value into the model, in place: onnxruntime's, which knows
     the operators of its own domains too."""
+    del model.graph.value_info[:]
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     own = {value.name: value for value in model.graph.output}

@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import onnx
 
-from systole.sw.quantisation.measure import LayerNoise, classes, layer_noise
+from systole.sw.quantisation.measure import (
+    LayerNoise,
+    block_ends,
+    classes,
+    layer_noise,
+    output_noise,
+)
+from systole.sw.quantisation.recurrent import left_float, state_of
 from systole.sw.quantisation.samples import Chosen, Feeds
 
 NOISE_SAMPLES = 16
@@ -36,6 +43,15 @@ class QuantisationReport:
     int8_accuracy: float | None = None
     agreement: float | None = None
     """Fraction of samples that both models put into the same class."""
+    left_float: dict[str, str] = field(default_factory=dict)
+    """Recurrent operators that could not be written out, by name, and why."""
+    outputs_snr_db: dict[str, float | None] = field(default_factory=dict)
+    """Signal to noise of the model's outputs, by name."""
+    states_snr_db: dict[str, float | None] = field(default_factory=dict)
+    """Signal to noise of the states of recurrent operators, by operator and direction: that of the
+    worst step."""
+    blocks: list[LayerNoise] = field(default_factory=list)
+    """The noise behind each block with a way around it, in order."""
     layers: list[LayerNoise] = field(default_factory=list)
     """The noisiest first; ``snr_db`` null in the JSON: no noise, or noise without a signal."""
 
@@ -48,7 +64,16 @@ class QuantisationReport:
     ) -> None:
         """Fill in the layers' noise and, given ``labels`` (a class number per sample), the
         accuracy. Raises :class:`InputError` if the model is no classifier."""
-        self.layers = layer_noise(model, quantised, Chosen(samples, NOISE_SAMPLES))
+        few = Chosen(samples, NOISE_SAMPLES)
+        self.layers = layer_noise(model, quantised, few)
+        self.outputs_snr_db = output_noise(model, quantised, few)
+        ends = {tensor: i for i, tensor in enumerate(block_ends(model))}
+        self.blocks = [row for row in self.layers if row.tensor in ends]
+        self.blocks.sort(key=lambda row: ends[row.tensor])
+        self.left_float = left_float(model)
+        for row in reversed(self.layers):  # the worst last
+            if (state := state_of(row.tensor)) is not None:
+                self.states_snr_db[state] = row.snr_db
         if labels is not None:
             before, after = classes(model, samples), classes(quantised, samples)
             self.labelled_samples = len(labels)
@@ -58,11 +83,18 @@ class QuantisationReport:
 
     def to_json(self) -> str:
         """The report as JSON, infinite ratios as null."""
-        rows = [
-            replace(r, snr_db=None if r.snr_db is not None and math.isinf(r.snr_db) else r.snr_db)
-            for r in self.layers
-        ]
-        return json.dumps(asdict(replace(self, layers=rows)), indent=1) + "\n"
+        finite = replace(
+            self,
+            blocks=[replace(r, snr_db=_finite(r.snr_db)) for r in self.blocks],
+            layers=[replace(r, snr_db=_finite(r.snr_db)) for r in self.layers],
+            outputs_snr_db={k: _finite(v) for k, v in self.outputs_snr_db.items()},
+            states_snr_db={k: _finite(v) for k, v in self.states_snr_db.items()},
+        )
+        return json.dumps(asdict(finite), indent=1) + "\n"
+
+
+def _finite(ratio: float | None) -> float | None:
+    return None if ratio is None or math.isinf(ratio) else ratio
 
 
 def input_ranges(samples: Sequence[Feeds]) -> dict[str, tuple[float, float]]:

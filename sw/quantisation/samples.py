@@ -20,6 +20,8 @@ from systole.sw.frontend.inputs import InputError
 
 Feeds = Mapping[str, np.ndarray]
 """The model's inputs by name, for one run."""
+Ranges = dict[str, tuple[float, float]]
+"""The least and the largest value of tensors, by name."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of the model's inputs, by name."""
 Types = Mapping[str, np.dtype]

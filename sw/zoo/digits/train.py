@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,24 +112,37 @@ def gradients(p: Parameters, x: np.ndarray, y: np.ndarray) -> tuple[float, Param
 
 
 def train(x: np.ndarray, y: np.ndarray) -> Parameters:
-    """Adam with a cosine schedule."""
+    """The trained network's parameters."""
     rng = np.random.default_rng(SEED)
-    p = initial(rng)
+    return adam(initial(rng), gradients, x, y, epochs=EPOCHS, rate=RATE, rng=rng)
+
+
+def adam(
+    p: Parameters,
+    gradients: Callable[[Parameters, np.ndarray, np.ndarray], tuple[float, Parameters]],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    epochs: int,
+    rate: float,
+    rng: np.random.Generator,
+) -> Parameters:
+    """``p`` after training by Adam with a cosine schedule, changed in place."""
     mean = {k: np.zeros_like(v) for k, v in p.items()}
     square = {k: np.zeros_like(v) for k, v in p.items()}
     batches = len(x) // BATCH
-    for step in range(EPOCHS * batches):
+    for step in range(epochs * batches):
         if step % batches == 0:
             order = rng.permutation(len(x))
         at = (step % batches) * BATCH
         chosen = order[at : at + BATCH]
-        rate = RATE * (1 + np.cos(np.pi * step / (EPOCHS * batches))) / 2
+        now = rate * (1 + np.cos(np.pi * step / (epochs * batches))) / 2
         for k, g in gradients(p, x[chosen], y[chosen])[1].items():
             mean[k] += 0.1 * (g - mean[k])
             square[k] += 0.001 * (g * g - square[k])
             m = mean[k] / (1 - 0.9 ** (step + 1))
             s = square[k] / (1 - 0.999 ** (step + 1))
-            p[k] -= (rate * m / (np.sqrt(s) + 1e-8)).astype(np.float32)
+            p[k] -= (now * m / (np.sqrt(s) + 1e-8)).astype(np.float32)
     return p
 
 

@@ -12,6 +12,7 @@ import typer
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
+import systole
 from systole.isa import Config
 from systole.sw import zoo
 from systole.sw.cli import zoo as command
@@ -22,7 +23,7 @@ from systole.sw.golden import oracle
 from systole.sw.ir.graph import macs
 from systole.sw.session.run import RunOptions, run_model
 from systole.sw.zoo import measure
-from systole.sw.zoo.digits import MODEL, TEST_SET
+from systole.sw.zoo.digits import MODEL, TEST_SET, TRANSFORMER
 
 PUBLISHED = {
     "resnet8": 12_501_632,
@@ -320,6 +321,39 @@ def test_digits_model():
         ours = golden.run(graph, {port.tensor: golden.quantise_input(port, tensor, image)})
         guess.append(ours[out.tensor].argmax())
     assert (np.array(guess) == y).mean() >= 0.95
+
+
+def test_digits_transformer_gradients():
+    from systole.sw.zoo.digits import train_transformer as train
+
+    rng = np.random.default_rng(0)
+    p = {k: v.astype(np.float64) for k, v in train.initial(rng).items()}
+    x, y = rng.random((3, 1, 8, 8)), np.array([1, 7, 3])
+    _, grads = train.gradients(p, x, y)
+    assert grads.keys() == p.keys()
+    for name, value in p.items():
+        index = tuple(rng.integers(0, size) for size in value.shape)
+        step, values = 1e-5, []
+        for sign in (1, -1):
+            moved = {k: v.copy() for k, v in p.items()}
+            moved[name][index] += sign * step
+            values.append(train.gradients(moved, x, y)[0])
+        slope = (values[0] - values[1]) / (2 * step)
+        assert abs(slope - grads[name][index]) < 1e-6 + 1e-3 * abs(slope), name
+
+
+def test_digits_transformer():
+    """All of it runs on the accelerator, in one segment."""
+    data = np.load(TEST_SET)
+    x, y = data["x"][:60], data["y"][:60]
+    compiled = systole.compile(TRANSFORMER, systole.Config(row_ops=True, zero_points=True))
+    assert TRANSFORMER.stat().st_size < 200_000
+    assert len(compiled.partition.segments) == 1
+    found = systole.accuracy(compiled, x, y)
+    assert found.accelerator >= 0.9
+    assert found.same_class >= 0.98
+    report, _ = systole.run(compiled, x[0], simulator="commands")
+    assert report.golden_mismatches == 0
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("sklearn"), reason="scikit-learn is missing")

@@ -94,7 +94,7 @@ def _extremes(model: onnx.ModelProto, samples: Sequence[Feeds]) -> Ranges:
     names = dict.fromkeys(
         name
         for node in model.graph.node
-        if node.op_type in QUANTISED
+        if node.op_type in (*QUANTISED, *NORMALISATIONS)
         for name in (*node.input, *node.output)
         if name in real and name not in constants
     )

@@ -340,8 +340,10 @@ def _amount(
     count = BLOCKS[block].instances(small(n, n))
     four = latest(Job(block, 4, 4, "gates"))
     lanes = lanes or n
-    if four is None or block not in GROWING or n == lanes == 4:
-        return four and count * four["ge"]
+    if four is None:
+        return None
+    if block not in GROWING or n == lanes == 4:
+        return count * four["ge"]
     eight = latest(Job(block, 8, 8, "gates"))
     narrow = latest(Job(block, 8, 8, "gates", NARROW)) if block in LANED else eight
     if eight is None or narrow is None:

@@ -250,7 +250,7 @@ def test_float_ports_quantise_as_onnxruntime_does(tmp_path):
     ours = golden.run(graph, {port.tensor: golden.quantise_input(port, tensor, array)})
     real = golden.dequantise_output(out, graph.tensors[out.tensor], ours[out.tensor])
     assert real.dtype == np.float32 and (real == oracle.run(path, {"x": array})["mq_real"]).all()
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="no numbers"):
         golden.quantise_input(port, tensor, np.full((1, 2, 8, 8), np.nan, np.float32))
     with pytest.raises(ValueError, match="'x' is float64"):
         golden.quantise_input(port, tensor, array.astype(np.float64))

@@ -57,6 +57,16 @@ def _choose(ways: Sequence[Value], index: Value) -> Value:
     return ways[0]
 
 
+def ordered_low(low: Value, high: Value) -> Value:
+    """The lower limit for :func:`clamped_to`: ``low``, at most ``high``."""
+    return Mux(low > high, high, low)
+
+
+def clamped_to(low: Value, high: Value, value: Value) -> Value:
+    """``value`` between limits in order, which it may be compared with at once."""
+    return Mux(value < low, low, Mux(value > high, high, value))
+
+
 class Requantise(wiring.Component):
     """Maps int32 to int8 exactly as ``isa.numerics.requantise``, pipelined, ``lanes`` at a time.
 
@@ -189,8 +199,7 @@ class Requantise(wiring.Component):
         with m.If(self._reach[7]):
             m.d.sync += self._zero.eq(zero)
         with m.If(self._reach[8]):
-            # With the limits in order, the clamp may look at both at once.
-            m.d.sync += [self._low.eq(Mux(low > high, high, low)), self._high.eq(high)]
+            m.d.sync += [self._low.eq(ordered_low(low, high)), self._high.eq(high)]
 
     def _load_params(self, lane: _Lane, params: data.View) -> None:
         """A lane's parameters: as loaded, and where the current vector needs them."""
@@ -402,6 +411,6 @@ class _Lane:
         """9: clamp."""
         m, result, clamped = self.m, self.result, self.register("clamped", 8)
         with m.If(self.works[8]):
-            m.d.comb += clamped.eq(Mux(result < low, low, Mux(result > high, high, result)))
+            m.d.comb += clamped.eq(clamped_to(low, high, result))
         with m.If(self.take[8]):
             m.d.sync += o.eq(clamped)

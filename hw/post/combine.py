@@ -6,6 +6,7 @@ from amaranth.hdl import C, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from systole.hw.arithmetic.requantise import clamped_to, ordered_low
 from systole.hw.bus.interfaces import command_layout
 from systole.isa import Opcode, PostOp
 from systole.isa.timing import COMBINE_LATENCY
@@ -73,7 +74,7 @@ class PostCombine(wiring.Component):
             mask = C((1 << TOTAL) - 1) >> Mux(to_point < TOTAL, TOTAL - to_point, 0)[:6]
             m.d.sync += [self._point.eq(to_point), self._below.eq(mask)]
         low, high = self.cmd.low2, self.cmd.high2
-        m.d.sync += self._low.eq(Mux(low > high, high, low))
+        m.d.sync += self._low.eq(ordered_low(low, high))
         for i in range(self.lanes):
             total = self._add_up(m, i)
             result = self._round(m, i, total)
@@ -145,5 +146,5 @@ class PostCombine(wiring.Component):
         with m.If(self._valid[6]):
             m.d.sync += moved.eq(result + self.cmd.zo)
         with m.If(self._valid[7]):
-            o = Mux(moved < low, low, Mux(moved > high, high, moved))
+            o = clamped_to(low, high, moved)
             m.d.sync += self.o[8 * lane :][:8].eq(o)

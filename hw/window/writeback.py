@@ -6,6 +6,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from systole.hw.arithmetic.requantise import clamped_to, ordered_low
 from systole.hw.bus.interfaces import (
     ScratchpadWrite,
     WriteInterface,
@@ -229,7 +230,7 @@ class WriteBack(wiring.Component):
         comes = Signal()
         low, high = self.cmd.low, self.cmd.high
         lower = Signal(signed(8), reset_less=True)
-        m.d.sync += lower.eq(Mux(low > high, high, low))
+        m.d.sync += lower.eq(ordered_low(low, high))
         m.d.comb += comes.eq(self.requantised.valid | self.maxima.valid | self.collected.valid)
         with m.If(self.requantised.valid):
             m.d.comb += result.eq(self.requantised.payload.replicate(self.config.window_passes))
@@ -240,13 +241,11 @@ class WriteBack(wiring.Component):
         return result, comes
 
     def _clamp_maxima(self, m: Module, result: Signal, lower: Signal, high: Value) -> None:
-        """The results of MAX; with the limits in order, one may look at both at once."""
+        """The results of MAX, between limits in order."""
         clamped = Signal(8 * self.config.reduced_lanes)
         for i in range(self.config.reduced_lanes):
             value = self.maxima.payload[32 * i :][:8].as_signed()
-            m.d.comb += clamped.word_select(i, 8).eq(
-                Mux(value < lower, lower, Mux(value > high, high, value))
-            )
+            m.d.comb += clamped.word_select(i, 8).eq(clamped_to(lower, high, value))
         m.d.comb += result.eq(clamped.replicate(self.config.window_passes))
 
     def _mask(self, number: Signal) -> Value:

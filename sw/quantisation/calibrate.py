@@ -51,7 +51,11 @@ as always inside of a normalisation, softmax or decoded box: near a pole, or ove
 scale of int8 is fine enough."""
 
 NORMALISATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-"""Operators that compute in float; what they give the model's user is quantised nevertheless."""
+"""Operators that compute in float; what they give the model's user is quantised nevertheless. Their
+second operand is a gain, the third, if there is one, an offset."""
+
+CALIBRATED = (*QUANTISED, *NORMALISATIONS)
+"""Operators whose operands' and results' ranges are found."""
 
 HISTOGRAM_CHUNK = 8
 """Samples whose intermediate results are held at a time."""
@@ -94,7 +98,7 @@ def _extremes(model: onnx.ModelProto, samples: Sequence[Feeds]) -> Ranges:
     names = dict.fromkeys(
         name
         for node in model.graph.node
-        if node.op_type in (*QUANTISED, *NORMALISATIONS)
+        if node.op_type in CALIBRATED
         for name in (*node.input, *node.output)
         if name in real and name not in constants
     )
@@ -123,7 +127,7 @@ def _histogram_ranges(
         onnx.save(model, file)
         calibrator = create_calibrator(
             file,
-            [*QUANTISED, *NORMALISATIONS],
+            list(CALIBRATED),
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=METHODS[method],
             extra_options=extra,

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from systole.sw.quantisation.calibrate import NORMALISATIONS
 from systole.sw.quantisation.equalise import LIMIT
 from systole.sw.quantisation.fold import Weights, attribute
 from systole.sw.quantisation.prepare import exposed
 from systole.sw.quantisation.samples import Chosen, Feeds
 
-NORMALISATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-"""Operators whose second operand is a gain and whose third, if there is one, an offset."""
 ALPHAS = (0.25, 0.5, 0.75)
 WORTH = 0.8
 """An alpha is chosen if the error falls to this share of what it is without smoothing, by 1 dB."""
